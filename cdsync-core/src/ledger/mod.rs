@@ -1,0 +1,4 @@
+//! The ledger: objects, names, versions, the log, claims.
+
+pub mod object;
+pub mod tables;

@@ -1,0 +1,8 @@
+//! What CDSync decides: the rules of recording, carrying and applying changes, as pure state
+//! machines over ordered tables. No I/O, no clock, no threads, no randomness of its own.
+#![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod ledger;
+pub mod path;
+pub mod time;

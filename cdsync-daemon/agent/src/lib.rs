@@ -1,0 +1,1 @@
+//! The embeddable CDSync agent: watches sources, serves and applies changes.

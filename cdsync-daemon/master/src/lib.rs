@@ -1,0 +1,1 @@
+//! The embeddable CDSync master: topology, jobs, orders, and the HTTP API.

@@ -1,0 +1,2 @@
+//! The cdsync command.
+fn main() {}

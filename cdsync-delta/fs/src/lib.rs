@@ -1,0 +1,1 @@
+//! Watching, scanning and changing directory trees through directory handles.

@@ -1,0 +1,1 @@
+//! Content ranges, hashes and differences: bytes in, bytes out, nothing else.

@@ -1,0 +1,1 @@
+//! Moves bytes between identified peers: QUIC, in-memory, framing, enrolment.
