@@ -1,0 +1,36 @@
+# The commands of this project, for people and for the build server alike. `make help` lists them.
+# The work is in scripts/, so that each of them also runs by itself.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+# Cargo builds in parallel already; two of these at once would only wait for its lock.
+.NOTPARALLEL:
+.PHONY: help demo test lint lint-deps setup bench bench-setup
+
+# Arguments for the command behind a target: make demo ARGS="--targets 5", make bench ARGS=--quick
+ARGS ?=
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@printf '\n  ARGS="..." goes to the command: make demo ARGS="--targets 5", make bench ARGS=--quick\n'
+
+demo: ## build, then run a master and four agents here and watch them work
+	@scripts/demo.sh $(ARGS)
+
+test: ## format, lints and all tests; says first what this machine cannot do
+	@scripts/test.sh $(ARGS)
+
+lint: ## format, clippy and documentation, warnings as errors; cargo deny where installed
+	@scripts/lint.sh
+
+lint-deps: ## licences, bans, sources and advisories of all crates (installs cargo-deny: minutes)
+	@scripts/lint-deps.sh
+
+setup: ## install what building and testing need (Debian, as root), check the Rust toolchain
+	@scripts/setup.sh
+
+bench: ## measure, side by side with rsync, lsyncd and Syncthing where installed (root)
+	@python3 bench/run.py $(ARGS)
+
+bench-setup: ## install the peers to measure against, and a kernel tree (Debian, as root)
+	@scripts/bench-setup.sh
