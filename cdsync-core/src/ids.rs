@@ -33,11 +33,15 @@ impl Label {
         let valid = !bytes.is_empty()
             && bytes.len() <= LABEL_MAX_BYTES
             && good(bytes[0])
-            && bytes.iter().all(|&b| good(b) || matches!(b, b'.' | b'_' | b'-'));
+            && bytes
+                .iter()
+                .all(|&b| good(b) || matches!(b, b'.' | b'_' | b'-'));
         if valid {
             Ok(Self(text))
         } else {
-            Err(LabelError { text: text.chars().take(80).collect() })
+            Err(LabelError {
+                text: text.chars().take(80).collect(),
+            })
         }
     }
 
@@ -139,7 +143,10 @@ impl ObjectId {
     /// The root folder of an origin.
     #[must_use]
     pub const fn root(origin: OriginId) -> Self {
-        Self { origin, number: Self::ROOT_NUMBER }
+        Self {
+            origin,
+            number: Self::ROOT_NUMBER,
+        }
     }
 
     /// Whether this is its origin's root folder.
@@ -162,7 +169,10 @@ impl ObjectId {
     pub fn from_key(key: &[u8]) -> Option<Self> {
         let origin = u64::from_be_bytes(key.get(..8)?.try_into().ok()?);
         let number = u64::from_be_bytes(key.get(8..16)?.try_into().ok()?);
-        Some(Self { origin: OriginId(origin), number })
+        Some(Self {
+            origin: OriginId(origin),
+            number,
+        })
     }
 }
 
@@ -188,7 +198,17 @@ mod tests {
         for good in ["a", "0", "edge-1", "a.b_c-d", &"x".repeat(63)] {
             assert!(Label::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "-a", ".a", "A", "a b", "a/b", "ä", "a\n", &"x".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            ".a",
+            "A",
+            "a b",
+            "a/b",
+            "ä",
+            "a\n",
+            &"x".repeat(64),
+        ] {
             assert!(Label::new(bad).is_err(), "{bad}");
         }
     }
@@ -196,7 +216,10 @@ mod tests {
     /// Proves that keys sort as ids do, which range scans by folder rely on.
     #[test]
     fn object_keys_sort_as_ids() {
-        let id = |o, n| ObjectId { origin: OriginId(o), number: n };
+        let id = |o, n| ObjectId {
+            origin: OriginId(o),
+            number: n,
+        };
         let mut ids = vec![id(2, 1), id(1, 300), id(1, 2), id(256, 0)];
         ids.sort();
         let keys: Vec<_> = ids.iter().map(|i| i.to_key()).collect();

@@ -2,7 +2,10 @@
 //! machines over ordered tables. No I/O, no clock, no threads, no randomness of its own.
 #![forbid(unsafe_code)]
 
+pub mod filter;
 pub mod ids;
+pub mod job;
 pub mod ledger;
 pub mod path;
 pub mod time;
+pub mod wire;

@@ -190,7 +190,11 @@ impl From<RelPath> for Vec<u8> {
 
 impl fmt::Display for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_root() { f.write_str(".") } else { fmt::Display::fmt(&Escaped(&self.0), f) }
+        if self.is_root() {
+            f.write_str(".")
+        } else {
+            fmt::Display::fmt(&Escaped(&self.0), f)
+        }
     }
 }
 
@@ -250,12 +254,23 @@ mod tests {
     /// Proves that a path cannot climb, start at `/`, or hide an empty component.
     #[test]
     fn paths_stay_below_the_root() {
-        for bad in [&b"/a"[..], b"a//b", b"a/", b"../a", b"a/../b", b"a/./b", b"a\0"] {
+        for bad in [
+            &b"/a"[..],
+            b"a//b",
+            b"a/",
+            b"../a",
+            b"a/../b",
+            b"a/./b",
+            b"a\0",
+        ] {
             assert!(RelPath::new(bad.to_vec()).is_err(), "{bad:?}");
         }
         let path = RelPath::new(b"a/b".to_vec()).unwrap();
         assert_eq!(path.join(&Name::new(b"c").unwrap()).as_bytes(), b"a/b/c");
-        assert_eq!(RelPath::root().join(&Name::new(b"c").unwrap()).as_bytes(), b"c");
+        assert_eq!(
+            RelPath::root().join(&Name::new(b"c").unwrap()).as_bytes(),
+            b"c"
+        );
     }
 
     /// Proves that a name cannot break a log line or hide on a terminal.

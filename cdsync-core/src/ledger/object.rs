@@ -167,7 +167,10 @@ impl Observed {
     #[must_use]
     pub fn content(&self) -> Content {
         match self.kind {
-            Kind::File => Content::Data { size: self.fingerprint.size, hash: None },
+            Kind::File => Content::Data {
+                size: self.fingerprint.size,
+                hash: None,
+            },
             Kind::Symlink => Content::Link(self.link.clone().unwrap_or_default()),
             Kind::CharDevice | Kind::BlockDevice => Content::Device(self.device),
             Kind::Folder | Kind::Fifo | Kind::Socket => Content::None,

@@ -23,8 +23,14 @@ pub enum Table {
 
 impl Table {
     /// Every table, in a fixed order.
-    pub const ALL: [Self; 6] =
-        [Self::Meta, Self::Objects, Self::Names, Self::Log, Self::Handles, Self::Parked];
+    pub const ALL: [Self; 6] = [
+        Self::Meta,
+        Self::Objects,
+        Self::Names,
+        Self::Log,
+        Self::Handles,
+        Self::Parked,
+    ];
 
     /// Its name in a store, with the version of its row format.
     #[must_use]

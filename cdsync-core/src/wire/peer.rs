@@ -1,0 +1,216 @@
+//! Between agents: a target subscribes to its upstream on one stream, and pulls large content on
+//! streams of their own.
+//!
+//! ```text
+//! target                                upstream
+//!   Subscribe (job, grant, cursor) ------->
+//!   <------- Accepted (origin, incarnation, head) or Refused
+//!   Credit (bytes) ----------------------->
+//!   <------- Batch ..., Tick ...            never more bytes of batches than credit was given
+//!
+//!   Fetch (job, grant, object, version) -->         another stream
+//!   <------- ContentHeader, then ranges (kind RANGE), then ContentEnd; or Refused
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::Signed;
+use crate::ids::{IncarnationId, JobId, ObjectId, OriginId};
+use crate::ledger::object::{Hash, Seq};
+use crate::ledger::record::Record;
+use crate::time::WallMillis;
+
+/// Every message of a stream between agents but batches and ranges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// Opens a subscription.
+    Subscribe(Subscribe),
+    /// Grants more bytes of batches.
+    Credit {
+        /// How many.
+        bytes: u32,
+    },
+    /// Begins the stream.
+    Accepted(Accepted),
+    /// A source's sign of life, after the records that it covers.
+    Tick(Tick),
+    /// Opens a fetch.
+    Fetch(FetchRequest),
+    /// The answer to a fetch.
+    Content(ContentAnswer),
+    /// All ranges were sent: the root hash, computed from the ranges' hashes.
+    ContentEnd {
+        /// BLAKE3 of the whole.
+        root: Hash,
+    },
+    /// The content changed while it was read: drop what was staged of it.
+    Abandon,
+    /// Refused; the stream ends.
+    Refused {
+        /// Why, as a program reads it.
+        why: RefusedWhy,
+        /// Why, as a person reads it.
+        reason: String,
+    },
+}
+
+/// Why an upstream refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RefusedWhy {
+    /// The grant is missing, foreign, expired, or for somebody else. Not retryable before new
+    /// orders.
+    Grant,
+    /// This agent does not have the job (yet). Retryable.
+    NoSuchJob,
+    /// The job is halted or paused here. Retryable.
+    NotServing,
+    /// The request is malformed or out of bounds. Not retryable.
+    Malformed,
+    /// Too many requests at once. Retryable.
+    Busy,
+}
+
+/// Up to where a target has read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Which ledger's numbers.
+    pub origin: OriginId,
+    /// The incarnation that wrote the record at `seq`.
+    pub incarnation: IncarnationId,
+    /// The last number read.
+    pub seq: Seq,
+}
+
+/// A target asks for a job's records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscribe {
+    /// The job.
+    pub job: JobId,
+    /// The leave to fetch it.
+    pub grant: Signed,
+    /// From where; `None` from the start.
+    pub cursor: Option<Cursor>,
+    /// Records only, no content: to compare before a root is taken over.
+    pub preview: bool,
+}
+
+/// The upstream's answer to [`Subscribe`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Its source's ledger.
+    pub origin: OriginId,
+    /// The running incarnation.
+    pub incarnation: IncarnationId,
+    /// Whether the cursor was known. If not, records start from the beginning, and what the target
+    /// holds beyond them is not from this ledger's history.
+    pub resumed: bool,
+    /// The highest number announced.
+    pub head: Seq,
+    /// Whether the first scan has ended: only then does absence mean anything.
+    pub complete: bool,
+}
+
+/// A source's sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tick {
+    /// The highest number announced; everything up to here was sent before this tick.
+    pub head: Seq,
+    /// The running incarnation.
+    pub incarnation: IncarnationId,
+    /// Content bytes recorded in all records up to `head`, a running sum.
+    pub bytes: u64,
+    /// The source's clock.
+    pub at: WallMillis,
+    /// Whether the first scan has ended.
+    pub complete: bool,
+}
+
+/// What opens a batch frame, behind a `u32` LE length; the inline contents follow in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchHeader {
+    /// Records in rising order, none missing between the batch before and this one.
+    pub records: Vec<Record>,
+    /// One entry for each file whose content a record of this batch changed, in that order.
+    pub contents: Vec<Inline>,
+    /// Running sum of content bytes of all records up to the last one.
+    pub bytes: u64,
+    /// The highest number announced when this batch was made.
+    pub head: Seq,
+}
+
+/// How a file's content comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Inline {
+    /// In this batch.
+    Here {
+        /// The number that last changed what was read: not below the record's.
+        version: Seq,
+        /// How many bytes.
+        len: u32,
+        /// Their BLAKE3.
+        hash: Hash,
+        /// The modification time that belongs to these bytes.
+        mtime: crate::time::Timestamp,
+    },
+    /// To be pulled: it is larger than a batch carries.
+    Pull,
+    /// Sent before, as part of this subscription, at this or a newer version.
+    Sent,
+    /// The object is gone; a record of this number or before says so.
+    Removed {
+        /// That number.
+        by: Seq,
+    },
+    /// It changed while it was read; a later record brings it.
+    Unsettled,
+    /// The source cannot read it.
+    Unreadable {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// A target asks for one object's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchRequest {
+    /// The job.
+    pub job: JobId,
+    /// The leave to fetch it.
+    pub grant: Signed,
+    /// Whose content.
+    pub object: ObjectId,
+    /// At least this version.
+    pub at_least: Seq,
+}
+
+/// The upstream's answer to [`FetchRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentAnswer {
+    /// It follows.
+    Follows(ContentHeader),
+    /// The object is gone; a record of this number or before says so.
+    Removed {
+        /// That number.
+        by: Seq,
+    },
+    /// It is changing; ask again when a later record speaks of it, or after a while.
+    Unsettled,
+    /// The upstream cannot read it. Retryable.
+    Unreadable {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// What follows: ranges of this content, never of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentHeader {
+    /// The number that last changed what is read.
+    pub version: Seq,
+    /// Size in bytes.
+    pub size: u64,
+    /// The modification time that belongs to these bytes.
+    pub mtime: crate::time::Timestamp,
+    /// Tells one attempt to read this version from another.
+    pub attempt: u64,
+}
