@@ -2,10 +2,12 @@
 //! machines over ordered tables. No I/O, no clock, no threads, no randomness of its own.
 #![forbid(unsafe_code)]
 
+pub mod coordinator;
 pub mod filter;
 pub mod ids;
 pub mod job;
 pub mod ledger;
 pub mod path;
 pub mod time;
+pub mod topology;
 pub mod wire;

@@ -61,6 +61,9 @@ pub enum TableError {
     },
 }
 
+/// An owned key and value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 /// What [`TablesRead::range`] calls for each row: key and value.
 pub type RowFn<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
@@ -89,7 +92,7 @@ pub trait TablesRead {
     ///
     /// # Errors
     /// [`TableError::Store`], not retryable within the transaction.
-    fn last(&self, table: Table) -> Result<Option<(Vec<u8>, Vec<u8>)>, TableError>;
+    fn last(&self, table: Table) -> Result<Option<Entry>, TableError>;
 }
 
 /// Reading and writing inside one transaction. What is written is seen by later reads of the same

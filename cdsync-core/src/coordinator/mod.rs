@@ -1,0 +1,1 @@
+//! The coordinator: what the master decides.
