@@ -1,1 +1,48 @@
-//! Moves bytes between identified peers: QUIC, in-memory, framing, enrolment.
+//! Moves bytes between mutually authenticated peers. It decides nothing: who may do what, what is
+//! retried and when, is the caller's.
+//!
+//! ```text
+//!   FrameWriter / FrameReader        frames: [length][kind][payload]
+//!   SendHalf / RecvHalf              a stream: ordered bytes, back-pressure, reset codes
+//!   Connection                       many streams to one identified peer
+//!   Transport                        an endpoint: dials and accepts
+//!   QuicTransport | MemoryTransport
+//! ```
+//!
+//! - Identities: a cluster has one [`CertificateAuthority`]; every server holds a [`NodeIdentity`]
+//!   whose certificate names cluster, server and role ([`PeerIdentity`]). Both sides of every
+//!   connection prove theirs, except a server that is about to join ([`JoinToken`]).
+//! - Nothing here installs a process-wide crypto provider, logger or runtime.
+//!
+//! # Known problems
+//! - A stream becomes visible to the peer with its first byte (or its end), not when it is opened.
+//! - Closing a connection discards what was not yet delivered: let the receiver close.
+#![forbid(unsafe_code)]
+
+pub mod compress;
+mod connection;
+//mod enrol;
+mod error;
+mod frame;
+//mod identity;
+mod memory;
+mod peer;
+//mod quic;
+
+pub use connection::{
+    BoxFuture, Connection, LinkStats, RecvHalf, SEND_FILE_STEP_BYTES, SendHalf, Stream, Transport,
+};
+//pub use enrol::{JOIN_SECRET_BYTES, JoinSecret, JoinToken, JoinTokenError, SecretHash};
+pub use error::{
+    BindError, CloseCode, CloseReason, ConnectError, Fault, RecvError, Retry, SendError,
+};
+pub use frame::{
+    FRAME_HEADER_BYTES, Frame, FrameError, FrameReader, FrameWriter, MAX_FRAME_PAYLOAD_BYTES,
+};
+//pub use identity::{
+//    CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,
+//    NodeKey,
+//};
+pub use memory::{MemoryNetwork, MemoryTransport};
+pub use peer::{ClusterId, IdentityError, PeerExpectation, PeerIdentity, Role};
+//pub use quic::{QuicConfig, QuicTransport, enrol_connect};

@@ -1,0 +1,339 @@
+//! Frames over a stream: `[u32 payload length, little-endian][u8 kind][payload]`.
+//!
+//! The kinds are the caller's. A length beyond the reader's maximum is refused before anything is
+//! allocated for it; memory is taken as bytes come in, not as lengths are announced.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use thiserror::Error;
+
+use crate::connection::{RecvHalf, SendHalf};
+use crate::error::{CloseCode, Fault, RecvError, Retry, SendError};
+
+/// Bytes before each payload.
+pub const FRAME_HEADER_BYTES: usize = 5;
+
+/// The default maximum of a payload: room for a batch of a mebibyte with its records, and for
+/// sixteen content ranges.
+pub const MAX_FRAME_PAYLOAD_BYTES: usize = 4 * 1024 * 1024;
+
+/// Payloads below this are copied behind their header into one buffer: one piece less to queue.
+const INLINE_BYTES: usize = 1024;
+
+/// Pieces taken from the stream at once: about 45 KiB at an MTU of 1,500, 200 KiB at 6,500.
+const RECV_SLOTS: usize = 32;
+
+/// Payloads from this size on share a buffer that is used again once its last payload is gone.
+/// Smaller ones get their own: a small payload that is kept must not hold a large buffer.
+const SHARED_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Why a frame could not be read or written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The payload is over the maximum.
+    #[error("a frame of kind {kind} has {len} bytes, at most {max} are allowed")]
+    TooLarge {
+        /// The frame's kind.
+        kind: u8,
+        /// Its payload length in bytes.
+        len: usize,
+        /// The maximum in force.
+        max: usize,
+    },
+    /// The stream ended inside a frame.
+    #[error("the stream ended inside a frame, {missing} bytes short")]
+    Truncated {
+        /// How many bytes are missing at least.
+        missing: usize,
+    },
+    /// Receiving failed.
+    #[error(transparent)]
+    Recv(#[from] RecvError),
+    /// Sending failed.
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+impl FrameError {
+    /// Whether a new stream (or connection) may fare better.
+    #[must_use]
+    pub const fn retry(&self) -> Retry {
+        match self {
+            Self::TooLarge { .. } => Retry::Never,
+            Self::Truncated { .. } => Retry::Backoff,
+            Self::Recv(e) => e.retry(),
+            Self::Send(e) => e.retry(),
+        }
+    }
+
+    /// Whose fault it is. A frame too large to write is told apart by the caller, who wrote it.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::TooLarge { .. } | Self::Truncated { .. } => Fault::Peer,
+            Self::Recv(e) => e.fault(),
+            Self::Send(e) => e.fault(),
+        }
+    }
+}
+
+/// One frame as received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The caller's kind.
+    pub kind: u8,
+    /// The payload, at most the reader's maximum.
+    pub payload: Bytes,
+}
+
+/// Writes frames to a stream.
+#[derive(Debug)]
+pub struct FrameWriter {
+    half: Box<dyn SendHalf>,
+    max_payload_bytes: usize,
+    /// What is still to be sent of frames that were begun.
+    pending: Vec<Bytes>,
+}
+
+impl FrameWriter {
+    /// Writes to `half`, with payloads of at most [`MAX_FRAME_PAYLOAD_BYTES`].
+    #[must_use]
+    pub fn new(half: Box<dyn SendHalf>) -> Self {
+        Self {
+            half,
+            max_payload_bytes: MAX_FRAME_PAYLOAD_BYTES,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Sets the maximum payload in bytes; default [`MAX_FRAME_PAYLOAD_BYTES`], at most `u32::MAX`.
+    /// The reader at the other end must allow it.
+    #[must_use]
+    pub fn with_max_payload(mut self, bytes: usize) -> Self {
+        self.max_payload_bytes = bytes.min(u32::MAX as usize);
+        self
+    }
+
+    /// Writes one frame whose payload is all `parts` in order. Large parts are not copied, only
+    /// shared.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`] (nothing was written, the stream is still good), or
+    /// [`FrameError::Send`].
+    ///
+    /// # Cancel safety
+    /// Safe in this sense: once polled, the frame is in the writer and goes out whole, its rest
+    /// before the next frame or at [`FrameWriter::flush`]. Do not write it again.
+    pub async fn write(&mut self, kind: u8, parts: &[Bytes]) -> Result<(), FrameError> {
+        self.queue(kind, parts)?;
+        self.flush().await
+    }
+
+    /// Sends what an abandoned [`FrameWriter::write`] left.
+    ///
+    /// # Errors
+    /// [`FrameError::Send`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn flush(&mut self) -> Result<(), FrameError> {
+        if !self.pending.is_empty() {
+            self.half.send(&mut self.pending).await?;
+            self.pending.clear();
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, kind: u8, parts: &[Bytes]) -> Result<(), FrameError> {
+        let max = self.max_payload_bytes;
+        let len = parts.iter().map(Bytes::len).sum();
+        let too_large = FrameError::TooLarge { kind, len, max };
+        let Some(wire_len) = u32::try_from(len).ok().filter(|_| len <= max) else {
+            return Err(too_large);
+        };
+        let inline = len <= INLINE_BYTES;
+        let mut head = BytesMut::with_capacity(FRAME_HEADER_BYTES + if inline { len } else { 0 });
+        head.put_u32_le(wire_len);
+        head.put_u8(kind);
+        if inline {
+            parts.iter().for_each(|part| head.put_slice(part));
+        }
+        self.pending.push(head.freeze());
+        if !inline {
+            self.pending
+                .extend(parts.iter().filter(|part| !part.is_empty()).cloned());
+        }
+        Ok(())
+    }
+
+    /// Sends the rest, if any, and says that no frame follows.
+    ///
+    /// # Errors
+    /// [`FrameError::Send`].
+    ///
+    /// # Cancel safety
+    /// Safe: call it again.
+    pub async fn finish(&mut self) -> Result<(), FrameError> {
+        self.flush().await?;
+        Ok(self.half.finish()?)
+    }
+
+    /// Gives the stream up.
+    pub fn reset(&mut self, code: CloseCode) {
+        self.pending.clear();
+        self.half.reset(code);
+    }
+}
+
+/// Reads frames from a stream.
+#[derive(Debug)]
+pub struct FrameReader {
+    half: Box<dyn RecvHalf>,
+    max_payload_bytes: usize,
+    slots: Box<[Bytes]>,
+    /// The slots not yet consumed.
+    ready: std::ops::Range<usize>,
+    header: [u8; FRAME_HEADER_BYTES],
+    header_len: usize,
+    /// The payload so far; meaningful once the header is complete.
+    body: BytesMut,
+    /// Backs large payloads, see [`SHARED_BUFFER_BYTES`].
+    shared: BytesMut,
+}
+
+impl FrameReader {
+    /// Reads from `half`, refusing payloads over [`MAX_FRAME_PAYLOAD_BYTES`].
+    #[must_use]
+    pub fn new(half: Box<dyn RecvHalf>) -> Self {
+        Self {
+            half,
+            max_payload_bytes: MAX_FRAME_PAYLOAD_BYTES,
+            slots: vec![Bytes::new(); RECV_SLOTS].into(),
+            ready: 0..0,
+            header: [0; FRAME_HEADER_BYTES],
+            header_len: 0,
+            body: BytesMut::new(),
+            shared: BytesMut::new(),
+        }
+    }
+
+    /// Sets the maximum payload in bytes; default [`MAX_FRAME_PAYLOAD_BYTES`]. Worst-case memory of
+    /// a reader is this plus the stream's receive window.
+    #[must_use]
+    pub fn with_max_payload(mut self, bytes: usize) -> Self {
+        self.max_payload_bytes = bytes;
+        self
+    }
+
+    /// The next frame, `None` when the stream ended after a whole one.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`] (also at every further call), [`FrameError::Truncated`],
+    /// [`FrameError::Recv`].
+    ///
+    /// # Cancel safety
+    /// Safe: what was received stays in the reader.
+    pub async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        loop {
+            if let Some(frame) = self.take_ready()? {
+                return Ok(Some(frame));
+            }
+            match self.half.recv_many(&mut self.slots).await? {
+                Some(filled) => self.ready = 0..filled,
+                None if self.header_len == 0 => return Ok(None),
+                None => {
+                    return Err(FrameError::Truncated {
+                        missing: self.missing(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Tells the sender to stop.
+    pub fn stop(&mut self, code: CloseCode) {
+        self.half.stop(code);
+    }
+
+    /// Assembles a frame from the pieces at hand, as far as they go.
+    fn take_ready(&mut self) -> Result<Option<Frame>, FrameError> {
+        while self.header_len < FRAME_HEADER_BYTES {
+            let missing = FRAME_HEADER_BYTES - self.header_len;
+            let Some(piece) = self.take_piece(missing) else {
+                return Ok(None);
+            };
+            let end = self.header_len + piece.len();
+            self.header[self.header_len..end].copy_from_slice(&piece);
+            self.header_len = end;
+        }
+        self.begin_body()?;
+        while self.missing() > 0 {
+            let Some(piece) = self.take_piece(self.missing()) else {
+                return Ok(None);
+            };
+            self.body.extend_from_slice(&piece);
+        }
+        Ok(Some(self.finish_frame()))
+    }
+
+    /// At most `max` bytes of the first piece not yet consumed.
+    fn take_piece(&mut self, max: usize) -> Option<Bytes> {
+        let slot = self
+            .slots
+            .get_mut(self.ready.start)
+            .filter(|_| !self.ready.is_empty())?;
+        if slot.len() > max {
+            return Some(slot.split_to(max));
+        }
+        self.ready.start += 1;
+        Some(std::mem::take(slot))
+    }
+
+    fn payload_len(&self) -> usize {
+        let [a, b, c, d, _] = self.header;
+        u32::from_le_bytes([a, b, c, d]) as usize
+    }
+
+    fn missing(&self) -> usize {
+        if self.header_len < FRAME_HEADER_BYTES {
+            return FRAME_HEADER_BYTES - self.header_len;
+        }
+        self.payload_len() - self.body.len()
+    }
+
+    /// Checks the announced length, then takes a buffer for it unless there is one. The memory
+    /// behind the buffer is touched, and so really used, only as the payload comes in.
+    fn begin_body(&mut self) -> Result<(), FrameError> {
+        let (len, max) = (self.payload_len(), self.max_payload_bytes);
+        if len > max {
+            return Err(FrameError::TooLarge {
+                kind: self.header[4],
+                len,
+                max,
+            });
+        }
+        if self.body.capacity() < len {
+            self.body = if len >= SHARED_BUFFER_BYTES {
+                self.shared.reserve(len);
+                std::mem::take(&mut self.shared)
+            } else {
+                BytesMut::with_capacity(len)
+            };
+        }
+        Ok(())
+    }
+
+    fn finish_frame(&mut self) -> Frame {
+        let mut body = std::mem::take(&mut self.body);
+        let payload = body.split().freeze();
+        if payload.len() >= SHARED_BUFFER_BYTES {
+            // What is left of the buffer leads back to its allocation once `payload` is dropped.
+            self.shared = body;
+        }
+        self.header_len = 0;
+        Frame {
+            kind: self.header[4],
+            payload,
+        }
+    }
+}
