@@ -1,1 +1,8 @@
 //! Content ranges, hashes and differences: bytes in, bytes out, nothing else.
+#![forbid(unsafe_code)]
+
+mod content;
+
+pub use content::{
+    ContentError, RANGE_BYTES, RangeHash, RootBuilder, range_count, range_hash, range_span,
+};
