@@ -211,7 +211,6 @@ impl Decompressor {
             let mut out = OutBuffer::around_pos(&mut output, at);
             let hint = self.context.decompress_stream(&mut out, &mut source);
             let made = out.pos() - at;
-            drop(out);
             match hint.map_err(decompress_error)? {
                 0 if source.pos() < input.len() => {
                     return Err(CompressError::Decompress {

@@ -21,10 +21,10 @@
 
 pub mod compress;
 mod connection;
-//mod enrol;
+mod enrol;
 mod error;
 mod frame;
-//mod identity;
+mod identity;
 mod memory;
 mod peer;
 //mod quic;
@@ -32,17 +32,17 @@ mod peer;
 pub use connection::{
     BoxFuture, Connection, LinkStats, RecvHalf, SEND_FILE_STEP_BYTES, SendHalf, Stream, Transport,
 };
-//pub use enrol::{JOIN_SECRET_BYTES, JoinSecret, JoinToken, JoinTokenError, SecretHash};
+pub use enrol::{JOIN_SECRET_BYTES, JoinSecret, JoinToken, JoinTokenError, SecretHash};
 pub use error::{
     BindError, CloseCode, CloseReason, ConnectError, Fault, RecvError, Retry, SendError,
 };
 pub use frame::{
     FRAME_HEADER_BYTES, Frame, FrameError, FrameReader, FrameWriter, MAX_FRAME_PAYLOAD_BYTES,
 };
-//pub use identity::{
-//    CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,
-//    NodeKey,
-//};
+pub use identity::{
+    CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,
+    NodeKey,
+};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use peer::{ClusterId, IdentityError, PeerExpectation, PeerIdentity, Role};
 //pub use quic::{QuicConfig, QuicTransport, enrol_connect};
