@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -78,8 +79,7 @@ class Lab:
         # nobody has to remove.
         os.makedirs("/run/netns", exist_ok=True)
         run("mount", "-t", "tmpfs", "-o", "size=1m", "cdsync-bench", "/run/netns")
-        self.base = Path("/tmp") / f"cdsync-bench-{os.getpid()}-{int(time.time())}"
-        self.base.mkdir(mode=0o755)
+        self.base = Path(tempfile.mkdtemp(prefix="cdsync-bench-"))
         run("mount", "-t", "tmpfs", "-o", "mode=0755,size=64m", "cdsync-bench", self.base)
         self.logs = self.base / "logs"
         self.logs.mkdir()
@@ -120,6 +120,19 @@ class Lab:
             time.sleep(0.1)  # a process that was just killed may hold it for a moment
         run("umount", "--lazy", path)
 
+    def touch_memory(self, size):
+        """Writes and removes `size` bytes beside both roots, so that what follows finds memory ready.
+
+        A virtual machine gives freed memory back to its host, and the first touch of what comes anew
+        costs several times a copy; whoever ran first would pay for the others.
+        """
+        path = self.fresh("scratch") / "memory"
+        block = bytes(MIB)
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(size // MIB + 1):
+                file.write(block)
+        self.drop("scratch")
+
     def stop_all(self):
         """Ends what was started: politely, then not. Returns when all of it is gone."""
         for _, process in self.running:
@@ -138,6 +151,29 @@ class Lab:
                 pass
             process.wait()
         self.running.clear()
+        # And whatever left its session: nobody may help, or load the machine, for the next system.
+        wait_until(self._nobody_left, 10, "all processes of the last system are gone")
+
+    def processes(self):
+        """(pid, "source" or "target") of everything that runs at one of the two ends."""
+        ends = {self.source.inode: "source", self.target.inode: "target"}
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    end = ends.get(os.stat(f"/proc/{name}/ns/net").st_ino)
+                except OSError:
+                    continue
+                if end:
+                    yield int(name), end
+
+    def _nobody_left(self):
+        left = [pid for pid, _ in self.processes()]
+        for pid in left:
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                pass
+        return not left
 
     def check_alive(self):
         """Raises LabError when a long-lived process has ended."""
@@ -169,12 +205,11 @@ class Meter:
 
     def __init__(self, lab):
         self.lab = lab
-        self.ends = {lab.source.inode: "source", lab.target.inode: "target"}
         self.peak = {"source": 0, "target": 0}
         self._end = threading.Event()
 
     def __enter__(self):
-        for pid, _ in self._processes():
+        for pid, _ in self.lab.processes():
             try:
                 Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM starts again from now
             except OSError:
@@ -213,19 +248,9 @@ class Meter:
             "wire_bytes": self.wire,
         }
 
-    def _processes(self):
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    end = self.ends.get(os.stat(f"/proc/{name}/ns/net").st_ino)
-                except OSError:
-                    continue
-                if end:
-                    yield name, end
-
     def _cpu_now(self):
         total = {"source": 0.0, "target": 0.0}
-        for pid, end in self._processes():
+        for pid, end in self.lab.processes():
             try:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
             except OSError:
@@ -240,7 +265,7 @@ class Meter:
 
     def _sample_once(self):
         now = {"source": 0, "target": 0}
-        for pid, end in self._processes():
+        for pid, end in self.lab.processes():
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
             except OSError:
@@ -262,20 +287,6 @@ def run(*command):
     if done.returncode != 0:
         raise LabError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
     return done.stdout
-
-
-def touch_memory(folder, size):
-    """Writes and removes `size` bytes, so that the run after it finds memory the machine has.
-
-    A virtual machine gives freed memory back to its host, and the first touch of what comes anew
-    costs several times a copy; whoever ran first would pay for the others.
-    """
-    path = os.path.join(folder, ".warm-memory")
-    block = bytes(MIB)
-    with open(path, "wb", buffering=0) as file:
-        for _ in range(size // MIB + 1):
-            file.write(block)
-    os.unlink(path)
 
 
 def wait_until(condition, timeout, what, lab=None, interval=0.02):

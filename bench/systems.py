@@ -29,8 +29,8 @@ class System:
     watches = True
     # What a reader of its figures must know.
     remark = ""
-    # How long its own waiting may take before it has anything to do, in seconds.
-    patience = 60
+    # Seconds that it may take to begin with a change, and to be done with what follows from one.
+    patience = 20
 
     def __init__(self, lab, options):
         self.lab, self.options = lab, options
@@ -60,7 +60,7 @@ class System:
         probe = f"{time.time_ns()}".encode()
         (self.source / ".bench-probe").write_bytes(probe)
         there = self.target / ".bench-probe"
-        wait_until(lambda: there.exists() and there.read_bytes() == probe, 120 + self.patience,
+        wait_until(lambda: there.exists() and there.read_bytes() == probe, 60 + self.patience,
                    f"{self.name} carries a first file", self.lab)
 
     def stop(self):
@@ -71,6 +71,8 @@ class CDSync(System):
     """Master and source agent at the source's end, target agent at the other; only documented commands."""
 
     name = "cdsync"
+    # `job wait` says that it is done, so it is taken at its word.
+    patience = 0
 
     @classmethod
     def missing(cls, options):
@@ -211,6 +213,7 @@ class LsyncdDefault(Lsyncd):
 
     name = "lsyncd"
     delay = None
+    patience = 60
 
 
 class Syncthing(System):
