@@ -27,7 +27,7 @@ mod frame;
 mod identity;
 mod memory;
 mod peer;
-//mod quic;
+mod quic;
 
 pub use connection::{
     BoxFuture, Connection, LinkStats, RecvHalf, SEND_FILE_STEP_BYTES, SendHalf, Stream, Transport,
@@ -45,4 +45,4 @@ pub use identity::{
 };
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use peer::{ClusterId, IdentityError, PeerExpectation, PeerIdentity, Role};
-//pub use quic::{QuicConfig, QuicTransport, enrol_connect};
+pub use quic::{QuicConfig, QuicTransport, enrol_connect};
