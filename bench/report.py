@@ -68,7 +68,7 @@ def remarks(found, results):
     parts = []
     if not found["valid"]:
         bad = next(r for r in results if r.get("equal") is False)
-        parts.append("INVALID, not equal: " + "; ".join(bad["differences"]))
+        parts.append("INVALID, not equal: " + "; ".join(bad["differences"])[:200])
     if found["failed_runs"]:
         parts.append(f"{found['failed_runs']} failed: {first_line(results)}")
     if found.get("missed"):

@@ -104,7 +104,7 @@ def verdict(system, settle):
         # A peer's other metadata is looked at once: it is not what makes a result valid.
         if time.monotonic() > deadline:
             break
-        time.sleep(0.5)
+        time.sleep(1)
     not_kept = sorted({d.field for d in differences} - CONTENT_FIELDS)
     found = {"equal": not wrong and not late}
     if not_kept:

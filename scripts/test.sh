@@ -12,6 +12,12 @@ say "format"
 cargo fmt --all --check
 say "clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings
+if command -v python3 >/dev/null; then
+    say "the independent comparer"
+    python3 -B scripts/test_compare_trees.py
+else
+    loud "SKIPPED: tests of scripts/compare-trees.py (no python3)"
+fi
 # One compilation of the tests and the binary, in the profile that `make demo` uses too.
 say "tests"
 exec cargo test --locked --workspace --no-fail-fast "$@"
