@@ -64,12 +64,18 @@ pub fn range_span(index: u64, total_len: u64) -> Range<u64> {
 /// BLAKE3 can hash): both are mistakes of the caller, who knows the content's length.
 #[must_use]
 pub fn range_hash(index: u64, bytes: &[u8], single: bool) -> RangeHash {
-    assert!(bytes.len() <= RANGE_BYTES, "a range is at most {RANGE_BYTES} bytes long");
+    assert!(
+        bytes.len() <= RANGE_BYTES,
+        "a range is at most {RANGE_BYTES} bytes long"
+    );
     if single {
         debug_assert_eq!(index, 0, "a content of one range has only range 0");
         return RangeHash(*blake3::hash(bytes).as_bytes());
     }
-    assert!(index < 1 << 46, "range {index} lies beyond what BLAKE3 can hash");
+    assert!(
+        index < 1 << 46,
+        "range {index} lies beyond what BLAKE3 can hash"
+    );
     let mut hasher = Hasher::new();
     hasher.set_input_offset(index * RANGE_BYTES as u64);
     hasher.update(bytes);
@@ -104,8 +110,11 @@ impl RootBuilder {
     pub fn push(&mut self, hash: RangeHash) {
         // Complete subtrees correspond to the one bits of the number of ranges so far.
         while self.stack.len() > self.pushed.count_ones() as usize {
-            let (Some(right), Some(left)) = (self.stack.pop(), self.stack.pop()) else { break };
-            self.stack.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
+            let (Some(right), Some(left)) = (self.stack.pop(), self.stack.pop()) else {
+                break;
+            };
+            self.stack
+                .push(merge_subtrees_non_root(&left, &right, Mode::Hash));
         }
         self.stack.push(hash.0);
         self.pushed += 1;
@@ -119,9 +128,15 @@ impl RootBuilder {
         let expected = range_count(total_len);
         let empty = total_len == 0 && self.pushed == 1;
         if self.pushed != expected && !empty {
-            return Err(ContentError::RangeCount { pushed: self.pushed, expected, total_len });
+            return Err(ContentError::RangeCount {
+                pushed: self.pushed,
+                expected,
+                total_len,
+            });
         }
-        let Some(mut right) = self.stack.pop() else { return Ok(*blake3::hash(b"").as_bytes()) };
+        let Some(mut right) = self.stack.pop() else {
+            return Ok(*blake3::hash(b"").as_bytes());
+        };
         while let Some(left) = self.stack.pop() {
             if self.stack.is_empty() {
                 return Ok(*merge_subtrees_root(&left, &right, Mode::Hash).as_bytes());
@@ -141,7 +156,9 @@ mod tests {
     fn bytes(len: usize, seed: u64) -> Vec<u8> {
         let mut state = seed | 1;
         std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 56) as u8
         })
         .take(len)
@@ -164,10 +181,24 @@ mod tests {
     fn root_equals_whole_hash_at_edges() {
         let k = RANGE_BYTES;
         let mut sizes = vec![0, 1, 1023, 1024, 1025, k - 1, k, k + 1, k + 1024, 3 * k + 5];
-        sizes.extend([2 * k, 2 * k + 1, 4 * k, 4 * k - 1, 5 * k, 7 * k, 8 * k, 8 * k + 3, 16 * k]);
+        sizes.extend([
+            2 * k,
+            2 * k + 1,
+            4 * k,
+            4 * k - 1,
+            5 * k,
+            7 * k,
+            8 * k,
+            8 * k + 3,
+            16 * k,
+        ]);
         for size in sizes {
             let content = bytes(size, size as u64);
-            assert_eq!(by_ranges(&content), *blake3::hash(&content).as_bytes(), "{size} bytes");
+            assert_eq!(
+                by_ranges(&content),
+                *blake3::hash(&content).as_bytes(),
+                "{size} bytes"
+            );
         }
     }
 
@@ -175,8 +206,14 @@ mod tests {
     #[test]
     fn single_range_is_root() {
         let content = bytes(RANGE_BYTES, 3);
-        assert_eq!(range_hash(0, &content, true).0, *blake3::hash(&content).as_bytes());
-        assert_ne!(range_hash(0, &content, false), range_hash(0, &content, true));
+        assert_eq!(
+            range_hash(0, &content, true).0,
+            *blake3::hash(&content).as_bytes()
+        );
+        assert_ne!(
+            range_hash(0, &content, false),
+            range_hash(0, &content, true)
+        );
     }
 
     /// Proves that a missing or surplus range from a peer is refused, not hashed.

@@ -1,1 +1,33 @@
 //! Watching, scanning and changing directory trees through directory handles.
+//!
+//! Everything below a root goes through [`Dir`]: names are resolved by the kernel beneath an open
+//! handle, without following links and without leaving the filesystem, so that no name, link or
+//! race leads outside. Nothing here knows a network, and nothing here decides: which change wins is
+//! the ledger's and the caller's to say.
+//!
+//! # Known limits
+//! - Linux only for now.
+//! - Stores through a memory map give no event until they are written back; no look can tell.
+//! - [`Dir`] handles outlive renames of the folder. They are asked for by path and are re-resolved
+//!   after half a second; keep none for longer than one batch.
+#![deny(unsafe_code)]
+
+pub mod apply;
+pub mod dir;
+mod error;
+pub mod read;
+mod sys;
+pub mod tables;
+pub mod watch;
+
+pub use apply::{
+    Applier, ApplyError, Displaced, Expected, MadeFolder, Move, MoveOutcome, NameSetDigest,
+    Published, Relocated, Staged, StagedWriter, Stager, Trashed,
+};
+pub use dir::{Applied, Dir, DirRef, Listed, LookWants, Root, RootIdentity, RootLost};
+pub use error::{FsError, FsErrorKind};
+pub use read::{ContentReader, ReadError, open_content};
+pub use tables::{Durability, LedgerStore, ReadView, StoreError};
+pub use watch::{
+    Backend, FlushError, FolderRef, Gap, Hint, HintFlags, HintSink, Watch, WatchError, WatchHub,
+};

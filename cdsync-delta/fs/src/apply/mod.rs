@@ -1,0 +1,329 @@
+//! Changing a target tree: staged beside it, published whole, nothing of others lost.
+//!
+//! Layout at a target's root, all of it of mode 0700:
+//! ```text
+//! .cdsync/JOB/root                          the marker: whose root this is
+//! .cdsync/JOB/stage/N/<16 hex digits>       what is being written, one folder per writer
+//! .cdsync/JOB/spare/<16 hex digits>         things on their way in a cycle of moves
+//! .cdsync/JOB/trash/<time>-<8 hex digits>/  what was removed or displaced, and its `manifest`
+//! ```
+
+mod digest;
+mod folder;
+mod publish;
+mod relocate;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod trash;
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cdsync_core::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
+use cdsync_core::path::{Escaped, Name, RESERVED_NAME, RelPath};
+use cdsync_core::time::Timestamp;
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::dir::{Applied, Dir, Root};
+use crate::error::{FsError, FsErrorKind};
+
+pub use digest::NameSetDigest;
+pub use folder::MadeFolder;
+pub use publish::{Displaced, Published};
+pub use relocate::{Move, MoveOutcome, Relocated};
+pub use stage::{Staged, StagedWriter, Stager};
+pub use trash::Trashed;
+
+use trash::Trash;
+
+/// The longest marker, in bytes.
+const MARKER_MAX_BYTES: usize = 64 * 1024;
+
+/// Why a change could not be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The system refused. Retryable as the error says.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// A folder that was to go holds other names than known. Nothing was changed; look again.
+    #[error("'{path}' holds {found} names where {known} are known")]
+    ForeignContent {
+        /// The folder.
+        path: RelPath,
+        /// How many names the caller knows below it.
+        known: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// Right after publishing, something else was at the name. Retryable after another look.
+    #[error("'{path}' was replaced by another process right after it was published")]
+    Overtaken {
+        /// The name.
+        path: RelPath,
+    },
+    /// The name could not be taken because others change it again and again. Retryable later.
+    #[error("'{path}' is being changed by other processes again and again")]
+    Contended {
+        /// The name.
+        path: RelPath,
+    },
+    /// Bytes beyond the size that was announced for a large file. A mistake of the peer.
+    #[error("range {index} of {bytes} bytes does not lie in a content of {size}")]
+    OutOfRange {
+        /// The range.
+        index: u64,
+        /// How many bytes came.
+        bytes: usize,
+        /// The size of the whole, in bytes.
+        size: u64,
+    },
+}
+
+impl ApplyError {
+    /// Whether trying again later can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Fs(error) => error.is_retryable(),
+            Self::ForeignContent { .. } | Self::OutOfRange { .. } => false,
+            Self::Overtaken { .. } | Self::Contended { .. } => true,
+        }
+    }
+}
+
+/// What the caller knows of the thing that a change replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Which inode.
+    pub identity: Identity,
+    /// Size and modification time of a file, where they are known: a file written to in place is
+    /// then treated as foreign and kept. The change time is of no use here, as a rename changes it.
+    pub content: Option<(u64, Timestamp)>,
+}
+
+impl From<Identity> for Expected {
+    fn from(identity: Identity) -> Self {
+        Self {
+            identity,
+            content: None,
+        }
+    }
+}
+
+impl From<Fingerprint> for Expected {
+    fn from(print: Fingerprint) -> Self {
+        Self {
+            identity: print.identity,
+            content: Some((print.size, print.mtime)),
+        }
+    }
+}
+
+impl Expected {
+    fn is_met_by(&self, found: &Observed) -> bool {
+        let print = &found.fingerprint;
+        let content = match self.content {
+            Some((size, mtime)) if found.kind == Kind::File => {
+                size == print.size && mtime == print.mtime
+            }
+            _ => true,
+        };
+        self.identity == print.identity && content
+    }
+}
+
+/// Changes the tree below one target root for one job. Shared by all its writers.
+#[derive(Debug)]
+pub struct Applier {
+    root: Root,
+    home: Arc<Dir>,
+    stage: Arc<Dir>,
+    spare: Arc<Dir>,
+    trash: Mutex<Trash>,
+}
+
+impl Applier {
+    /// Makes `.cdsync/JOB/` with what belongs there and removes what an earlier run left in
+    /// staging. What it left on its way in a cycle of moves goes to the trash.
+    ///
+    /// # Errors
+    /// What the system said; retryable as it says.
+    pub fn open(root: &Root, job: &str) -> Result<Self, ApplyError> {
+        let top = root.top();
+        let reserved = private_folder(&top, &name_of(RESERVED_NAME)?)?;
+        let home = private_folder(&reserved, &name_of(job.as_bytes())?)?;
+        let stage = private_folder(&home, &name_of(b"stage")?)?;
+        let spare = private_folder(&home, &name_of(b"spare")?)?;
+        let trash = private_folder(&home, &name_of(b"trash")?)?;
+        let applier = Self {
+            root: root.clone(),
+            home: Arc::new(home),
+            stage: Arc::new(stage),
+            spare: Arc::new(spare),
+            trash: Mutex::new(Trash::new(trash)),
+        };
+        stage::clear(&applier.stage)?;
+        applier.keep_spares()?;
+        Ok(applier)
+    }
+
+    /// The root whose tree it changes.
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// A staging folder for writer `n`. Writers with different numbers never meet.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn stager(&self, n: usize) -> Result<Stager, ApplyError> {
+        let folder = private_folder(&self.stage, &name_of(n.to_string().as_bytes())?)?;
+        Ok(Stager::new(Arc::new(folder)))
+    }
+
+    /// The marker of this root, `None` when it has none.
+    ///
+    /// # Errors
+    /// What the system said; a marker over 64 KiB is refused.
+    pub fn marker(&self) -> Result<Option<Vec<u8>>, ApplyError> {
+        let name = name_of(b"root")?;
+        let file = match self.home.open_file(&name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut bytes = vec![0; MARKER_MAX_BYTES + 1];
+        let read = read_full(&file, &mut bytes)
+            .map_err(|errno| FsError::at("read", self.home.path(), &name, errno))?;
+        if read > MARKER_MAX_BYTES {
+            return Err(FsError::at("read", self.home.path(), &name, Errno::FBIG).into());
+        }
+        bytes.truncate(read);
+        Ok(Some(bytes))
+    }
+
+    /// Writes the marker, durable when this returns.
+    ///
+    /// # Errors
+    /// What the system said; the marker is then the old or the new one, whole.
+    pub fn write_marker(&self, bytes: &[u8]) -> Result<(), ApplyError> {
+        let name = name_of(b"root")?;
+        let temp = random_name()?;
+        let file = self.home.create_exclusive(&temp, 0o600)?;
+        let fail = |errno| FsError::at("write", self.home.path(), &name, errno);
+        write_full(&file, bytes, 0).map_err(fail)?;
+        rustix::fs::fsync(&file).map_err(fail)?;
+        let none = rustix::fs::RenameFlags::empty();
+        let (home, from, to) = (&*self.home, temp.as_bytes(), name.as_bytes());
+        rustix::fs::renameat_with(home, from, home, to, none).map_err(fail)?;
+        rustix::fs::fsync(home).map_err(fail)?;
+        // The folders above may be as new as the marker.
+        rustix::fs::syncfs(home).map_err(fail)?;
+        Ok(())
+    }
+
+    /// As [`Dir::set_metadata`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_metadata(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        identity: Option<Identity>,
+        meta: &Metadata,
+        kind: Kind,
+    ) -> Result<Applied, ApplyError> {
+        Ok(dir.set_metadata(name, identity, meta, kind)?)
+    }
+
+    /// Makes everything done so far durable: the trash's manifests and the whole filesystem. After
+    /// an error nothing since the last good call may be claimed.
+    ///
+    /// # Errors
+    /// What the system said; what was written must then be verified by content.
+    pub fn sync(&self) -> Result<(), ApplyError> {
+        self.trash_lock().flush()?;
+        let top = self.root.top();
+        rustix::fs::syncfs(top.as_fd())
+            .map_err(|errno| FsError::new("sync", top.path().as_bytes(), errno))?;
+        Ok(())
+    }
+
+    /// Makes one name and what it stands for durable; cheaper than [`Applier::sync`] for a few.
+    ///
+    /// # Errors
+    /// As [`Applier::sync`].
+    pub fn sync_file(&self, dir: &Dir, name: &Name) -> Result<(), ApplyError> {
+        let found = dir.look_existing(name)?;
+        let fail = |errno| FsError::at("sync", dir.path(), name, errno);
+        if matches!(found.kind, Kind::File | Kind::Folder) {
+            let file = dir.open_file(name)?;
+            rustix::fs::fsync(&file).map_err(fail)?;
+        }
+        rustix::fs::fsync(dir).map_err(fail)?;
+        Ok(())
+    }
+
+    fn trash_lock(&self) -> MutexGuard<'_, Trash> {
+        // Its counter only rises and its lines are whole, also after a panic elsewhere.
+        self.trash.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a folder that is ours, making it if needed. A link or file in its place is an error.
+fn private_folder(parent: &Dir, name: &Name) -> Result<Dir, FsError> {
+    match parent.make_folder(name, 0o700) {
+        Err(error) if error.kind() != FsErrorKind::Exists => return Err(error),
+        _ => {}
+    }
+    parent.open_folder(name)
+}
+
+fn name_of(bytes: &[u8]) -> Result<Name, FsError> {
+    Name::new(bytes)
+        .map_err(|_| FsError::new("use", Escaped(bytes).to_string().into_bytes(), Errno::INVAL))
+}
+
+fn random_u64() -> Result<u64, FsError> {
+    getrandom::u64().map_err(|_| FsError::new("name", "random", Errno::IO))
+}
+
+fn random_name() -> Result<Name, FsError> {
+    name_of(format!("{:016x}", random_u64()?).as_bytes())
+}
+
+fn write_full(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<(), Errno> {
+    let mut rest = bytes;
+    let mut offset = offset;
+    while !rest.is_empty() {
+        match rustix::io::pwrite(file.as_fd(), rest, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => {
+                rest = &rest[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Reads from the start until the buffer is full or the file ends.
+fn read_full(file: impl AsFd, into: &mut [u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < into.len() {
+        match rustix::io::pread(file.as_fd(), &mut into[done..], done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,167 @@
+//! Publishing: a name shows the old thing or the new one, and what it showed before is looked at
+//! after it is out of the way, so that nobody's last write is lost.
+
+use cdsync_core::ledger::object::Observed;
+use cdsync_core::path::{Name, RelPath};
+
+use super::stage::Staged;
+use super::{Applier, ApplyError, Expected, Trashed};
+use crate::dir::{Applied, Dir, LookWants};
+use crate::error::{FsError, FsErrorKind};
+
+/// How often a name is tried that others keep changing.
+const ATTEMPTS: usize = 16;
+
+/// What had been at a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Displaced {
+    /// Nothing.
+    None,
+    /// What the caller expected; it is gone.
+    Expected,
+    /// Something else; it is in the trash.
+    Foreign(Box<Trashed>),
+}
+
+/// What publishing came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The object at its name, with its final change time: what own looks will show from now on.
+    pub observed: Observed,
+    /// What it took the place of.
+    pub displaced: Displaced,
+    /// What setting its metadata came to.
+    pub applied: Applied,
+}
+
+impl Applier {
+    /// Gives the staged object its name. `expect` is what the caller knows to be there: `None` for
+    /// a new name. What is there in its stead is swapped out and kept in the trash.
+    ///
+    /// # Errors
+    /// [`FsErrorKind::OtherFilesystem`] when the folder is mounted apart from `.cdsync`;
+    /// [`ApplyError::Overtaken`] and [`ApplyError::Contended`] when others change the name at the
+    /// same time (retryable); else what the system said. Unless it was overtaken, nothing is
+    /// published after an error.
+    pub fn publish(
+        &self,
+        staged: Staged,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+    ) -> Result<Published, ApplyError> {
+        let mut staged = staged;
+        let mut swap = expect.is_some();
+        for _ in 0..ATTEMPTS {
+            let temp = &staged.temp;
+            if !swap {
+                match temp.folder.rename_new(&temp.name, dir, name) {
+                    Ok(()) => {
+                        staged.temp.disarm();
+                        return Self::published(&staged, dir, name, Displaced::None);
+                    }
+                    Err(error) if error.kind() == FsErrorKind::Exists => {}
+                    Err(error) => return Err(Self::refused(error, dir, name)),
+                }
+            }
+            match temp.folder.exchange(&temp.name, dir, name) {
+                Ok(()) => {
+                    let displaced = self.dispose(&mut staged, dir, name, expect)?;
+                    return Self::published(&staged, dir, name, displaced);
+                }
+                // Somebody removed it: a new name after all.
+                Err(error) if error.kind() == FsErrorKind::NotFound => swap = false,
+                Err(error) if error.kind() == FsErrorKind::Unsupported => {
+                    // No exchange on this filesystem: a moment without the name, nothing lost.
+                    let path = dir.path().join(name);
+                    let kept = self.trash(dir, name, expect, &path)?;
+                    return self.publish_after(staged, dir, name, kept);
+                }
+                Err(error) => return Err(Self::refused(error, dir, name)),
+            }
+        }
+        Err(ApplyError::Contended {
+            path: dir.path().join(name),
+        })
+    }
+
+    fn publish_after(
+        &self,
+        mut staged: Staged,
+        dir: &Dir,
+        name: &Name,
+        kept: Option<Trashed>,
+    ) -> Result<Published, ApplyError> {
+        let temp = &staged.temp;
+        match temp.folder.rename_new(&temp.name, dir, name) {
+            Ok(()) => {}
+            Err(error) if error.kind() == FsErrorKind::Exists => {
+                return Err(ApplyError::Contended {
+                    path: dir.path().join(name),
+                });
+            }
+            Err(error) => return Err(Self::refused(error, dir, name)),
+        }
+        staged.temp.disarm();
+        let displaced = match kept {
+            None => Displaced::None,
+            Some(kept) => Displaced::Foreign(Box::new(kept)),
+        };
+        Self::published(&staged, dir, name, displaced)
+    }
+
+    /// Looks at what came out of the exchange, which is now under the staged name.
+    fn dispose(
+        &self,
+        staged: &mut Staged,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+    ) -> Result<Displaced, ApplyError> {
+        // From here on the staged name holds what may be another's: never removed unseen.
+        staged.temp.disarm();
+        let (folder, temp) = (&staged.temp.folder, &staged.temp.name);
+        let out = folder.look_existing(temp)?;
+        if expect.is_some_and(|e| e.is_met_by(&out)) && folder.unlink(temp).is_ok() {
+            return Ok(Displaced::Expected);
+        }
+        let path = dir.path().join(name);
+        let slot = self.trash_lock().slot(name)?;
+        folder.rename_new(temp, &slot.folder, &slot.name)?;
+        Ok(Displaced::Foreign(Box::new(
+            self.settle(&slot, expect, &path)?,
+        )))
+    }
+
+    fn published(
+        staged: &Staged,
+        dir: &Dir,
+        name: &Name,
+        displaced: Displaced,
+    ) -> Result<Published, ApplyError> {
+        let overtaken = || ApplyError::Overtaken {
+            path: dir.path().join(name),
+        };
+        let observed = dir
+            .look(name, LookWants::default())?
+            .ok_or_else(overtaken)?;
+        if observed.fingerprint.identity != staged.identity {
+            return Err(overtaken());
+        }
+        Ok(Published {
+            observed,
+            displaced,
+            applied: staged.applied(),
+        })
+    }
+
+    /// A rename that crosses mounts says nothing about where the fault is; say it.
+    fn refused(error: FsError, dir: &Dir, name: &Name) -> ApplyError {
+        if error.kind() == FsErrorKind::OtherFilesystem {
+            let path: RelPath = dir.path().join(name);
+            let what = "publish from '.cdsync' (the folder is mounted apart from it)";
+            return FsError::of_kind(FsErrorKind::OtherFilesystem, what, path).into();
+        }
+        error.into()
+    }
+}

@@ -1,0 +1,282 @@
+//! The trash: whatever is removed or displaced is kept there, under its old name, with a manifest.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use cdsync_core::ledger::object::{Identity, Kind, Observed};
+use cdsync_core::path::{Escaped, NAME_MAX_BYTES, Name, RelPath};
+
+use super::{
+    Applier, ApplyError, Expected, NameSetDigest, digest, name_of, private_folder, random_u64,
+    stage, write_full,
+};
+use crate::dir::Dir;
+use crate::error::{FsError, FsErrorKind};
+
+/// How long one trash folder is used. Retention then removes whole folders.
+const FOLDER_AGE: Duration = Duration::from_secs(3600);
+
+/// Manifest lines held back before they are written.
+const PENDING_MAX_BYTES: usize = 64 * 1024;
+
+/// What went to the trash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trashed {
+    /// Where it is now, relative to the job's `trash` folder.
+    pub kept_as: RelPath,
+    /// What it was, seen after it had left its place.
+    pub observed: Observed,
+    /// Whether it was what the caller expected. If not, somebody else put it there; it is kept all
+    /// the same.
+    pub expected: bool,
+}
+
+/// The trash of one job.
+#[derive(Debug)]
+pub(super) struct Trash {
+    top: Dir,
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    folder: Arc<Dir>,
+    name: Name,
+    opened: Instant,
+    manifest: OwnedFd,
+    written: u64,
+    pending: Vec<u8>,
+    counter: u64,
+}
+
+/// A free place in the trash.
+pub(super) struct Slot {
+    pub(super) folder: Arc<Dir>,
+    pub(super) name: Name,
+    kept_as: RelPath,
+    counter: u64,
+}
+
+impl Trash {
+    pub(super) fn new(top: Dir) -> Self {
+        Self { top, current: None }
+    }
+
+    /// Reserves a place for something called `basename`.
+    pub(super) fn slot(&mut self, basename: &Name) -> Result<Slot, FsError> {
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|c| c.opened.elapsed() > FOLDER_AGE)
+        {
+            self.flush()?;
+            self.current = None;
+        }
+        let current = match &mut self.current {
+            Some(current) => current,
+            none => none.insert(Current::open(&self.top)?),
+        };
+        current.counter += 1;
+        let mut bytes = format!("{}-", current.counter).into_bytes();
+        let room = NAME_MAX_BYTES - bytes.len();
+        let kept = &basename.as_bytes()[..basename.as_bytes().len().min(room)];
+        bytes.extend_from_slice(kept);
+        let name = name_of(&bytes)?;
+        let kept_as = RelPath::root().join(&current.name).join(&name);
+        let folder = Arc::clone(&current.folder);
+        Ok(Slot {
+            folder,
+            name,
+            kept_as,
+            counter: current.counter,
+        })
+    }
+
+    /// Notes where the thing in a slot came from.
+    pub(super) fn note(&mut self, slot: &Slot, from: &RelPath) -> Result<(), FsError> {
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        let line = format!("{}\t{}\n", slot.counter, Escaped(from.as_bytes()));
+        current.pending.extend_from_slice(line.as_bytes());
+        if current.pending.len() > PENDING_MAX_BYTES {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the manifest lines held back.
+    pub(super) fn flush(&mut self) -> Result<(), FsError> {
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        let manifest = current.folder.path();
+        write_full(&current.manifest, &current.pending, current.written)
+            .map_err(|errno| FsError::new("write manifest of", manifest.as_bytes(), errno))?;
+        current.written += current.pending.len() as u64;
+        current.pending.clear();
+        Ok(())
+    }
+}
+
+impl Current {
+    fn open(top: &Dir) -> Result<Self, FsError> {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let name = format!("{}-{:08x}", utc_stamp(now.as_secs()), random_u64()? >> 32);
+        let name = name_of(name.as_bytes())?;
+        let folder = private_folder(top, &name)?;
+        let manifest = folder.create_exclusive(&name_of(b"manifest")?, 0o600)?;
+        Ok(Self {
+            folder: Arc::new(folder),
+            name,
+            opened: Instant::now(),
+            manifest,
+            written: 0,
+            pending: Vec::new(),
+            counter: 0,
+        })
+    }
+}
+
+impl Drop for Trash {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            tracing::warn!(%error, "the last lines of a trash manifest are lost");
+        }
+    }
+}
+
+impl Applier {
+    /// Moves what is at `name` to the trash, then looks what it was. `None` when nothing was there.
+    /// `from` is noted in the manifest.
+    ///
+    /// # Errors
+    /// What the system said; nothing was changed then.
+    pub fn trash(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+        from: &RelPath,
+    ) -> Result<Option<Trashed>, ApplyError> {
+        let slot = self.trash_lock().slot(name)?;
+        match dir.rename_new(name, &slot.folder, &slot.name) {
+            Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),
+            other => other?,
+        }
+        self.settle(&slot, expect, from).map(Some)
+    }
+
+    /// Moves a whole folder to the trash in one go, if the names below it are exactly those that
+    /// the caller knows.
+    ///
+    /// # Errors
+    /// [`ApplyError::ForeignContent`] when they are not, [`FsErrorKind::Moved`] when it is another
+    /// folder; nothing was changed then. `None` when nothing is there.
+    pub fn trash_folder(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        identity: Identity,
+        known: &NameSetDigest,
+    ) -> Result<Option<Trashed>, ApplyError> {
+        let folder = match dir.open_folder(name) {
+            Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        crate::dir::check_identity(dir, name, folder.identity(), identity)?;
+        let found = digest::walk(&folder)?;
+        let path = dir.path().join(name);
+        if found != *known {
+            let (known, found) = (known.count(), found.count());
+            return Err(ApplyError::ForeignContent { path, known, found });
+        }
+        drop(folder);
+        self.trash(dir, name, Some(identity.into()), &path)
+    }
+
+    /// Looks at what has just been put into a slot and notes it.
+    pub(super) fn settle(
+        &self,
+        slot: &Slot,
+        expect: Option<Expected>,
+        from: &RelPath,
+    ) -> Result<Trashed, ApplyError> {
+        self.trash_lock().note(slot, from)?;
+        let observed = slot.folder.look_existing(&slot.name)?;
+        let expected = expect.is_none_or(|e| e.is_met_by(&observed));
+        Ok(Trashed {
+            kept_as: slot.kept_as.clone(),
+            observed,
+            expected,
+        })
+    }
+
+    /// Moves what an interrupted cycle of moves left behind to the trash.
+    pub(super) fn keep_spares(&self) -> Result<(), ApplyError> {
+        for name in stage::names_of(&self.spare)? {
+            let from = self.spare.path().join(&name);
+            if let Some(kept) = self.trash(&self.spare, &name, None, &from)? {
+                tracing::warn!(kept = %kept.kept_as, "an interrupted move was kept in the trash");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a folder that must be empty but for nothing.
+    ///
+    /// # Errors
+    /// [`FsErrorKind::NotEmpty`] when it is not; [`FsErrorKind::Moved`] when it is another folder.
+    pub fn remove_empty_folder(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        identity: Identity,
+    ) -> Result<(), ApplyError> {
+        let found = dir.look_existing(name)?;
+        if found.kind != Kind::Folder {
+            let path = dir.path().join(name);
+            return Err(FsError::of_kind(FsErrorKind::NotFolder, "remove", path).into());
+        }
+        crate::dir::check_identity(dir, name, found.fingerprint.identity, identity)?;
+        Ok(dir.remove_folder(name)?)
+    }
+}
+
+/// `20260131T235959Z`, from seconds since 1970 (civil date by Hinnant's algorithm).
+fn utc_stamp(secs: u64) -> String {
+    let (days, of_day) = (secs / 86_400, secs % 86_400);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 {
+        month_index + 3
+    } else {
+        month_index - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc_stamp;
+
+    /// Proves the civil date at leap days and century ends, which retention by name relies on.
+    #[test]
+    fn stamps_are_civil_time() {
+        assert_eq!(utc_stamp(0), "19700101T000000Z");
+        assert_eq!(utc_stamp(951_782_399), "20000228T235959Z");
+        assert_eq!(utc_stamp(951_782_400), "20000229T000000Z");
+        assert_eq!(utc_stamp(1_798_761_599), "20261231T235959Z");
+        assert_eq!(utc_stamp(4_107_542_400), "21000301T000000Z");
+    }
+}

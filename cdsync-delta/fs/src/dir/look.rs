@@ -1,0 +1,191 @@
+//! One look at a name: what it is, without following or mounting anything.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use cdsync_core::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
+use cdsync_core::path::Name;
+use cdsync_core::time::Timestamp;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+
+use super::{Dir, beneath};
+use crate::error::{FsError, FsErrorKind};
+use crate::sys;
+
+/// What a look brings besides what one `statx` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LookWants {
+    /// The kernel's handle of a folder.
+    pub handle: bool,
+}
+
+const LOOK: AtFlags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT);
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+
+impl Dir {
+    /// What is at a name now, `None` when there is nothing.
+    ///
+    /// # Errors
+    /// [`FsErrorKind::OtherFilesystem`] when something is mounted there; else what the system said.
+    pub fn look(&self, name: &Name, wants: LookWants) -> Result<Option<Observed>, FsError> {
+        match self.look_errno(name, wants) {
+            Ok(observed) => Ok(Some(observed)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(FsError::at("look at", self.path(), name, errno)),
+        }
+    }
+
+    /// What this folder is itself, with its kernel handle.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn self_look(&self) -> Result<Observed, FsError> {
+        observe_fd(self.as_fd(), LookWants { handle: true })
+            .map_err(|errno| FsError::new("look at", self.path().as_bytes(), errno))
+    }
+
+    /// As [`Dir::look`], for callers that need a thing to be there.
+    pub(crate) fn look_existing(&self, name: &Name) -> Result<Observed, FsError> {
+        let found = self.look(name, LookWants::default())?;
+        found.ok_or_else(|| FsError::at("look at", self.path(), name, Errno::NOENT))
+    }
+
+    fn look_errno(&self, name: &Name, wants: LookWants) -> Result<Observed, Errno> {
+        let stat = rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED)?;
+        let kind = kind_of(&stat)?;
+        self.check_mount(&stat)?;
+        let by_handle = kind == Kind::Symlink || (kind == Kind::Folder && wants.handle);
+        if !by_handle {
+            return Ok(observed_of(&stat, kind));
+        }
+        // By a handle, so that the target or the kernel handle belongs to what was looked at.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = beneath::open(self.as_fd(), name.as_bytes(), flags, Mode::empty())?;
+        let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, WANTED)?;
+        self.check_mount(&stat)?;
+        observe(fd.as_fd(), &stat, wants)
+    }
+
+    /// Refuses what another filesystem, or a bind mount of this one, has laid over a name.
+    fn check_mount(&self, stat: &Statx) -> Result<(), Errno> {
+        let device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+        let mounted = stat
+            .stx_attributes_mask
+            .contains(StatxAttributes::MOUNT_ROOT)
+            && stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        if device != self.device() || mounted {
+            Err(Errno::XDEV)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What a descriptor is open on.
+pub(crate) fn observe_fd(fd: BorrowedFd<'_>, wants: LookWants) -> Result<Observed, Errno> {
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, WANTED)?;
+    observe(fd, &stat, wants)
+}
+
+fn observe(fd: BorrowedFd<'_>, stat: &Statx, wants: LookWants) -> Result<Observed, Errno> {
+    let mut observed = observed_of(stat, kind_of(stat)?);
+    match observed.kind {
+        Kind::Symlink => {
+            let target = rustix::fs::readlinkat(fd, c"", Vec::new())?;
+            observed.link = Some(target.into_bytes());
+        }
+        Kind::Folder if wants.handle => observed.handle = sys::file_handle(fd)?,
+        _ => {}
+    }
+    Ok(observed)
+}
+
+fn observed_of(stat: &Statx, kind: Kind) -> Observed {
+    let mtime = timestamp(stat.stx_mtime);
+    Observed {
+        fingerprint: Fingerprint {
+            identity: identity_of(stat),
+            size: stat.stx_size,
+            mtime,
+            ctime: timestamp(stat.stx_ctime),
+        },
+        kind,
+        meta: Metadata {
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            mtime,
+        },
+        link_count: stat.stx_nlink,
+        device: match kind {
+            Kind::CharDevice | Kind::BlockDevice => {
+                rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor)
+            }
+            _ => 0,
+        },
+        link: None,
+        handle: None,
+    }
+}
+
+/// Inode, and time of birth where the filesystem keeps one.
+pub(super) fn identity_of(stat: &Statx) -> Identity {
+    let known = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let born = if known {
+        timestamp(stat.stx_btime)
+    } else {
+        Timestamp::default()
+    };
+    Identity {
+        inode: stat.stx_ino,
+        born,
+    }
+}
+
+fn timestamp(time: rustix::fs::StatxTimestamp) -> Timestamp {
+    Timestamp {
+        secs: time.tv_sec,
+        nanos: time.tv_nsec,
+    }
+}
+
+fn kind_of(stat: &Statx) -> Result<Kind, Errno> {
+    kind_of_type(FileType::from_raw_mode(u32::from(stat.stx_mode))).ok_or(Errno::INVAL)
+}
+
+/// The kind behind a file type, `None` when the system did not say.
+pub(super) fn kind_of_type(file_type: FileType) -> Option<Kind> {
+    Some(match file_type {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Folder,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Fifo => Kind::Fifo,
+        FileType::CharacterDevice => Kind::CharDevice,
+        FileType::BlockDevice => Kind::BlockDevice,
+        FileType::Socket => Kind::Socket,
+        FileType::Unknown => return None,
+    })
+}
+
+/// Identity of what a descriptor is open on.
+pub(super) fn identity_fd(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, WANTED)?;
+    Ok(identity_of(&stat))
+}
+
+/// Refuses an object that is not the one expected.
+pub(crate) fn check_identity(
+    dir: &Dir,
+    name: &Name,
+    found: Identity,
+    expected: Identity,
+) -> Result<(), FsError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(FsError::of_kind(
+        FsErrorKind::Moved,
+        "use",
+        dir.path().join(name),
+    ))
+}

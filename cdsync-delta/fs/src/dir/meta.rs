@@ -1,0 +1,177 @@
+//! Owner, mode and time of an object, set by its handle.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use cdsync_core::ledger::object::{Identity, Kind, Metadata, Observed};
+use cdsync_core::path::Name;
+use cdsync_core::time::Timestamp;
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+
+use super::{Dir, LookWants, beneath, observe_fd};
+use crate::error::{FsError, FsErrorKind};
+use crate::sys;
+
+const SET_ID: u32 = 0o6000;
+
+/// What setting metadata came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[must_use]
+pub struct Applied {
+    /// The owner or group could not be given to the object because this process may not; it keeps
+    /// the one it has. Set-id bits are withheld then: they would speak for another owner.
+    pub owner_kept: bool,
+}
+
+impl Dir {
+    /// Makes owner, mode and time of the object at `name` those of `meta`. Touches only what
+    /// differs, never follows a link, and leaves a link's mode alone (Linux has none).
+    ///
+    /// # Errors
+    /// [`FsErrorKind::Changed`] when the object is not of `kind`, [`FsErrorKind::Moved`] when it is
+    /// not `identity`; else what the system said. A refused change of owner is no error: it is told
+    /// in [`Applied`].
+    pub fn set_metadata(
+        &self,
+        name: &Name,
+        identity: Option<Identity>,
+        meta: &Metadata,
+        kind: Kind,
+    ) -> Result<Applied, FsError> {
+        let fail = |errno| FsError::at("set metadata of", self.path(), name, errno);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd =
+            beneath::open(self.as_fd(), name.as_bytes(), flags, Mode::empty()).map_err(fail)?;
+        let found = observe_fd(fd.as_fd(), LookWants::default()).map_err(fail)?;
+        if beneath::device_of(fd.as_fd()).map_err(fail)? != self.device() {
+            return Err(fail(Errno::XDEV));
+        }
+        if let Some(identity) = identity {
+            super::look::check_identity(self, name, found.fingerprint.identity, identity)?;
+        }
+        if found.kind != kind {
+            let path = self.path().join(name);
+            return Err(FsError::of_kind(
+                FsErrorKind::Changed,
+                "set metadata of",
+                path,
+            ));
+        }
+        let by_name = (self.as_fd(), name);
+        set(fd.as_fd(), Some(by_name), &found, meta).map_err(fail)
+    }
+
+    /// As [`Dir::set_metadata`], for this folder itself.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn set_own_metadata(&self, meta: &Metadata) -> Result<Applied, FsError> {
+        apply_to_fd(self.as_fd(), meta)
+            .map_err(|errno| FsError::new("set metadata of", self.path().as_bytes(), errno))
+    }
+}
+
+/// Sets what differs on an open file or folder.
+pub(crate) fn apply_to_fd(fd: BorrowedFd<'_>, meta: &Metadata) -> Result<Applied, Errno> {
+    let found = observe_fd(fd, LookWants::default())?;
+    set(fd, None, &found, meta)
+}
+
+/// Owner first: changing it clears set-id bits; time last.
+fn set(
+    fd: BorrowedFd<'_>,
+    by_name: Option<(BorrowedFd<'_>, &Name)>,
+    found: &Observed,
+    meta: &Metadata,
+) -> Result<Applied, Errno> {
+    let (applied, owner_changed) = set_owner(fd, &found.meta, meta)?;
+    let mut mode = meta.mode & 0o7777;
+    if applied.owner_kept {
+        mode &= !SET_ID;
+    }
+    let mode_differs = mode != found.meta.mode || (owner_changed && mode & SET_ID != 0);
+    if found.kind != Kind::Symlink && mode_differs {
+        set_mode(fd, by_name, found, mode)?;
+    }
+    if meta.mtime != found.meta.mtime {
+        set_time(fd, by_name, meta.mtime)?;
+    }
+    Ok(applied)
+}
+
+fn set_owner(
+    fd: BorrowedFd<'_>,
+    found: &Metadata,
+    meta: &Metadata,
+) -> Result<(Applied, bool), Errno> {
+    let uid = (meta.uid != found.uid).then(|| Uid::from_raw(meta.uid));
+    let gid = (meta.gid != found.gid).then(|| Gid::from_raw(meta.gid));
+    if uid.is_none() && gid.is_none() {
+        return Ok((Applied::default(), false));
+    }
+    let chown = |uid, gid| rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH);
+    match chown(uid, gid) {
+        Ok(()) => Ok((Applied::default(), true)),
+        // EINVAL: a user namespace or filesystem that does not know this number.
+        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => {
+            // A member of the group may still give it, though not the owner.
+            let group = uid.is_some() && gid.is_some() && chown(None, gid).is_ok();
+            Ok((Applied { owner_kept: true }, group))
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+fn set_mode(
+    fd: BorrowedFd<'_>,
+    by_name: Option<(BorrowedFd<'_>, &Name)>,
+    found: &Observed,
+    mode: u32,
+) -> Result<(), Errno> {
+    let Some((dir, name)) = by_name else {
+        return rustix::fs::fchmod(fd, Mode::from_raw_mode(mode));
+    };
+    match sys::chmod_handle(fd, mode) {
+        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {}
+        other => return other,
+    }
+    // Kernels before 6.6: the object itself, opened again and compared. What is no file and no
+    // folder must not be opened (a device may act on it), and stays as it is.
+    if !matches!(found.kind, Kind::File | Kind::Folder) {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let again = beneath::open(dir, name.as_bytes(), flags, Mode::empty())?;
+    let same = observe_fd(again.as_fd(), LookWants::default())?;
+    if same.fingerprint.identity != found.fingerprint.identity {
+        return Err(Errno::STALE);
+    }
+    rustix::fs::fchmod(&again, Mode::from_raw_mode(mode))
+}
+
+fn set_time(
+    fd: BorrowedFd<'_>,
+    by_name: Option<(BorrowedFd<'_>, &Name)>,
+    mtime: Timestamp,
+) -> Result<(), Errno> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: mtime.secs,
+            tv_nsec: i64::from(mtime.nanos),
+        },
+    };
+    let Some((dir, name)) = by_name else {
+        return rustix::fs::futimens(fd, &times);
+    };
+    match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
+        // Kernels before 5.8 know no empty path here; this cannot follow a link either.
+        Err(Errno::INVAL | Errno::NOENT) => {
+            rustix::fs::utimensat(dir, name.as_bytes(), &times, AtFlags::SYMLINK_NOFOLLOW)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,21 @@
+//! The one layer through which everything below a root is reached: open handles of folders.
+
+mod beneath;
+mod cache;
+mod folder;
+mod list;
+mod look;
+mod meta;
+mod ops;
+mod root;
+#[cfg(test)]
+mod tests;
+
+pub use folder::Dir;
+pub use list::Listed;
+pub use look::LookWants;
+pub use meta::Applied;
+pub use root::{DirRef, Root, RootIdentity, RootLost};
+
+pub(crate) use look::{check_identity, observe_fd};
+pub(crate) use meta::apply_to_fd;
