@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ pub(super) struct Dialler {
     v4: Mutex<Vec<Endpoint>>,
     v6: Mutex<Vec<Endpoint>>,
     turn: AtomicUsize,
+    closed: AtomicBool,
 }
 
 impl Dialler {
@@ -43,6 +44,7 @@ impl Dialler {
             v4: Mutex::default(),
             v6: Mutex::default(),
             turn: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -61,7 +63,9 @@ impl Dialler {
         Ok(endpoint)
     }
 
-    pub(super) fn endpoints(&self) -> Vec<Endpoint> {
+    /// Makes no connection from now on; returns the endpoints to be closed.
+    pub(super) fn shut(&self) -> Vec<Endpoint> {
+        self.closed.store(true, Ordering::Release);
         let all = |slots: &Mutex<Vec<Endpoint>>| {
             slots.lock().unwrap_or_else(PoisonError::into_inner).clone()
         };
@@ -74,6 +78,9 @@ impl Dialler {
         addr: &str,
         tls: impl Fn() -> Result<(ClientConfig, Verdict), String>,
     ) -> Result<Arc<dyn Connection>, ConnectError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(ConnectError::Closed);
+        }
         let after = self.config.handshake_deadline;
         timeout(after, self.race(addr, tls))
             .await

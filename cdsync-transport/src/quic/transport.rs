@@ -100,7 +100,7 @@ impl QuicTransport {
     }
 
     fn shut(&self) -> Vec<Endpoint> {
-        let mut all = self.dialler.endpoints();
+        let mut all = self.dialler.shut();
         all.push(self.endpoint.clone());
         for endpoint in &all {
             endpoint.close(code(CloseCode::SHUTDOWN), b"endpoint closed");
