@@ -2,12 +2,15 @@
 //! machines over ordered tables. No I/O, no clock, no threads, no randomness of its own.
 #![forbid(unsafe_code)]
 
+pub mod change;
+pub mod coalescer;
 pub mod coordinator;
 pub mod filter;
 pub mod ids;
 pub mod job;
 pub mod ledger;
 pub mod path;
+pub mod replica;
 pub mod time;
 pub mod topology;
 pub mod wire;

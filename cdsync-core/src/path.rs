@@ -236,6 +236,26 @@ fn is_hidden(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
+/// An order-independent digest of a set of relative paths: tells whether a folder on a disk holds
+/// just what a ledger says, without keeping either list. Compared within one process only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NameSetDigest {
+    /// How many paths.
+    pub count: u64,
+    sum: u64,
+}
+
+impl NameSetDigest {
+    /// Adds a path, relative to the folder that the digest is of.
+    pub fn add(&mut self, path: &[u8]) {
+        use std::hash::Hasher as _;
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write(path);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(hasher.finish());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

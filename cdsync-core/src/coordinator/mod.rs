@@ -97,7 +97,7 @@ pub struct Coordinator {
     /// The counter of the newest epoch.
     counter: u64,
     plans: BTreeMap<ServerId, Plan>,
-    /// Whose newest orders were not yet handed out.
+    /// Who is connected and was not yet given the newest orders.
     unsent: BTreeSet<ServerId>,
 }
 
@@ -321,6 +321,7 @@ impl Coordinator {
 
     /// A server's connection is over.
     pub fn handle_disconnected(&mut self, server: ServerId, now: WallMillis) {
+        self.unsent.remove(&server);
         if let Some(contact) = self.contacts.get_mut(&server) {
             contact.connected = false;
             contact.last_seen = Some(now);
@@ -346,6 +347,12 @@ impl Coordinator {
     fn report(&self, server: ServerId, job: JobId) -> Option<&JobReport> {
         let report = self.contacts.get(&server)?.report.as_ref()?;
         report.jobs.iter().find(|entry| entry.job == job)
+    }
+
+    /// Whether a server has reported on a job under its newest orders.
+    #[must_use]
+    pub fn has_word(&self, job: &Job, server: ServerId) -> bool {
+        self.is_current(server) && self.report(server, job.id).is_some()
     }
 
     /// Whether a server's newest report speaks of its newest orders.

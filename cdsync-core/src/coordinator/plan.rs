@@ -90,6 +90,13 @@ impl Coordinator {
                 plan.epoch = epoch;
                 plan.issued = None;
             }
+            self.tell(server);
+        }
+    }
+
+    /// Its orders are to be sent; a server that is away gets them when it is back.
+    fn tell(&mut self, server: ServerId) {
+        if self.is_connected(server) {
             self.unsent.insert(server);
         }
     }

@@ -1,5 +1,9 @@
 //! The ledger: objects, names, versions, the log, claims.
 
+pub mod access;
 pub mod object;
+pub mod outgoing;
 pub mod record;
+pub mod rows;
 pub mod tables;
+pub mod writer;

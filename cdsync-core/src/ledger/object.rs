@@ -121,7 +121,9 @@ pub struct ObjectState {
 
 /// What a disk knows an object by: equal on two looks only if it is the same inode of the same
 /// life (an inode number alone is used again by the next file).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Identity {
     /// Inode number.
     pub inode: u64,

@@ -1,0 +1,80 @@
+//! Labels of changes, derived from records for people and logs. Nothing is replayed by them.
+
+use crate::ids::ObjectId;
+use crate::ledger::object::ObjectState;
+use crate::ledger::record::{NameState, Record};
+use crate::wire::Op;
+
+/// One labelled change of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// What happened.
+    pub op: Op,
+    /// Which object.
+    pub object: ObjectId,
+    /// The name that it has now (or had, for a delete); `None` where the record names none.
+    pub name: Option<&'a NameState>,
+    /// The name that it left.
+    pub from: Option<&'a NameState>,
+}
+
+/// The changes of a record, in the order of its parts. Folders whose own times moved along with a
+/// name in them are not mentioned.
+#[must_use]
+pub fn changes(record: &Record) -> Vec<Change<'_>> {
+    let mut all = Vec::new();
+    for state in &record.objects {
+        if let Some(change) = change_of(record, state) {
+            all.push(change);
+        }
+    }
+    for (index, id) in record.removed.iter().enumerate() {
+        let name = record
+            .names
+            .iter()
+            .filter(|n| n.object.is_none())
+            .nth(index);
+        all.push(Change {
+            op: Op::Delete,
+            object: *id,
+            name,
+            from: None,
+        });
+    }
+    all
+}
+
+fn change_of<'a>(record: &'a Record, state: &ObjectState) -> Option<Change<'a>> {
+    let name = record.names.iter().find(|n| n.object == Some(state.id));
+    let change = |op, from| {
+        Some(Change {
+            op,
+            object: state.id,
+            name,
+            from,
+        })
+    };
+    let Some(at) = name else {
+        let only_times =
+            !record.names.is_empty() && state.kind == crate::ledger::object::Kind::Folder;
+        return if record.carries_content(state) {
+            change(Op::Update, None)
+        } else if only_times || state.id.is_root() {
+            None
+        } else {
+            change(Op::Attributes, None)
+        };
+    };
+    if state.replaces.is_none() {
+        return change(Op::Create, None);
+    }
+    // Where several names changed at once, any that was left or swapped will do for people.
+    let others = || record.names.iter().filter(|n| n.object != Some(state.id));
+    let from = others()
+        .find(|n| n.parent == at.parent)
+        .or_else(|| others().next());
+    match from {
+        Some(from) if from.parent == at.parent => change(Op::Rename, Some(from)),
+        from => change(Op::Move, from),
+    }
+}

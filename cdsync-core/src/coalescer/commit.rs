@@ -1,0 +1,509 @@
+//! Writing records: one for what changed together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use super::compare::{Found, Lost, Moves, Round, UNANNOUNCED, moved_content_differs};
+use super::{Coalescer, Slot};
+use crate::filter::Verdict;
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, bury_below, live, put_gone, put_live, put_name};
+use crate::ledger::object::{Kind, ObjectState, Observed, Seq, Version};
+use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
+use crate::ledger::rows::{LiveObject, Local, NameRow};
+use crate::ledger::tables::{Table, TableError, Tables};
+use crate::ledger::writer::new_state;
+use crate::time::WallMillis;
+
+impl Coalescer {
+    /// Enters something new, with a record of its own if it is to be told of.
+    pub(super) fn enter_new(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        slot: Slot,
+        seen: &Observed,
+        verdict: Verdict,
+    ) -> Result<(), TableError> {
+        if verdict == Verdict::Descend {
+            let id = self.ledger.new_object();
+            return self.enter(t, id, slot, seen, unannounced(id, seen));
+        }
+        self.announce_folder(wall, t, slot.0)?;
+        let mut record = self.begin(wall, t)?;
+        self.add_new(t, &mut record, slot, seen)?;
+        self.ledger.append(t, &record)
+    }
+
+    /// Adds a new object to a record.
+    fn add_new(
+        &mut self,
+        t: &mut dyn Tables,
+        record: &mut Record,
+        slot: Slot,
+        seen: &Observed,
+    ) -> Result<(), TableError> {
+        let id = self.ledger.new_object();
+        let state = new_state(id, seen, record.version(self.ledger.origin()));
+        record.names.push(name_state(&slot, Some(id)));
+        record.objects.push(state.clone());
+        self.enter(t, id, slot, seen, state)
+    }
+
+    /// Writes the rows of a new object; a new folder is listed from here on.
+    fn enter(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        slot: Slot,
+        seen: &Observed,
+        state: ObjectState,
+    ) -> Result<(), TableError> {
+        let local = Some(Local {
+            fingerprint: seen.fingerprint,
+            handle: seen.handle.clone(),
+        });
+        if let Some(handle) = &seen.handle {
+            t.put(Table::Handles, handle, &id.to_key())?;
+        }
+        put_name(
+            t,
+            slot.0,
+            &slot.1,
+            NameRow {
+                object: Some(id),
+                remnant: None,
+            },
+        )?;
+        put_live(
+            t,
+            id,
+            LiveObject {
+                state,
+                names: vec![slot],
+                local,
+            },
+        )?;
+        self.written = true;
+        if seen.kind == Kind::Folder {
+            self.listings.deep(id);
+        }
+        Ok(())
+    }
+
+    /// Tells of a folder, and of those above it, that only a filter's depth had entered so far.
+    fn announce_folder(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+    ) -> Result<(), TableError> {
+        let mut chain = Vec::new();
+        let mut at = folder;
+        while let Some(row) = live(t, at)? {
+            if row.is_announced() {
+                break;
+            }
+            let Some(slot) = row.slot().cloned() else {
+                break;
+            };
+            let parent = slot.0;
+            chain.push((at, slot, row));
+            at = parent;
+        }
+        for (id, slot, mut row) in chain.into_iter().rev() {
+            let mut record = self.begin(wall, t)?;
+            row.state.version = record.version(self.ledger.origin());
+            record.names.push(name_state(&slot, Some(id)));
+            record.objects.push(row.state.clone());
+            put_live(t, id, row)?;
+            self.ledger.append(t, &record)?;
+        }
+        Ok(())
+    }
+
+    /// Records new content or metadata of an object that kept its name.
+    pub(super) fn record_change(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        mut row: LiveObject,
+        seen: &Observed,
+        content: bool,
+    ) -> Result<(), TableError> {
+        self.written = true;
+        if !row.is_announced() {
+            row.state.meta = seen.meta;
+            note_local(&mut row, seen);
+            return put_live(t, id, row);
+        }
+        let mut record = self.begin(wall, t)?;
+        self.renew(&mut row, &record, seen, content);
+        record.objects.push(row.state.clone());
+        put_live(t, id, row)?;
+        self.ledger.append(t, &record)
+    }
+
+    fn renew(&self, row: &mut LiveObject, record: &Record, seen: &Observed, content: bool) {
+        row.state.replaces = Some(row.state.version);
+        row.state.version = record.version(self.ledger.origin());
+        row.state.meta = seen.meta;
+        if content {
+            row.state.content = seen.content();
+            row.state.content_seq = record.seq;
+        }
+        note_local(row, seen);
+    }
+
+    /// Records the metadata of folders that a round or a listing looked at: their own times change
+    /// with every name in them. They go into the round's last record where there is one, so that a
+    /// rename is one record.
+    pub(super) fn record_folders(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+    ) -> Result<(), TableError> {
+        for (id, seen) in std::mem::take(&mut self.seen_folders) {
+            let Some(mut row) = live(t, id)? else {
+                continue;
+            };
+            let same_inode = row
+                .local
+                .as_ref()
+                .is_some_and(|l| l.fingerprint.identity == seen.fingerprint.identity);
+            if !same_inode || row.state.meta == seen.meta {
+                continue;
+            }
+            self.written = true;
+            if row.is_announced() {
+                let mut record = match self.open.take() {
+                    Some(record) => record,
+                    None => self.ledger.begin(wall),
+                };
+                self.renew(&mut row, &record, &seen, false);
+                record.objects.retain(|state| state.id != id);
+                record.objects.push(row.state.clone());
+                self.open = Some(record);
+            } else {
+                row.state.meta = seen.meta;
+                note_local(&mut row, &seen);
+            }
+            put_live(t, id, row)?;
+        }
+        self.close(t)
+    }
+
+    /// Begins a record, after the one that was open is written.
+    fn begin(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<Record, TableError> {
+        self.close(t)?;
+        Ok(self.ledger.begin(wall))
+    }
+
+    fn close(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        self.open
+            .take()
+            .map_or(Ok(()), |record| self.ledger.append(t, &record))
+    }
+
+    /// Records everything that a round found to have changed its name, come or gone.
+    pub(super) fn record_round(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        round: Round,
+        moves: &Moves,
+    ) -> Result<(), TableError> {
+        let Round {
+            mut lost,
+            mut found,
+        } = round;
+        let mut groups = groups(&lost, &found, moves);
+        // What moves away from a folder goes before the folder's own removal.
+        groups.sort_by_key(|slots| {
+            slots
+                .iter()
+                .any(|slot| lost.contains_key(slot) && !moves.values().any(|f| f == slot))
+        });
+        let gone: Vec<Slot> = lost
+            .keys()
+            .filter(|s| !moves.values().any(|f| f == *s))
+            .cloned()
+            .collect();
+        let mut implied = BTreeSet::new();
+        for slots in groups {
+            for slot in &slots {
+                // A folder removed by an earlier group took what was below it along.
+                if let Some(l) = lost.get(slot)
+                    && live(t, l.id)?.is_none()
+                {
+                    lost.remove(slot);
+                }
+            }
+            self.record_group(wall, t, &slots, &mut lost, &mut found, moves)?;
+        }
+        for slot in gone {
+            implied.insert(slot.0);
+        }
+        for folder in implied {
+            self.withdraw_folder(wall, t, folder)?;
+        }
+        Ok(())
+    }
+
+    fn record_group(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        slots: &[Slot],
+        lost: &mut BTreeMap<Slot, Lost>,
+        found: &mut BTreeMap<Slot, Found>,
+        moves: &Moves,
+    ) -> Result<(), TableError> {
+        for slot in slots {
+            if found
+                .get(slot)
+                .is_some_and(|f| f.verdict == Verdict::Included)
+            {
+                self.announce_folder(wall, t, slot.0)?;
+            }
+        }
+        let mut record = self.begin(wall, t)?;
+        let mut new_names: BTreeMap<Slot, Option<ObjectId>> = BTreeMap::new();
+        // First everything leaves its old name, then everything takes its new one.
+        let mut moving = BTreeMap::new();
+        for slot in slots {
+            let Some(gone) = lost.remove(slot) else {
+                continue;
+            };
+            put_name(
+                t,
+                slot.0,
+                &slot.1,
+                NameRow {
+                    object: None,
+                    remnant: None,
+                },
+            )?;
+            if gone.row.is_announced() {
+                new_names.insert(slot.clone(), None);
+            }
+            if moves.values().any(|from| from == slot) {
+                moving.insert(slot.clone(), gone);
+            } else {
+                self.remove(t, &mut record, gone)?;
+            }
+        }
+        for slot in slots {
+            let Some(seen) = found.remove(slot) else {
+                continue;
+            };
+            match moves.get(slot).and_then(|from| moving.remove(from)) {
+                Some(gone) => {
+                    let told = self.move_to(t, &mut record, slot, gone, &seen)?;
+                    if let Some(id) = told {
+                        new_names.insert(slot.clone(), Some(id));
+                    }
+                }
+                None if seen.verdict == Verdict::Descend => {
+                    let id = self.ledger.new_object();
+                    self.enter(
+                        t,
+                        id,
+                        slot.clone(),
+                        &seen.observed,
+                        unannounced(id, &seen.observed),
+                    )?;
+                }
+                None => {
+                    new_names.remove(slot);
+                    self.add_new(t, &mut record, slot.clone(), &seen.observed)?;
+                }
+            }
+        }
+        record
+            .names
+            .extend(new_names.iter().map(|(slot, id)| name_state(slot, *id)));
+        self.written = true;
+        // Even an empty record is written: the numbers have no holes.
+        self.open = Some(record);
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        t: &mut dyn Tables,
+        record: &mut Record,
+        gone: Lost,
+    ) -> Result<(), TableError> {
+        let Lost { id, row, .. } = gone;
+        if let Some(handle) = row.local.as_ref().and_then(|l| l.handle.as_ref()) {
+            t.remove(Table::Handles, handle)?;
+        }
+        if row.state.kind == Kind::Folder {
+            bury_below(t, id, record.seq)?;
+            self.folders.forget();
+        }
+        if row.is_announced() {
+            record.removed.push(id);
+        }
+        put_gone(t, id, record.seq)
+    }
+
+    /// Gives a moved object its new name. Returns its id if the record tells of it.
+    fn move_to(
+        &mut self,
+        t: &mut dyn Tables,
+        record: &mut Record,
+        slot: &Slot,
+        gone: Lost,
+        seen: &Found,
+    ) -> Result<Option<ObjectId>, TableError> {
+        let Lost { id, mut row, .. } = gone;
+        let content = moved_content_differs(&row, &seen.observed, seen.what);
+        row.names = vec![slot.clone()];
+        put_name(
+            t,
+            slot.0,
+            &slot.1,
+            NameRow {
+                object: Some(id),
+                remnant: None,
+            },
+        )?;
+        if row.state.kind == Kind::Folder {
+            self.folders.forget();
+            if !self.filter.is_trivial() {
+                // The verdict on everything below it may be another one now.
+                self.listings.deep(id);
+            }
+        }
+        let told = row.is_announced() || seen.verdict == Verdict::Included;
+        if told {
+            self.renew(&mut row, record, &seen.observed, content);
+            record.objects.push(row.state.clone());
+        } else {
+            note_local(&mut row, &seen.observed);
+        }
+        put_live(t, id, row)?;
+        Ok(told.then_some(id))
+    }
+
+    /// A folder that was made only for what it contains goes when it contains nothing any more.
+    fn withdraw_folder(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+    ) -> Result<(), TableError> {
+        let mut at = folder;
+        while let Some(mut row) = live(t, at)? {
+            let Some(slot) = row.slot().cloned() else {
+                return Ok(());
+            };
+            if !row.is_announced() || self.judge(t, &slot, Kind::Folder)? != Verdict::Descend {
+                return Ok(());
+            }
+            let mut ids = Vec::new();
+            access::children(t, at, &mut |_, child| {
+                ids.extend(child.object);
+                ControlFlow::Continue(())
+            })?;
+            for id in ids {
+                if live(t, id)?.is_some_and(|child| child.is_announced()) {
+                    return Ok(());
+                }
+            }
+            let mut record = self.begin(wall, t)?;
+            record.names.push(name_state(&slot, None));
+            record.removed.push(at);
+            row.state.version.seq = UNANNOUNCED;
+            put_live(t, at, row)?;
+            self.written = true;
+            self.ledger.append(t, &record)?;
+            at = slot.0;
+        }
+        Ok(())
+    }
+}
+
+fn name_state(slot: &Slot, object: Option<ObjectId>) -> NameState {
+    NameState {
+        parent: slot.0,
+        name: slot.1.clone(),
+        object,
+    }
+}
+
+fn unannounced(id: ObjectId, seen: &Observed) -> ObjectState {
+    let mut state = new_state(id, seen, Version::default());
+    state.content_seq = Seq(0);
+    state
+}
+
+fn note_local(row: &mut LiveObject, seen: &Observed) {
+    let handle = row
+        .local
+        .take()
+        .and_then(|l| l.handle)
+        .or_else(|| seen.handle.clone());
+    row.local = Some(Local {
+        fingerprint: seen.fingerprint,
+        handle,
+    });
+}
+
+/// Groups the slots of a round by what must be told together: the two ends of a move; a name and
+/// whatever takes its place; and a move into or out of a folder that moves itself.
+fn groups(
+    lost: &BTreeMap<Slot, Lost>,
+    found: &BTreeMap<Slot, Found>,
+    moves: &Moves,
+) -> Vec<Vec<Slot>> {
+    let slots: BTreeSet<&Slot> = lost.keys().chain(found.keys()).collect();
+    let index: BTreeMap<&Slot, usize> = slots.iter().enumerate().map(|(i, s)| (*s, i)).collect();
+    let mut sets = Sets((0..slots.len()).collect());
+    let moved_folders: BTreeMap<ObjectId, &Slot> = moves
+        .values()
+        .map(|from| (&lost[from], from))
+        .filter(|(l, _)| l.row.state.kind == Kind::Folder)
+        .map(|(l, from)| (l.id, from))
+        .collect();
+    for (to, from) in moves {
+        sets.join(index[to], index[from]);
+        for end in [to, from] {
+            if let Some(folder) = moved_folders.get(&end.0) {
+                sets.join(index[from], index[*folder]);
+            }
+        }
+    }
+    let mut groups: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();
+    for slot in slots {
+        groups
+            .entry(sets.find(index[slot]))
+            .or_default()
+            .push(slot.clone());
+    }
+    debug_assert!(
+        groups.values().all(|g| g.len() <= RECORD_MAX_ITEMS),
+        "rounds are smaller"
+    );
+    groups.into_values().collect()
+}
+
+struct Sets(Vec<usize>);
+
+impl Sets {
+    fn find(&self, mut at: usize) -> usize {
+        while self.0[at] != at {
+            at = self.0[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.find(a), self.find(b));
+        let (low, high) = (a.min(b), a.max(b));
+        self.0[high] = low;
+    }
+}

@@ -1,0 +1,358 @@
+//! Comparing what was seen with what the ledger has, and pairing what vanished with what appeared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::pending::{Confirm, Waiting};
+use super::{Coalescer, LookError, Looked, Slot, What};
+use crate::filter::Verdict;
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, live, put_live};
+use crate::ledger::object::{Content, Fingerprint, Identity, Kind, Observed, Seq};
+use crate::ledger::rows::{LiveObject, Local};
+use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
+use crate::time::{Instant, WallMillis};
+
+/// How close to its last change a file's times may fail to show another one: older kernels step
+/// them with the timer tick, 10 ms at the slowest, and clocks are read at different moments.
+const RACY_MS: u64 = 30;
+
+/// A name behind which an object of the ledger is not any more.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) id: ObjectId,
+    pub(super) row: LiveObject,
+    waiting: Waiting,
+}
+
+/// A name behind which something is that the ledger does not have there.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) observed: Observed,
+    pub(super) verdict: Verdict,
+    pub(super) what: What,
+}
+
+/// What one round of looks found, by slot.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    pub(super) lost: BTreeMap<Slot, Lost>,
+    pub(super) found: BTreeMap<Slot, Found>,
+}
+
+/// Which lost object each found name belongs to.
+pub(super) type Moves = BTreeMap<Slot, Slot>;
+
+impl Coalescer {
+    /// Takes what the looks of one [`Coalescer::poll_looks`] found, all of them together.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_looked(
+        &mut self,
+        now: Instant,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        looked: Vec<Looked>,
+    ) -> Result<(), TableError> {
+        let mut round = Round::default();
+        for Looked {
+            folder,
+            itself,
+            names,
+        } in looked
+        {
+            match itself {
+                Ok(observed) => {
+                    self.seen_folders.insert(folder, observed);
+                }
+                Err(error) => {
+                    let names = names.into_iter().map(|(name, _)| name);
+                    self.folder_missed(now, t, folder, names, &error)?;
+                    continue;
+                }
+            }
+            for (name, seen) in names {
+                let slot = (folder, name);
+                let waiting = self.listings.looking.remove(&slot);
+                let waiting = waiting.unwrap_or_else(|| Waiting::new(What::LOOK, now));
+                match seen {
+                    Ok(observed) => {
+                        self.examine(now, wall, t, slot, observed, waiting, &mut round)?;
+                    }
+                    Err(error) => self.listing_trouble(t, &slot, &error)?,
+                }
+            }
+        }
+        self.recall_vanished(t, &mut round)?;
+        let moves = self.pair(&mut round);
+        self.record_round(wall, t, round, &moves)?;
+        self.record_folders(wall, t)
+    }
+
+    fn folder_missed(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        folder: ObjectId,
+        names: impl Iterator<Item = crate::path::Name>,
+        error: &LookError,
+    ) -> Result<(), TableError> {
+        let own = live(t, folder)?.and_then(|row| row.names.into_iter().next());
+        let mut lost = false;
+        for name in names {
+            let slot = (folder, name);
+            let Some(waiting) = self.listings.looking.remove(&slot) else {
+                continue;
+            };
+            if matches!(error, LookError::Failed(_)) {
+                self.listing_trouble(t, &slot, error)?;
+            }
+            lost |= !self.look_again(now, slot, waiting);
+        }
+        if let (true, Some(own)) = (lost, own) {
+            self.pending.due_now(own, now);
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one look's facts, used once")]
+    fn examine(
+        &mut self,
+        now: Instant,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        slot: Slot,
+        observed: Option<Observed>,
+        waiting: Waiting,
+        round: &mut Round,
+    ) -> Result<(), TableError> {
+        let verdict = match &observed {
+            Some(seen) => self.judge(t, &slot, seen.kind)?,
+            None => Verdict::Excluded,
+        };
+        let observed = observed.filter(|_| verdict != Verdict::Excluded);
+        let known = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
+        let known = match known {
+            Some(id) => live(t, id)?.map(|row| (id, row)),
+            None => None,
+        };
+        if let (Some(seen), Some((id, row))) = (&observed, &known)
+            && identity(row) == Some(seen.fingerprint.identity)
+            && row.state.kind == seen.kind
+        {
+            if row.state.kind == Kind::Folder {
+                // Something may have moved in from where the filter did not look.
+                self.seen_folders.entry(*id).or_insert_with(|| seen.clone());
+                return Ok(());
+            }
+            return self.compare_same(wall, t, *id, row.clone(), seen, waiting.what);
+        }
+        if let Some(seen) = observed {
+            if known.is_none()
+                && self.hold_large(now, &slot, &waiting, seen.kind, seen.fingerprint.size)
+            {
+                return Ok(());
+            }
+            let found = Found {
+                observed: seen,
+                verdict,
+                what: waiting.what,
+            };
+            round.found.insert(slot.clone(), found);
+        }
+        if let Some((id, row)) = known {
+            if let Some(identity) = identity(&row) {
+                self.vanished.remove(&identity);
+            }
+            round.lost.insert(slot, Lost { id, row, waiting });
+        }
+        Ok(())
+    }
+
+    /// What appeared may be something that vanished in an earlier round and waits for its flush.
+    fn recall_vanished(&mut self, t: &dyn TablesRead, round: &mut Round) -> Result<(), TableError> {
+        let met: Vec<Identity> = round
+            .found
+            .values()
+            .map(|f| f.observed.fingerprint.identity)
+            .filter(|identity| self.vanished.contains_key(identity))
+            .collect();
+        for identity in met {
+            let Some(id) = self.vanished.remove(&identity) else {
+                continue;
+            };
+            let Some(row) = live(t, id)? else { continue };
+            let Some(slot) = row.slot().cloned() else {
+                continue;
+            };
+            let Some(waiting) = self.pending.take(&slot) else {
+                continue;
+            };
+            round.lost.entry(slot).or_insert(Lost { id, row, waiting });
+        }
+        Ok(())
+    }
+
+    /// Pairs found with lost by identity. What stays lost without a flush in between waits for
+    /// one, together with whatever appeared in its place and whatever was paired with that.
+    fn pair(&mut self, round: &mut Round) -> Moves {
+        loop {
+            let by_identity: BTreeMap<Identity, Slot> = round
+                .lost
+                .iter()
+                .filter_map(|(slot, lost)| Some((identity(&lost.row)?, slot.clone())))
+                .collect();
+            let mut moves = Moves::new();
+            let mut taken = BTreeSet::new();
+            for (slot, found) in &round.found {
+                let Some(from) = by_identity.get(&found.observed.fingerprint.identity) else {
+                    continue;
+                };
+                let kind_fits = round.lost[from].row.state.kind == found.observed.kind;
+                if kind_fits && taken.insert(from.clone()) {
+                    moves.insert(slot.clone(), from.clone());
+                }
+            }
+            let unsure: Vec<Slot> = round
+                .lost
+                .iter()
+                .filter(|(slot, lost)| {
+                    !taken.contains(*slot) && lost.waiting.confirm != Confirm::Done
+                })
+                .map(|(slot, _)| slot.clone())
+                .collect();
+            if unsure.is_empty() {
+                return moves;
+            }
+            for slot in unsure {
+                let lost = round.lost.remove(&slot).expect("it was listed from there");
+                round.found.remove(&slot);
+                if let Some(identity) = identity(&lost.row) {
+                    self.vanished.insert(identity, lost.id);
+                }
+                self.confirm_later(slot, lost.waiting);
+            }
+        }
+    }
+
+    pub(super) fn judge(
+        &mut self,
+        t: &dyn TablesRead,
+        slot: &Slot,
+        kind: Kind,
+    ) -> Result<Verdict, TableError> {
+        if slot.1.is_reserved() {
+            return Ok(Verdict::Excluded);
+        }
+        if !matches!(kind, Kind::File | Kind::Folder | Kind::Symlink) {
+            if let Some(folder) = self.folders.at(t, slot.0)? {
+                self.trouble(
+                    folder.path.join(&slot.1),
+                    "pipes, sockets and devices are not carried",
+                );
+            }
+            return Ok(Verdict::Excluded);
+        }
+        if self.filter.is_trivial() {
+            return Ok(Verdict::Included);
+        }
+        let Some(folder) = self.folders.at(t, slot.0)? else {
+            return Ok(Verdict::Excluded);
+        };
+        Ok(self
+            .filter
+            .judge(&folder.path.join(&slot.1), kind == Kind::Folder))
+    }
+
+    /// Compares an object with a look at the same inode behind the same name.
+    pub(super) fn compare_same(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        row: LiveObject,
+        seen: &Observed,
+        what: What,
+    ) -> Result<(), TableError> {
+        let Some(local) = &row.local else {
+            return Ok(());
+        };
+        let same_meta = row.state.meta == seen.meta;
+        if local.fingerprint == seen.fingerprint && same_meta {
+            let racy = (what.closed || what.written) && is_racy(&seen.fingerprint, wall);
+            if !(racy && seen.kind == Kind::File) {
+                return Ok(());
+            }
+        }
+        let content = seen.kind == Kind::File
+            && (bytes_differ(&local.fingerprint, &seen.fingerprint)
+                || what.closed
+                || what.written
+                || (same_meta
+                    && local.fingerprint.ctime != seen.fingerprint.ctime
+                    && !what.at_once));
+        if content || !same_meta {
+            return self.record_change(wall, t, id, row, seen, content);
+        }
+        // Only the change time moved, and a hint explains it: noted, nothing to tell.
+        let fingerprint = seen.fingerprint;
+        let local = row.local.clone().map(|l| Local { fingerprint, ..l });
+        self.written = true;
+        put_live(t, id, LiveObject { local, ..row })
+    }
+
+    /// A folder's kernel handle is another than before: a restored disk, another mount.
+    pub(super) fn note_handle(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        row: LiveObject,
+        seen: &Observed,
+    ) -> Result<(), TableError> {
+        if let Some(old) = row.local.as_ref().and_then(|l| l.handle.as_ref()) {
+            t.remove(Table::Handles, old)?;
+        }
+        if let Some(new) = &seen.handle {
+            t.put(Table::Handles, new, &id.to_key())?;
+        }
+        let local = row.local.clone().map(|l| Local {
+            handle: seen.handle.clone(),
+            ..l
+        });
+        self.written = true;
+        put_live(t, id, LiveObject { local, ..row })
+    }
+}
+
+/// Whether a moved file's bytes must be taken for other ones.
+pub(super) fn moved_content_differs(row: &LiveObject, seen: &Observed, what: What) -> bool {
+    let differs = row
+        .local
+        .as_ref()
+        .is_none_or(|local| bytes_differ(&local.fingerprint, &seen.fingerprint));
+    let said = match row.state.content {
+        Content::Data { size, .. } => size != seen.fingerprint.size,
+        _ => false,
+    };
+    seen.kind == Kind::File && (differs || said || what.written || what.closed)
+}
+
+fn bytes_differ(a: &Fingerprint, b: &Fingerprint) -> bool {
+    a.size != b.size || a.mtime != b.mtime || a.identity != b.identity
+}
+
+fn is_racy(fingerprint: &Fingerprint, wall: WallMillis) -> bool {
+    let ctime = fingerprint.ctime;
+    let changed = ctime
+        .secs
+        .saturating_mul(1000)
+        .saturating_add(i64::from(ctime.nanos / 1_000_000));
+    u64::try_from(changed).is_ok_and(|changed| changed.saturating_add(RACY_MS) >= wall.0)
+}
+
+fn identity(row: &LiveObject) -> Option<Identity> {
+    row.local.as_ref().map(|l| l.fingerprint.identity)
+}
+
+/// The version of something that was never announced.
+pub(super) const UNANNOUNCED: Seq = Seq(0);

@@ -1,0 +1,301 @@
+//! Scans: folders are listed one after another and compared with the ledger.
+//!
+//! A folder is entered in the ledger before it is listed, so that whatever happens in it later
+//! comes as a hint that can be resolved. Memory is bounded by the width of one path plus eight
+//! bytes for each name of the folders being listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::ControlFlow;
+
+use super::pending::Waiting;
+use super::{Coalescer, ListRequest, LookError, Slot, What};
+use crate::filter::Verdict;
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, live};
+use crate::ledger::object::{Kind, Observed};
+use crate::ledger::tables::{TableError, Tables, TablesRead};
+use crate::path::Name;
+use crate::time::{Instant, WallMillis};
+
+/// How many folders are listed at once.
+const OUTSTANDING_MAX: usize = 4;
+
+#[derive(Debug, Default)]
+pub(super) struct Listings {
+    stack: Vec<(ObjectId, Depth)>,
+    queued: BTreeSet<ObjectId>,
+    outstanding: BTreeMap<ObjectId, Listing>,
+    /// New names of a scan over a ledger that was there before: looked at when the scan ends,
+    /// together with what vanished, so that renames are seen as such.
+    deferred: Vec<Slot>,
+    defer: bool,
+    /// Names taken out for a look that is under way.
+    pub(super) looking: BTreeMap<Slot, Waiting>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// Known folders below are listed too.
+    Deep,
+    /// Only new folders below are.
+    Shallow,
+}
+
+#[derive(Debug)]
+struct Listing {
+    depth: Depth,
+    /// Hashes of the names seen: 8 bytes each, whatever their length. A collision only delays the
+    /// notice of a deletion until the next hint.
+    seen: BTreeSet<u64>,
+}
+
+impl Listings {
+    pub(super) fn is_quiet(&self) -> bool {
+        self.stack.is_empty() && self.outstanding.is_empty()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_quiet() && self.deferred.is_empty()
+    }
+
+    pub(super) fn start(&mut self, root: ObjectId, defer: bool) {
+        self.defer |= defer;
+        self.push(root, Depth::Deep);
+    }
+
+    /// Lists one folder again: too much happened in it to follow.
+    pub(super) fn again(&mut self, folder: ObjectId) {
+        self.push(folder, Depth::Shallow);
+    }
+
+    /// Lists a folder and everything below it.
+    pub(super) fn deep(&mut self, folder: ObjectId) {
+        self.push(folder, Depth::Deep);
+    }
+
+    fn push(&mut self, folder: ObjectId, depth: Depth) {
+        if self.queued.insert(folder) {
+            self.stack.push((folder, depth));
+        } else if depth == Depth::Deep {
+            for entry in self.stack.iter_mut().filter(|(id, _)| *id == folder) {
+                entry.1 = Depth::Deep;
+            }
+        }
+    }
+}
+
+impl Coalescer {
+    /// The next folder to list, if one may be started now.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn poll_listing(&mut self, t: &dyn TablesRead) -> Result<Option<ListRequest>, TableError> {
+        while self.listings.outstanding.len() < OUTSTANDING_MAX {
+            let Some((id, depth)) = self.listings.stack.pop() else {
+                break;
+            };
+            if self.listings.outstanding.contains_key(&id) {
+                // It changed while it is being listed: once more when that has ended.
+                self.listings.stack.insert(0, (id, depth));
+                break;
+            }
+            self.listings.queued.remove(&id);
+            let Some(folder) = self.folders.at(t, id)? else {
+                continue;
+            };
+            self.listings.outstanding.insert(
+                id,
+                Listing {
+                    depth,
+                    seen: BTreeSet::new(),
+                },
+            );
+            return Ok(Some(ListRequest { folder }));
+        }
+        Ok(None)
+    }
+
+    /// Takes a part of a folder's listing.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_listed(
+        &mut self,
+        now: Instant,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+        entries: Vec<(Name, Result<Observed, LookError>)>,
+    ) -> Result<(), TableError> {
+        let Some(depth) = self.listings.outstanding.get(&folder).map(|l| l.depth) else {
+            return Ok(());
+        };
+        for (name, seen) in entries {
+            if let Some(listing) = self.listings.outstanding.get_mut(&folder) {
+                listing.seen.insert(name_hash(&name));
+            }
+            match seen {
+                Ok(observed) => {
+                    self.listed_one(now, wall, t, depth, (folder, name), observed)?;
+                }
+                Err(error) => self.listing_trouble(t, &(folder, name), &error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn listed_one(
+        &mut self,
+        now: Instant,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        depth: Depth,
+        slot: Slot,
+        observed: Observed,
+    ) -> Result<(), TableError> {
+        let verdict = self.judge(t, &slot, observed.kind)?;
+        if verdict == Verdict::Excluded {
+            // As good as missing: if the ledger has it, the end of the listing will see that.
+            if let Some(listing) = self.listings.outstanding.get_mut(&slot.0) {
+                listing.seen.remove(&name_hash(&slot.1));
+            }
+            return Ok(());
+        }
+        let known = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
+        let Some(id) = known else {
+            return self.listed_new(now, wall, t, slot, &observed, verdict);
+        };
+        let Some(row) = live(t, id)? else {
+            return Ok(());
+        };
+        let same = row.state.kind == observed.kind
+            && row
+                .local
+                .as_ref()
+                .is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity);
+        if !same {
+            self.pending.due_now(slot, now);
+            return Ok(());
+        }
+        if row.state.kind == Kind::Folder {
+            if depth == Depth::Deep {
+                self.listings.deep(id);
+            }
+            if row
+                .local
+                .as_ref()
+                .is_some_and(|l| l.handle != observed.handle)
+            {
+                self.note_handle(t, id, row, &observed)?;
+            }
+            // Its own times are compared when it is listed itself.
+            return Ok(());
+        }
+        self.compare_same(wall, t, id, row, &observed, What::default())
+    }
+
+    fn listed_new(
+        &mut self,
+        now: Instant,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        slot: Slot,
+        observed: &Observed,
+        verdict: Verdict,
+    ) -> Result<(), TableError> {
+        if self.pending.get(&slot).is_some() {
+            // A hint is on its way to a look, which knows more (is it still open?).
+            return Ok(());
+        }
+        if self.vanished.contains_key(&observed.fingerprint.identity) {
+            self.pending.due_now(slot, now);
+            return Ok(());
+        }
+        if self.listings.defer && self.listings.deferred.len() < self.config.pending_max / 2 {
+            self.listings.deferred.push(slot);
+            return Ok(());
+        }
+        self.enter_new(wall, t, slot, observed, verdict)
+    }
+
+    /// A folder's listing ended; `itself` was seen behind it, or says why the listing failed.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_list_end(
+        &mut self,
+        now: Instant,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+        itself: Result<Observed, LookError>,
+    ) -> Result<(), TableError> {
+        let Some(listing) = self.listings.outstanding.remove(&folder) else {
+            return Ok(());
+        };
+        match itself {
+            Ok(observed) => {
+                let mut missing = Vec::new();
+                access::children(t, folder, &mut |name, row| {
+                    if row.object.is_some() && !listing.seen.contains(&name_hash(&name)) {
+                        missing.push(name);
+                    }
+                    ControlFlow::Continue(())
+                })?;
+                for name in missing {
+                    self.pending.due_now((folder, name), now);
+                }
+                self.seen_folders.insert(folder, observed);
+                self.record_folders(wall, t)?;
+            }
+            Err(LookError::Moved) => {
+                // Whatever happened to it, the name that led there tells.
+                if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
+                    self.pending.due_now(slot, now);
+                }
+            }
+            Err(error) => {
+                if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
+                    self.listing_trouble(t, &slot, &error)?;
+                }
+            }
+        }
+        if self.listings.is_quiet() {
+            for slot in std::mem::take(&mut self.listings.deferred) {
+                self.pending.due_now(slot, now);
+            }
+            self.listings.defer = false;
+        }
+        Ok(())
+    }
+
+    pub(super) fn listing_trouble(
+        &mut self,
+        t: &dyn TablesRead,
+        slot: &Slot,
+        error: &LookError,
+    ) -> Result<(), TableError> {
+        let Some(folder) = self.folders.at(t, slot.0)? else {
+            return Ok(());
+        };
+        let path = folder.path.join(&slot.1);
+        match error {
+            LookError::Moved => {}
+            LookError::OtherFilesystem => {
+                self.trouble(
+                    path,
+                    "another filesystem is mounted here: it is not entered",
+                );
+            }
+            LookError::Failed(reason) => self.trouble(path, reason.clone()),
+        }
+        Ok(())
+    }
+}
+
+fn name_hash(name: &Name) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}

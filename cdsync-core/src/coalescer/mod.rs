@@ -1,0 +1,345 @@
+//! The coalescer: turns hints and looks at a source's disk into records.
+//!
+//! Hints only say that something may have changed somewhere; what is recorded comes from looks:
+//! what `stat` shows of the names concerned, compared with the ledger. Call in this order, inside
+//! one transaction where a ledger is asked for:
+//!
+//! 1. [`Coalescer::handle_hints`], [`Coalescer::start_scan`]: inputs;
+//! 2. [`Coalescer::poll_looks`]: names to look at now; answer by [`Coalescer::handle_looked`];
+//! 3. [`Coalescer::poll_listing`]: a folder to list; answer by [`Coalescer::handle_listed`] and
+//!    [`Coalescer::handle_list_end`];
+//! 4. [`Coalescer::poll_flush`]: whether the kernel's queue must be read out before what vanished
+//!    may be taken for gone; answer by [`Coalescer::handle_flushed`];
+//! 5. [`Coalescer::finish`] before the transaction ends, [`Coalescer::handle_committed`] once it is
+//!    durable: only then may [`Coalescer::announced`] be announced;
+//! 6. [`Coalescer::poll_timeout`]: when to call 2 again without any input.
+
+mod commit;
+mod compare;
+mod listing;
+mod pending;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::filter::Filter;
+use crate::ids::{IncarnationId, ObjectId, OriginId};
+pub use crate::ledger::access::Slot;
+use crate::ledger::access::{FolderAt, Folders};
+use crate::ledger::object::{Identity, Observed, Seq};
+use crate::ledger::record::Record;
+use crate::ledger::tables::{TableError, Tables};
+use crate::ledger::writer::LedgerWriter;
+use crate::path::{Name, RelPath};
+use crate::time::{Instant, WallMillis};
+use listing::Listings;
+use pending::Pending;
+
+/// How a hint names its folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FolderKey {
+    /// The kernel's file handle, as [`Observed::handle`] has it.
+    Handle(Vec<u8>),
+    /// The path below the root.
+    Path(RelPath),
+}
+
+/// What a hint says happened; several may be merged into one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct What {
+    /// The name is new.
+    pub created: bool,
+    /// Bytes were written; the file may still be open.
+    pub written: bool,
+    /// A file that was open for writing was closed.
+    pub closed: bool,
+    /// The name went, or came by a rename, or metadata changed: look at once.
+    pub at_once: bool,
+    /// The name is a folder's.
+    pub folder: bool,
+}
+
+impl What {
+    /// Look at once.
+    pub const LOOK: Self = Self {
+        created: false,
+        written: false,
+        closed: false,
+        at_once: true,
+        folder: false,
+    };
+
+    fn merge(&mut self, other: Self) {
+        self.created |= other.created;
+        self.written |= other.written;
+        self.closed |= other.closed;
+        self.at_once |= other.at_once;
+        self.folder |= other.folder;
+    }
+}
+
+/// Something may have changed at a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hint {
+    /// In this folder.
+    pub folder: FolderKey,
+    /// At this name, `None` for the folder itself.
+    pub name: Option<Name>,
+    /// How.
+    pub what: What,
+    /// The other end of a rename.
+    pub partner: Option<(FolderKey, Name)>,
+}
+
+/// Names of one folder to look at, and the folder itself behind them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LookRequest {
+    /// The folder.
+    pub folder: FolderAt,
+    /// The names.
+    pub names: Vec<Name>,
+}
+
+/// Why a look saw nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookError {
+    /// The folder is not where the ledger has it: a hint of what happened to it is on its way.
+    Moved,
+    /// A mount point or subvolume: not entered.
+    OtherFilesystem,
+    /// The disk failed, with what it said.
+    Failed(String),
+}
+
+/// What a look at one name found: `None` where there is nothing.
+pub type NameSeen = Result<Option<Observed>, LookError>;
+
+/// What a look found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    /// The folder.
+    pub folder: ObjectId,
+    /// The folder itself, seen after the names; an error speaks for all of them.
+    pub itself: Result<Observed, LookError>,
+    /// The names.
+    pub names: Vec<(Name, NameSeen)>,
+}
+
+/// A folder to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListRequest {
+    /// The folder.
+    pub folder: FolderAt,
+}
+
+/// Times and bounds; the defaults are the documented ones.
+#[derive(Debug, Clone, Copy)]
+pub struct CoalescerConfig {
+    /// How long a file that stays open for writing holds back its changes.
+    pub max_age: Duration,
+    /// How long a new file that nobody has written to is waited for: it may have been made by a
+    /// link, and then no close ever comes.
+    pub settle: Duration,
+    /// How long the close of a new name waits for the rename that often follows it.
+    pub linger: Duration,
+    /// The same for a new file above [`Self::large`]: its dump would be in vain.
+    pub linger_large: Duration,
+    /// What counts as large, in bytes.
+    pub large: u64,
+    /// How many names wait at most; beyond it hints become a scan of their folder.
+    pub pending_max: usize,
+    /// How many names one round looks at.
+    pub looks_max: usize,
+}
+
+impl Default for CoalescerConfig {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_secs(5),
+            settle: Duration::from_millis(100),
+            linger: Duration::from_micros(300),
+            linger_large: Duration::from_millis(10),
+            large: 1 << 20,
+            pending_max: 65_536,
+            looks_max: 2048,
+        }
+    }
+}
+
+/// Something a person should know of, with the path it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Where.
+    pub path: RelPath,
+    /// What.
+    pub reason: String,
+}
+
+/// The machine; one per source root.
+#[derive(Debug)]
+pub struct Coalescer {
+    config: CoalescerConfig,
+    filter: Filter,
+    ledger: LedgerWriter,
+    folders: Folders,
+    pending: Pending,
+    listings: Listings,
+    /// Objects that vanished from a name and wait for a flush, by identity: a listing that meets
+    /// one of them met a rename.
+    vanished: BTreeMap<Identity, ObjectId>,
+    flush: FlushState,
+    /// Folders whose own metadata is compared once a round ends.
+    seen_folders: BTreeMap<ObjectId, Observed>,
+    /// The last record of a round, which still takes the metadata of its folders.
+    open: Option<Record>,
+    announced: Seq,
+    written: bool,
+    troubles: Vec<Trouble>,
+    trouble_paths: BTreeSet<RelPath>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FlushState {
+    Idle,
+    Wanted,
+    Asked,
+}
+
+/// The most troubles kept until they are taken.
+const TROUBLES_MAX: usize = 256;
+
+impl Coalescer {
+    /// Opens the ledger for a new incarnation; see [`LedgerWriter::open`].
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn open(
+        config: CoalescerConfig,
+        filter: Filter,
+        t: &mut dyn Tables,
+        fresh: OriginId,
+        incarnation: IncarnationId,
+        root: &Observed,
+        now: WallMillis,
+    ) -> Result<Self, TableError> {
+        let ledger = LedgerWriter::open(t, fresh, incarnation, root, now)?;
+        Ok(Self {
+            config,
+            filter,
+            ledger,
+            folders: Folders::default(),
+            pending: Pending::default(),
+            listings: Listings::default(),
+            vanished: BTreeMap::new(),
+            flush: FlushState::Idle,
+            seen_folders: BTreeMap::new(),
+            open: None,
+            announced: Seq(0),
+            written: true,
+            troubles: Vec::new(),
+            trouble_paths: BTreeSet::new(),
+        })
+    }
+
+    /// The ledger's id.
+    #[must_use]
+    pub fn origin(&self) -> OriginId {
+        self.ledger.origin()
+    }
+
+    /// The running incarnation.
+    #[must_use]
+    pub fn incarnation(&self) -> IncarnationId {
+        self.ledger.incarnation()
+    }
+
+    /// The last number given, durable or not.
+    #[must_use]
+    pub fn head(&self) -> Seq {
+        self.ledger.head()
+    }
+
+    /// Content bytes of all records up to [`Self::head`].
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ledger.bytes()
+    }
+
+    /// The last number that may be announced.
+    #[must_use]
+    pub fn announced(&self) -> Seq {
+        self.announced
+    }
+
+    /// Whether a scan is running.
+    #[must_use]
+    pub fn is_scanning(&self) -> bool {
+        !self.listings.is_idle()
+    }
+
+    /// Whether every hint so far has become a record or nothing. Files that wait for their close
+    /// do not count; [`Self::waiting`] names them.
+    #[must_use]
+    pub fn is_settled(&self, now: Instant) -> bool {
+        self.listings.is_idle() && self.pending.is_settled(now)
+    }
+
+    /// Names that wait for something else than their turn, at most `most`.
+    #[must_use]
+    pub fn waiting(&self, most: usize) -> Vec<Slot> {
+        self.pending.slots().take(most).cloned().collect()
+    }
+
+    /// Makes everything that waits for a close or a linger due at once, for a fence.
+    pub fn hurry(&mut self, now: Instant) {
+        self.pending.hurry(now);
+    }
+
+    /// Troubles since the last call, at most 256.
+    pub fn take_troubles(&mut self) -> Vec<Trouble> {
+        self.trouble_paths.clear();
+        std::mem::take(&mut self.troubles)
+    }
+
+    /// Compares the whole tree with the ledger.
+    pub fn start_scan(&mut self) {
+        self.listings
+            .start(ObjectId::root(self.origin()), self.ledger.head() > Seq(1));
+    }
+
+    /// When [`Self::poll_looks`] has something without any further input.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.pending.next_due()
+    }
+
+    /// Writes what must be written before the transaction ends. Returns whether anything was
+    /// written since the last call: whether a commit must be made durable.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
+        self.ledger.save(t)?;
+        Ok(std::mem::take(&mut self.written))
+    }
+
+    /// A durable commit covers everything up to this number.
+    pub fn handle_committed(&mut self, upto: Seq) {
+        debug_assert!(
+            upto <= self.ledger.head(),
+            "only what was written can be durable"
+        );
+        self.announced = self.announced.max(upto);
+    }
+
+    fn trouble(&mut self, path: RelPath, reason: impl Into<String>) {
+        if self.troubles.len() < TROUBLES_MAX && self.trouble_paths.insert(path.clone()) {
+            self.troubles.push(Trouble {
+                path,
+                reason: reason.into(),
+            });
+        }
+    }
+}

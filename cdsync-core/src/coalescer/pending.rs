@@ -1,0 +1,380 @@
+//! Hints that wait for their turn, bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Coalescer, FlushState, FolderKey, Hint, LookRequest, Slot, What};
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, folder_by_handle};
+use crate::ledger::object::Kind;
+use crate::ledger::tables::{TableError, TablesRead};
+use crate::path::Name;
+use crate::time::Instant;
+
+/// One name that may have changed.
+#[derive(Debug, Clone)]
+pub(super) struct Waiting {
+    pub(super) what: What,
+    pub(super) first: Instant,
+    pub(super) due: Instant,
+    /// The other end of a rename: taken together.
+    pub(super) partner: Option<Slot>,
+    /// The object here vanished; it is gone only if it is still missing after a flush.
+    pub(super) confirm: Confirm,
+    /// A large new file was held once already.
+    pub(super) held: bool,
+    /// How often the folder was not where the ledger has it.
+    pub(super) misses: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Confirm {
+    #[default]
+    No,
+    /// Waits for a flush.
+    Waits,
+    /// A flush came: what is missing now is gone.
+    Done,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    slots: BTreeMap<Slot, Waiting>,
+    due: BTreeSet<(Instant, Slot)>,
+    /// Folders to be looked at by themselves.
+    folders: BTreeSet<ObjectId>,
+    /// Vanished names that wait for a flush.
+    confirming: usize,
+}
+
+impl Pending {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.keys()
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        if !self.folders.is_empty() {
+            return Some(Instant::default());
+        }
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    pub(super) fn is_settled(&self, now: Instant) -> bool {
+        self.folders.is_empty()
+            && self.confirming == 0
+            && self.due.first().is_none_or(|(due, _)| *due > now)
+    }
+
+    pub(super) fn hurry(&mut self, now: Instant) {
+        let slots: Vec<Slot> = self.slots.keys().cloned().collect();
+        for slot in slots {
+            let mut waiting = self.take(&slot).expect("the slot was listed just now");
+            waiting.held = true;
+            if waiting.confirm != Confirm::Waits {
+                waiting.due = waiting.due.min(now);
+            }
+            self.put(slot, waiting);
+        }
+    }
+
+    pub(super) fn folder(&mut self, id: ObjectId) {
+        self.folders.insert(id);
+    }
+
+    pub(super) fn get(&self, slot: &Slot) -> Option<&Waiting> {
+        self.slots.get(slot)
+    }
+
+    pub(super) fn take(&mut self, slot: &Slot) -> Option<Waiting> {
+        let waiting = self.slots.remove(slot)?;
+        self.due.remove(&(waiting.due, slot.clone()));
+        self.confirming -= usize::from(waiting.confirm == Confirm::Waits);
+        Some(waiting)
+    }
+
+    /// Puts a name in, replacing what waited there. What waits for a flush is not due by time.
+    pub(super) fn put(&mut self, slot: Slot, waiting: Waiting) {
+        self.take(&slot);
+        if waiting.confirm == Confirm::Waits {
+            self.confirming += 1;
+        } else {
+            self.due.insert((waiting.due, slot.clone()));
+        }
+        self.slots.insert(slot, waiting);
+    }
+
+    /// Puts a name in as due at once, keeping what is known of it.
+    pub(super) fn due_now(&mut self, slot: Slot, now: Instant) {
+        let mut waiting = self
+            .take(&slot)
+            .unwrap_or_else(|| Waiting::new(What::LOOK, now));
+        waiting.what.at_once = true;
+        waiting.due = now;
+        if waiting.confirm == Confirm::Waits {
+            waiting.confirm = Confirm::No;
+        }
+        self.put(slot, waiting);
+    }
+
+    fn confirm_all(&mut self, now: Instant) {
+        let slots: Vec<Slot> = self
+            .slots
+            .iter()
+            .filter(|(_, w)| w.confirm == Confirm::Waits)
+            .map(|(slot, _)| slot.clone())
+            .collect();
+        for slot in slots {
+            let mut waiting = self.take(&slot).expect("the slot was listed just now");
+            waiting.confirm = Confirm::Done;
+            waiting.due = now;
+            self.put(slot, waiting);
+        }
+    }
+}
+
+impl Waiting {
+    pub(super) fn new(what: What, now: Instant) -> Self {
+        Self {
+            what,
+            first: now,
+            due: now,
+            partner: None,
+            confirm: Confirm::No,
+            held: false,
+            misses: 0,
+        }
+    }
+}
+
+impl Coalescer {
+    /// Takes hints. Those of folders that are not in the ledger are outside, or in a folder that
+    /// is listed after it is entered, and say nothing.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_hints(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        hints: impl IntoIterator<Item = Hint>,
+    ) -> Result<(), TableError> {
+        for hint in hints {
+            let folder = self.resolve(t, &hint.folder)?;
+            let partner = match hint.partner {
+                Some((key, name)) => self.resolve(t, &key)?.map(|folder| (folder, name)),
+                None => None,
+            };
+            let Some(name) = hint.name else {
+                if let Some(folder) = folder {
+                    self.pending.folder(folder);
+                }
+                continue;
+            };
+            let slot = folder.map(|folder| (folder, name));
+            if let Some(partner) = partner.clone() {
+                self.hint(now, t, partner, What::LOOK, slot.clone())?;
+            }
+            if let Some(slot) = slot {
+                self.hint(now, t, slot, hint.what, partner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel lost events, or said too little: the whole tree is compared.
+    pub fn handle_gap(&mut self) {
+        self.start_scan();
+    }
+
+    fn resolve(
+        &mut self,
+        t: &dyn TablesRead,
+        key: &FolderKey,
+    ) -> Result<Option<ObjectId>, TableError> {
+        let path = match key {
+            FolderKey::Handle(handle) => return folder_by_handle(t, handle),
+            FolderKey::Path(path) => path,
+        };
+        let mut at = ObjectId::root(self.origin());
+        for component in path.components() {
+            let Ok(name) = Name::new(component) else {
+                return Ok(None);
+            };
+            let row = access::name(t, at, &name)?.and_then(|row| row.object);
+            let Some(next) = row else {
+                // A folder that the ledger has not met: look at where its path leaves the ledger.
+                self.pending.due_now((at, name), Instant::default());
+                return Ok(None);
+            };
+            at = next;
+        }
+        Ok(Some(at))
+    }
+
+    fn hint(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        slot: Slot,
+        what: What,
+        partner: Option<Slot>,
+    ) -> Result<(), TableError> {
+        if slot.1.is_reserved() {
+            return Ok(());
+        }
+        if self.pending.len() >= self.config.pending_max && self.pending.get(&slot).is_none() {
+            self.listings.again(slot.0);
+            return Ok(());
+        }
+        let mut waiting = self
+            .pending
+            .take(&slot)
+            .unwrap_or_else(|| Waiting::new(what, now));
+        waiting.what.merge(what);
+        waiting.partner = partner.or(waiting.partner);
+        // Something new happened here: an earlier flush proves nothing about it.
+        waiting.confirm = Confirm::No;
+        waiting.due = self.due(now, t, &slot, &waiting)?;
+        self.pending.put(slot, waiting);
+        Ok(())
+    }
+
+    fn due(
+        &self,
+        now: Instant,
+        t: &dyn TablesRead,
+        slot: &Slot,
+        waiting: &Waiting,
+    ) -> Result<Instant, TableError> {
+        let what = waiting.what;
+        let at = if what.at_once || what.folder {
+            now
+        } else if what.closed {
+            let known = access::name(t, slot.0, &slot.1)?.is_some_and(|row| row.object.is_some());
+            if known {
+                now
+            } else {
+                now.after(self.config.linger)
+            }
+        } else if what.written {
+            waiting.first.after(self.config.max_age)
+        } else if what.created {
+            waiting.first.after(self.config.settle)
+        } else {
+            now
+        };
+        Ok(at)
+    }
+
+    /// Names to look at now, folder by folder; empty when there are none. Ends of one rename come
+    /// together.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn poll_looks(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+    ) -> Result<Vec<LookRequest>, TableError> {
+        let mut chosen: BTreeMap<ObjectId, Vec<Name>> = BTreeMap::new();
+        let mut slots = BTreeSet::new();
+        while slots.len() < self.config.looks_max {
+            let Some((due, slot)) = self.pending.due.first().cloned() else {
+                break;
+            };
+            if due > now {
+                break;
+            }
+            let mut next = Some(slot);
+            while let Some(slot) = next {
+                let Some(waiting) = self.pending.take(&slot) else {
+                    break;
+                };
+                next = waiting.partner.clone().filter(|p| !slots.contains(p));
+                self.listings.looking.insert(slot.clone(), waiting);
+                slots.insert(slot);
+            }
+        }
+        for (folder, name) in slots {
+            chosen.entry(folder).or_default().push(name);
+        }
+        for folder in std::mem::take(&mut self.pending.folders) {
+            chosen.entry(folder).or_default();
+        }
+        let mut requests = Vec::with_capacity(chosen.len());
+        for (id, names) in chosen {
+            match self.folders.at(t, id)? {
+                Some(folder) => requests.push(LookRequest { folder, names }),
+                None => names.into_iter().for_each(|name| {
+                    self.listings.looking.remove(&(id, name));
+                }),
+            }
+        }
+        Ok(requests)
+    }
+
+    /// Whether the kernel's queue must be read out: everything that it held when this was asked
+    /// must have come through [`Self::handle_hints`] before [`Self::handle_flushed`].
+    pub fn poll_flush(&mut self) -> bool {
+        let wanted = self.flush == FlushState::Wanted && self.listings.is_quiet();
+        if wanted {
+            self.flush = FlushState::Asked;
+        }
+        wanted
+    }
+
+    /// The queue was read out: what vanished before and is still missing is gone.
+    pub fn handle_flushed(&mut self, now: Instant) {
+        if self.flush == FlushState::Asked {
+            self.flush = FlushState::Idle;
+            self.pending.confirm_all(now);
+        }
+    }
+
+    /// Looks at a vanished name again after a flush.
+    pub(super) fn confirm_later(&mut self, slot: Slot, mut waiting: Waiting) {
+        waiting.confirm = Confirm::Waits;
+        self.pending.put(slot, waiting);
+        self.flush = FlushState::Wanted;
+    }
+
+    /// A folder was not where the ledger has it: its names wait for the hint of what happened to
+    /// it; after some tries the name that led there is looked at.
+    pub(super) fn look_again(&mut self, now: Instant, slot: Slot, mut waiting: Waiting) -> bool {
+        waiting.misses += 1;
+        if waiting.misses > 8 {
+            return false;
+        }
+        waiting.due = now.after(std::time::Duration::from_millis(1 << waiting.misses.min(6)));
+        waiting.confirm = Confirm::No;
+        self.pending.put(slot, waiting);
+        true
+    }
+
+    /// Whether a new file is large enough to wait for the rename that may follow.
+    pub(super) fn hold_large(
+        &mut self,
+        now: Instant,
+        slot: &Slot,
+        waiting: &Waiting,
+        kind: Kind,
+        size: u64,
+    ) -> bool {
+        let hold = kind == Kind::File
+            && size > self.config.large
+            && waiting.what.closed
+            && waiting.what.created
+            && !waiting.held;
+        if hold {
+            let mut waiting = waiting.clone();
+            waiting.held = true;
+            waiting.due = now.after(self.config.linger_large);
+            waiting.what.at_once = false;
+            self.pending.put(slot.clone(), waiting);
+        }
+        hold
+    }
+}

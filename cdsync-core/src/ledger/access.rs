@@ -1,0 +1,407 @@
+//! Reading and writing rows by what they mean.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::object::{Identity, Seq};
+use super::record::Record;
+use super::rows::{
+    LiveObject, NameRow, ObjectRow, ParkedRow, decode_row, encode_row, name_key, names_end,
+};
+use super::tables::{Table, TableError, Tables, TablesRead};
+use crate::ids::ObjectId;
+use crate::path::{Name, NameSetDigest, PATH_MAX_BYTES, RelPath};
+
+/// The most folders between an object and its root; a walk that is longer found a damaged ledger.
+const DEPTH_MAX: usize = PATH_MAX_BYTES / 2;
+
+/// Where a name is: its folder's object and its bytes.
+pub type Slot = (ObjectId, Name);
+
+/// A folder as the ledger knows it: what a disk needs to open it and to see that it is the one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderAt {
+    /// Which object.
+    pub id: ObjectId,
+    /// Where, below the root.
+    pub path: RelPath,
+    /// What it was last known by on this disk; `None` where it was not noted.
+    pub identity: Option<Identity>,
+}
+
+/// Reads an object.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn object(t: &dyn TablesRead, id: ObjectId) -> Result<Option<ObjectRow>, TableError> {
+    get(t, Table::Objects, &id.to_key())
+}
+
+/// Reads an object that exists.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn live(t: &dyn TablesRead, id: ObjectId) -> Result<Option<LiveObject>, TableError> {
+    Ok(object(t, id)?.and_then(ObjectRow::into_live))
+}
+
+/// Writes an object that exists.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_live(t: &mut dyn Tables, id: ObjectId, live: LiveObject) -> Result<(), TableError> {
+    t.put(
+        Table::Objects,
+        &id.to_key(),
+        &encode_row(&ObjectRow::Live(live)),
+    )
+}
+
+/// Leaves a tombstone.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_gone(t: &mut dyn Tables, id: ObjectId, by: Seq) -> Result<(), TableError> {
+    t.put(
+        Table::Objects,
+        &id.to_key(),
+        &encode_row(&ObjectRow::Gone(by)),
+    )
+}
+
+/// Reads a name.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn name(
+    t: &dyn TablesRead,
+    parent: ObjectId,
+    name: &Name,
+) -> Result<Option<NameRow>, TableError> {
+    get(t, Table::Names, &name_key(parent, name))
+}
+
+/// Writes a name, or removes its row when there is nothing behind it.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_name(
+    t: &mut dyn Tables,
+    parent: ObjectId,
+    name: &Name,
+    row: NameRow,
+) -> Result<(), TableError> {
+    let key = name_key(parent, name);
+    if row.object.is_none() && row.remnant.is_none() {
+        t.remove(Table::Names, &key)
+    } else {
+        t.put(Table::Names, &key, &encode_row(&row))
+    }
+}
+
+/// Calls `each` for the names of a folder in the order of their bytes, until it breaks.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn children(
+    t: &dyn TablesRead,
+    parent: ObjectId,
+    each: &mut dyn FnMut(Name, NameRow) -> ControlFlow<()>,
+) -> Result<(), TableError> {
+    let mut failed = None;
+    let end = names_end(parent);
+    let to = end.as_ref().map(<[u8; 16]>::as_slice);
+    t.range(Table::Names, &parent.to_key(), to, &mut |key, value| {
+        let parsed = decode_row(Table::Names, value).and_then(|row| {
+            let name = key.get(16..).and_then(|bytes| Name::new(bytes).ok());
+            Ok((
+                name.ok_or(TableError::Corrupt {
+                    table: Table::Names.name(),
+                })?,
+                row,
+            ))
+        });
+        match parsed {
+            Ok((name, row)) => each(name, row),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// The path of an object by its first name, `None` when it hangs below something that is gone.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn path_of(t: &dyn TablesRead, id: ObjectId) -> Result<Option<RelPath>, TableError> {
+    let mut names = Vec::new();
+    let mut at = id;
+    while !at.is_root() {
+        let Some((parent, name)) = live(t, at)?.and_then(|l| l.names.into_iter().next()) else {
+            return Ok(None);
+        };
+        if names.len() > DEPTH_MAX {
+            return Err(TableError::Corrupt {
+                table: Table::Objects.name(),
+            });
+        }
+        names.push(name);
+        at = parent;
+    }
+    Ok(Some(RelPath::from_names_upwards(&names)))
+}
+
+/// Paths of folders, remembered until any folder moves.
+#[derive(Debug, Default)]
+pub struct Folders {
+    known: BTreeMap<ObjectId, FolderAt>,
+}
+
+/// How many folders are remembered: bounds memory, 200 bytes each or so.
+const FOLDERS_MAX: usize = 4096;
+
+impl Folders {
+    /// Where a folder is; `None` when it is not in the ledger.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn at(&mut self, t: &dyn TablesRead, id: ObjectId) -> Result<Option<FolderAt>, TableError> {
+        if let Some(known) = self.known.get(&id) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(row) = live(t, id)? else {
+            return Ok(None);
+        };
+        let path = match row.names.first() {
+            _ if id.is_root() => RelPath::root(),
+            None => return Ok(None),
+            Some((parent, name)) => match self.known.get(parent) {
+                Some(parent) => parent.path.join(name),
+                None => match path_of(t, *parent)? {
+                    Some(path) => path.join(name),
+                    None => return Ok(None),
+                },
+            },
+        };
+        let identity = row.local.map(|l| l.fingerprint.identity);
+        let at = FolderAt { id, path, identity };
+        if self.known.len() >= FOLDERS_MAX {
+            self.known.clear();
+        }
+        self.known.insert(id, at.clone());
+        Ok(Some(at))
+    }
+
+    /// Forgets one folder: it was noted anew.
+    pub fn forget_one(&mut self, id: ObjectId) {
+        self.known.remove(&id);
+    }
+
+    /// Forgets everything: a folder moved, went, or was noted anew.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+}
+
+/// Removes the names and objects below a folder, leaving tombstones. Returns how many objects.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, TableError> {
+    let mut buried = 0;
+    let mut stack = vec![folder];
+    while let Some(at) = stack.pop() {
+        let mut found = Vec::new();
+        children(t, at, &mut |name, row| {
+            found.push((name, row));
+            ControlFlow::Continue(())
+        })?;
+        for (name, row) in found {
+            t.remove(Table::Names, &name_key(at, &name))?;
+            let Some(id) = row.object else { continue };
+            let Some(mut child) = live(t, id)? else {
+                continue;
+            };
+            child.names.retain(|slot| *slot != (at, name.clone()));
+            if !child.names.is_empty() {
+                put_live(t, id, child)?;
+                continue;
+            }
+            if let Some(handle) = child.local.and_then(|l| l.handle) {
+                t.remove(Table::Handles, &handle)?;
+            }
+            t.remove(Table::Parked, &id.to_key())?;
+            put_gone(t, id, by)?;
+            buried += 1;
+            if child.state.kind == super::object::Kind::Folder {
+                stack.push(id);
+            }
+        }
+    }
+    Ok(buried)
+}
+
+/// A digest of the paths below a folder of everything that the ledger has on this disk there.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn digest_below(t: &dyn TablesRead, folder: ObjectId) -> Result<NameSetDigest, TableError> {
+    let mut digest = NameSetDigest::default();
+    let mut stack = vec![(folder, RelPath::root())];
+    while let Some((at, path)) = stack.pop() {
+        let mut found = Vec::new();
+        children(t, at, &mut |name, row| {
+            found.push((path.join(&name), row));
+            ControlFlow::Continue(())
+        })?;
+        for (path, row) in found {
+            let object = match row.object {
+                Some(id) => live(t, id)?,
+                None => None,
+            };
+            let held = object.as_ref().is_some_and(|o| o.local.is_some());
+            if held || row.remnant.is_some() {
+                digest.add(path.as_bytes());
+            }
+            if let (Some(id), Some(object)) = (row.object, object)
+                && held
+                && object.state.kind == super::object::Kind::Folder
+            {
+                stack.push((id, path));
+            }
+        }
+    }
+    Ok(digest)
+}
+
+/// A record of the log with the running sum of content bytes up to and with it.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn log_record(t: &dyn TablesRead, seq: Seq) -> Result<Option<(u64, Record)>, TableError> {
+    get(t, Table::Log, &seq.0.to_be_bytes())
+}
+
+/// Appends to the log.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn append_log(t: &mut dyn Tables, bytes: u64, record: &Record) -> Result<(), TableError> {
+    t.put(
+        Table::Log,
+        &record.seq.0.to_be_bytes(),
+        &encode_row(&(bytes, record)),
+    )
+}
+
+/// Calls `each` for the records behind a number, in order, until it breaks.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn log_after(
+    t: &dyn TablesRead,
+    after: Seq,
+    each: &mut dyn FnMut(u64, Record) -> ControlFlow<()>,
+) -> Result<(), TableError> {
+    let mut failed = None;
+    t.range(
+        Table::Log,
+        &after.next().0.to_be_bytes(),
+        None,
+        &mut |_, value| match decode_row::<(u64, Record)>(Table::Log, value) {
+            Ok((bytes, record)) => each(bytes, record),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Parked objects, in the order of their ids, at most `most`.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn parked(t: &dyn TablesRead, most: usize) -> Result<Vec<(ObjectId, ParkedRow)>, TableError> {
+    let mut rows = Vec::new();
+    let mut failed = None;
+    t.range(Table::Parked, &[], None, &mut |key, value| {
+        let id = ObjectId::from_key(key).ok_or(TableError::Corrupt { table: "parked-0" });
+        match id.and_then(|id| Ok((id, decode_row(Table::Parked, value)?))) {
+            Ok(row) => rows.push(row),
+            Err(error) => failed = Some(error),
+        }
+        if failed.is_some() || rows.len() >= most {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    failed.map_or(Ok(rows), Err)
+}
+
+/// Reads a small fact.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn meta<T: DeserializeOwned>(t: &dyn TablesRead, key: &str) -> Result<Option<T>, TableError> {
+    get(t, Table::Meta, key.as_bytes())
+}
+
+/// Writes a small fact.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_meta<T: Serialize>(t: &mut dyn Tables, key: &str, row: &T) -> Result<(), TableError> {
+    t.put(Table::Meta, key.as_bytes(), &encode_row(row))
+}
+
+fn get<T: DeserializeOwned>(
+    t: &dyn TablesRead,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<T>, TableError> {
+    t.get(table, key)?
+        .map(|bytes| decode_row(table, &bytes))
+        .transpose()
+}
+
+/// The folder behind a kernel file handle.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn folder_by_handle(t: &dyn TablesRead, handle: &[u8]) -> Result<Option<ObjectId>, TableError> {
+    Ok(t.get(Table::Handles, handle)?
+        .and_then(|key| ObjectId::from_key(&key)))
+}
+
+/// A parked object.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn parked_row(t: &dyn TablesRead, id: ObjectId) -> Result<Option<ParkedRow>, TableError> {
+    get(t, Table::Parked, &id.to_key())
+}
+
+/// Parks an object.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_parked(t: &mut dyn Tables, id: ObjectId, row: &ParkedRow) -> Result<(), TableError> {
+    t.put(Table::Parked, &id.to_key(), &encode_row(row))
+}
+
+/// Takes an object off the parked ones.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn remove_parked(t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
+    t.remove(Table::Parked, &id.to_key())
+}

@@ -1,0 +1,207 @@
+//! What an upstream sends: records behind a cursor, and which content goes with them *now*.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use super::access::{FolderAt, Folders, live, log_after, object};
+use super::object::{Content, Fingerprint, Kind, ObjectState, Seq};
+use super::record::Record;
+use super::rows::ObjectRow;
+use super::tables::{TableError, TablesRead};
+use crate::ids::ObjectId;
+use crate::path::Name;
+use crate::time::Timestamp;
+
+/// How much one batch takes at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Records.
+    pub records: usize,
+    /// Content bytes.
+    pub bytes: u64,
+    /// The largest file that travels inside a batch, in bytes.
+    pub inline: u64,
+}
+
+impl Default for BatchLimits {
+    /// 512 records or 1 MiB, whichever is reached first; files up to 64 KiB inline.
+    fn default() -> Self {
+        Self {
+            records: 512,
+            bytes: 1 << 20,
+            inline: 64 << 10,
+        }
+    }
+}
+
+/// Records to send, with what to read for them.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// In rising order, none missing.
+    pub records: Vec<Record>,
+    /// One for each file whose content a record changed, in that order.
+    pub needs: Vec<Need>,
+    /// Running sum of content bytes up to the last record.
+    pub bytes: u64,
+}
+
+/// How a file's content is to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Need {
+    /// Read it and send it with the batch.
+    Read(ContentAt),
+    /// The target pulls it.
+    Pull,
+    /// This subscription has brought this or a newer version already.
+    Sent,
+    /// It is gone.
+    Removed {
+        /// By the record of this number, or one before it.
+        by: Seq,
+    },
+}
+
+/// Where a file's content is on this disk, and what it must look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentAt {
+    /// Which object.
+    pub object: ObjectId,
+    /// Its folder.
+    pub folder: FolderAt,
+    /// Its name there.
+    pub name: Name,
+    /// What it must look like before and after reading.
+    pub fingerprint: Fingerprint,
+    /// The number that last changed the content.
+    pub version: Seq,
+    /// The modification time that belongs to it.
+    pub mtime: Timestamp,
+}
+
+/// One target's stream of records.
+#[derive(Debug, Default)]
+pub struct OutgoingStream {
+    folders: Folders,
+    /// Content that was sent ahead of the record that brought it.
+    ahead: BTreeMap<ObjectId, Seq>,
+}
+
+/// How many objects sent ahead are remembered; beyond it some content is sent twice.
+const AHEAD_MAX: usize = 4096;
+
+impl OutgoingStream {
+    /// Collects records behind `after`, up to `upto`.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn collect(
+        &mut self,
+        t: &dyn TablesRead,
+        after: Seq,
+        upto: Seq,
+        limits: BatchLimits,
+        with_content: bool,
+    ) -> Result<Outgoing, TableError> {
+        self.folders.forget();
+        let mut out = Outgoing::default();
+        let mut content = 0;
+        log_after(t, after, &mut |bytes, record| {
+            if record.seq > upto {
+                return ControlFlow::Break(());
+            }
+            content += record
+                .contents()
+                .map(size)
+                .filter(|size| *size <= limits.inline)
+                .sum::<u64>();
+            out.bytes = bytes;
+            out.records.push(record);
+            if out.records.len() >= limits.records || content >= limits.bytes {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        if with_content {
+            for record in &out.records {
+                for state in record.contents() {
+                    out.needs
+                        .push(self.need(t, record.seq, state, limits.inline)?);
+                }
+            }
+        }
+        if let Some(last) = out.records.last() {
+            self.ahead.retain(|_, seq| *seq > last.seq);
+        }
+        Ok(out)
+    }
+
+    fn need(
+        &mut self,
+        t: &dyn TablesRead,
+        seq: Seq,
+        state: &ObjectState,
+        inline: u64,
+    ) -> Result<Need, TableError> {
+        if self.ahead.get(&state.id).is_some_and(|sent| *sent >= seq) {
+            return Ok(Need::Sent);
+        }
+        let at = match content_at(t, &mut self.folders, state.id, seq)? {
+            Ok(at) => at,
+            Err(by) => return Ok(Need::Removed { by }),
+        };
+        if at.fingerprint.size > inline {
+            return Ok(Need::Pull);
+        }
+        if at.version > seq && self.ahead.len() < AHEAD_MAX {
+            self.ahead.insert(state.id, at.version);
+        }
+        Ok(Need::Read(at))
+    }
+
+    /// An object whose content could not be read after all: it was not sent ahead.
+    pub fn not_sent(&mut self, id: ObjectId) {
+        self.ahead.remove(&id);
+    }
+}
+
+/// Where the current content of an object is: of version `at_least` or newer. The inner error is
+/// the number that removed it.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn content_at(
+    t: &dyn TablesRead,
+    folders: &mut Folders,
+    id: ObjectId,
+    at_least: Seq,
+) -> Result<Result<ContentAt, Seq>, TableError> {
+    let row = match object(t, id)? {
+        Some(ObjectRow::Live(row)) if row.state.kind == Kind::File => row,
+        Some(ObjectRow::Gone(by)) => return Ok(Err(by)),
+        _ => return Ok(Err(at_least)),
+    };
+    let (Some(local), Some((parent, name))) = (&row.local, row.slot()) else {
+        return Ok(Err(at_least));
+    };
+    let Some(folder) = folders.at(t, *parent)? else {
+        return Ok(Err(
+            live(t, *parent)?.map_or(at_least, |p| p.state.version.seq)
+        ));
+    };
+    Ok(Ok(ContentAt {
+        object: id,
+        folder,
+        name: name.clone(),
+        fingerprint: local.fingerprint,
+        version: row.state.content_seq,
+        mtime: row.state.meta.mtime,
+    }))
+}
+
+fn size(state: &ObjectState) -> u64 {
+    match state.content {
+        Content::Data { size, .. } => size,
+        _ => 0,
+    }
+}

@@ -1,0 +1,188 @@
+//! The forms of keys and values in the tables.
+//!
+//! Values are postcard behind a version byte in the table's name ([`Table::name`]); keys are
+//! big-endian so that they sort as what they stand for.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::object::{Fingerprint, Identity, ObjectState, Seq};
+use super::tables::{Table, TableError};
+use crate::ids::{IncarnationId, ObjectId};
+use crate::path::Name;
+use crate::time::WallMillis;
+
+/// What is known of an object.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all rows are live, and none is kept long"
+)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ObjectRow {
+    /// It exists.
+    Live(LiveObject),
+    /// A tombstone: the record of this number removed it.
+    Gone(Seq),
+}
+
+impl ObjectRow {
+    /// The number of the record that last touched the object.
+    #[must_use]
+    pub const fn seq(&self) -> Seq {
+        match self {
+            Self::Live(live) => live.state.version.seq,
+            Self::Gone(seq) => *seq,
+        }
+    }
+
+    /// The object where it exists.
+    #[must_use]
+    pub fn into_live(self) -> Option<LiveObject> {
+        match self {
+            Self::Live(live) => Some(live),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
+/// An object that exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveObject {
+    /// Its state. At a target this is what is *held*, once `local` is there.
+    pub state: ObjectState,
+    /// Its names, in the order in which they were given.
+    pub names: Vec<(ObjectId, Name)>,
+    /// The copy on this disk; `None` while there is none.
+    pub local: Option<Local>,
+}
+
+impl LiveObject {
+    /// Whether any record speaks of it. A folder that only a filter's depth asks to look into is
+    /// in the ledger before anybody is told.
+    #[must_use]
+    pub fn is_announced(&self) -> bool {
+        self.state.version.seq > Seq(0)
+    }
+
+    /// Its first name.
+    #[must_use]
+    pub fn slot(&self) -> Option<&(ObjectId, Name)> {
+        self.names.first()
+    }
+}
+
+/// Facts of the copy on this disk. They never travel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// What tells that it was not touched.
+    pub fingerprint: Fingerprint,
+    /// A folder's kernel file handle.
+    pub handle: Option<Vec<u8>>,
+}
+
+/// What is behind a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRow {
+    /// The object that belongs there; `None` only together with a remnant.
+    pub object: Option<ObjectId>,
+    /// Something older that still sits at the name on this disk, to be replaced when the object's
+    /// content is here, or to be removed when that works.
+    pub remnant: Option<Identity>,
+}
+
+/// An object that could not be applied yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedRow {
+    /// The record that wanted it.
+    pub seq: Seq,
+    /// Why not.
+    pub reason: String,
+    /// Since when.
+    pub since: WallMillis,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it is tried next.
+    pub next_try: WallMillis,
+    /// What is to be done once it works.
+    pub what: ParkedWhat,
+}
+
+/// What a parked object waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ParkedWhat {
+    /// To be made, or to get new content: this state.
+    Content(ObjectState),
+    /// To get this metadata.
+    Meta(ObjectState),
+    /// To be moved from this name to the one that it has in the ledger.
+    Move {
+        /// Where it still is.
+        from: (ObjectId, Name),
+    },
+    /// To be removed from this name; the object itself is a tombstone.
+    Remove {
+        /// Where it still is.
+        at: (ObjectId, Name),
+        /// What it is known by.
+        identity: Identity,
+        /// What it is.
+        kind: super::object::Kind,
+    },
+}
+
+/// One run of an agent over a source's ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// Which.
+    pub id: IncarnationId,
+    /// The one before.
+    pub predecessor: Option<IncarnationId>,
+    /// The last number of the one before: its own start behind it.
+    pub after: Seq,
+}
+
+/// Up to where a target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// It holds everything up to here, but what is parked.
+    pub claim: Seq,
+    /// The incarnation that wrote the record at the claim.
+    pub incarnation: IncarnationId,
+    /// The claim stays where it is until this number is reached: an answer said that the record
+    /// of this number removed or replaced what an earlier one speaks of.
+    pub hold: Seq,
+    /// Running sum of content bytes up to the claim.
+    pub bytes: u64,
+}
+
+/// The key of a name.
+#[must_use]
+pub fn name_key(parent: ObjectId, name: &Name) -> Vec<u8> {
+    let mut key = Vec::with_capacity(16 + name.as_bytes().len());
+    key.extend_from_slice(&parent.to_key());
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+/// The first key behind all names of a folder; `None` for the very last folder there can be.
+#[must_use]
+pub fn names_end(parent: ObjectId) -> Option<[u8; 16]> {
+    let next = u128::from_be_bytes(parent.to_key()).checked_add(1)?;
+    Some(next.to_be_bytes())
+}
+
+/// Encodes a value.
+#[must_use]
+pub fn encode_row<T: Serialize>(row: &T) -> Vec<u8> {
+    postcard::to_allocvec(row).expect("rows consist of types that postcard always encodes")
+}
+
+/// Decodes a value of a table.
+///
+/// # Errors
+/// [`TableError::Corrupt`]; not retryable.
+pub fn decode_row<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, TableError> {
+    postcard::from_bytes(bytes).map_err(|_| TableError::Corrupt {
+        table: table.name(),
+    })
+}

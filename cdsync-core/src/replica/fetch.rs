@@ -1,0 +1,247 @@
+//! Large content that is pulled on streams of its own.
+
+use std::collections::BTreeMap;
+
+use super::{Replica, Then};
+use crate::ids::ObjectId;
+use crate::ledger::access::live;
+use crate::ledger::object::{Hash, ObjectState, Seq};
+use crate::ledger::tables::{TableError, Tables};
+use crate::ledger::writer::size_of;
+use crate::time::{Timestamp, WallMillis};
+
+/// How many fetches run at once: each holds one staged file and two ranges of memory.
+const ACTIVE_MAX: usize = 4;
+/// How many may wait before no more records are taken.
+const WANTED_MAX: usize = 1024;
+
+/// Content to pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchWant {
+    /// Whose.
+    pub object: ObjectId,
+    /// At least this version.
+    pub at_least: Seq,
+    /// The size that the record said, in bytes.
+    pub size: u64,
+}
+
+/// How a fetch ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchResult {
+    /// Staged whole and verified.
+    Staged {
+        /// The number that last changed what was read.
+        version: Seq,
+        /// The modification time that belongs to it.
+        mtime: Timestamp,
+        /// Its size.
+        size: u64,
+        /// Its BLAKE3.
+        hash: Hash,
+    },
+    /// The object is gone, by this record or one before.
+    Removed(Seq),
+    /// It changed while it was read: a later record brings it.
+    Unsettled,
+    /// The upstream or this disk failed, and why.
+    Failed(String),
+    /// The connection ended: asked for again on the next one.
+    Interrupted,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    wanted: BTreeMap<ObjectId, Fetch>,
+    active: usize,
+    /// Staged content whose publishing is to be planned.
+    pub(super) staged: Vec<ObjectId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Fetch {
+    /// The record that wants it: claims stay below.
+    seq: Seq,
+    pub(super) state: ObjectState,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Active,
+    Staged,
+}
+
+impl Fetches {
+    pub(super) fn is_full(&self) -> bool {
+        self.wanted.len() >= WANTED_MAX
+    }
+
+    pub(super) fn first_seq(&self) -> Option<Seq> {
+        self.wanted.values().map(|f| f.seq).min()
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn want(&mut self, seq: Seq, state: ObjectState) {
+        match self.wanted.get_mut(&state.id) {
+            // One that is staged or on its way stays: whatever it brings is applied, and the
+            // version tells whether more is to come.
+            Some(fetch) => fetch.renew(state),
+            None => {
+                let fetch = Fetch {
+                    seq,
+                    state,
+                    phase: Phase::Waiting,
+                };
+                self.wanted.insert(fetch.state.id, fetch);
+            }
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, id: ObjectId) -> Option<&mut Fetch> {
+        self.wanted.get_mut(&id)
+    }
+
+    pub(super) fn remove(&mut self, id: ObjectId) -> Option<Fetch> {
+        let fetch = self.wanted.remove(&id)?;
+        self.active -= usize::from(fetch.phase == Phase::Active);
+        self.staged.retain(|staged| *staged != id);
+        Some(fetch)
+    }
+}
+
+impl Fetch {
+    /// A later record changed the object: the newest state is what will be published.
+    pub(super) fn renew(&mut self, state: ObjectState) {
+        let content_seq = self.state.content_seq.max(state.content_seq);
+        self.state = ObjectState {
+            content_seq,
+            ..state
+        };
+    }
+}
+
+impl Replica {
+    /// The next content to pull, if one more may be.
+    pub fn poll_fetch(&mut self) -> Option<FetchWant> {
+        if self.fetches.active >= ACTIVE_MAX {
+            return None;
+        }
+        let waiting = self
+            .fetches
+            .wanted
+            .iter_mut()
+            .filter(|(_, f)| f.phase == Phase::Waiting);
+        let (id, fetch) = waiting.min_by_key(|(_, f)| f.seq)?;
+        fetch.phase = Phase::Active;
+        self.fetches.active += 1;
+        Some(FetchWant {
+            object: *id,
+            at_least: fetch.state.content_seq,
+            size: size_of(&fetch.state.content),
+        })
+    }
+
+    /// A fetch ended. Returns whether the staged file is wanted; if not, it is to be dropped.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_fetched(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        result: FetchResult,
+    ) -> Result<bool, TableError> {
+        let Some(fetch) = self.fetches.wanted.get_mut(&id) else {
+            return Ok(false);
+        };
+        if fetch.phase == Phase::Active {
+            self.fetches.active -= 1;
+            fetch.phase = Phase::Waiting;
+        }
+        match result {
+            FetchResult::Staged {
+                version,
+                mtime,
+                size,
+                hash,
+            } => {
+                if version < fetch.state.content_seq {
+                    // Older than what a record has said since: once more.
+                    return Ok(false);
+                }
+                if version > fetch.state.content_seq {
+                    fetch.state.meta.mtime = mtime;
+                    fetch.state.content_seq = version;
+                    self.hold = self.hold.max(version);
+                }
+                fetch.state.content = crate::ledger::object::Content::Data {
+                    size,
+                    hash: Some(hash),
+                };
+                fetch.phase = Phase::Staged;
+                self.fetches.staged.push(id);
+                return Ok(true);
+            }
+            FetchResult::Removed(by) => {
+                self.hold = self.hold.max(by);
+                self.fetches.remove(id);
+                self.unpark(t, id)?;
+            }
+            FetchResult::Unsettled => {
+                self.park_fetch(wall, t, id, "it is changing at the source".to_owned())?;
+            }
+            FetchResult::Failed(reason) => self.park_fetch(wall, t, id, reason)?,
+            FetchResult::Interrupted => {}
+        }
+        Ok(false)
+    }
+
+    fn park_fetch(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        reason: String,
+    ) -> Result<(), TableError> {
+        let Some(fetch) = self.fetches.remove(id) else {
+            return Ok(());
+        };
+        self.park_content(wall, t, fetch.seq, fetch.state, reason)
+    }
+
+    /// Plans the publishing of what was staged. The operations go into the running step.
+    pub(super) fn plan_staged(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        for id in std::mem::take(&mut self.fetches.staged) {
+            let Some(fetch) = self.fetches.get_mut(id) else {
+                continue;
+            };
+            let state = fetch.state.clone();
+            if live(t, id)?.is_none() {
+                self.fetches.remove(id);
+                continue;
+            }
+            let Some((place, over)) = self.place_of(t, id)? else {
+                self.fetches.remove(id);
+                continue;
+            };
+            self.run(
+                super::ApplyOp::WriteFile {
+                    id,
+                    at: place,
+                    body: super::Body::Staged(id),
+                    meta: state.meta,
+                    over,
+                    adopt: false,
+                },
+                Then::Held(Box::new(state)),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,451 @@
+//! The replica: brings a target's disk to what its upstream's records say.
+//!
+//! State, not operations, is applied: the replica compares a record with its own rows and asks the
+//! disk for what is missing, so a record may come twice, or over anything half-applied. Call in
+//! this order, inside one transaction where a ledger is asked for:
+//!
+//! 1. [`Replica::handle_accepted`], [`Replica::handle_tick`], [`Replica::handle_batch`],
+//!    [`Replica::handle_fetched`]: inputs; the next batch only once the one before was taken in
+//!    whole ([`Replica::is_idle`]);
+//! 2. [`Replica::poll_step`]: what to do on the disk now; answer by [`Replica::handle_applied`];
+//! 3. [`Replica::poll_fetch`]: large content to pull;
+//! 4. [`Replica::poll_sync`]: whether the disk must be synced; answer by [`Replica::handle_synced`]
+//!    inside a transaction that is made durable, then [`Replica::claim`] may be reported;
+//! 5. [`Replica::poll_timeout`]: when parked objects are tried again: [`Replica::handle_timeout`].
+
+mod fetch;
+mod op;
+mod parked;
+mod plan;
+mod result;
+mod structure;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub use fetch::{FetchResult, FetchWant};
+pub use op::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
+pub use sweep::SweepEntry;
+
+use crate::filter::Filter;
+use crate::ids::{IncarnationId, ObjectId, OriginId};
+use crate::ledger::access::{self, Folders, meta, put_meta};
+use crate::ledger::object::Seq;
+use crate::ledger::record::Record;
+use crate::ledger::rows::Progress;
+use crate::ledger::tables::{TableError, Tables, TablesRead};
+use crate::path::RelPath;
+use crate::time::{Hlc, WallMillis};
+use crate::wire::{Accepted, BatchHeader, Cursor, Inline, Op, Tick};
+use fetch::Fetches;
+use sweep::Sweep;
+
+const ORIGIN: &str = "replica-origin";
+const PROGRESS: &str = "replica-progress";
+const ADOPTING: &str = "replica-adopting";
+
+/// How many objects may be parked before no more records are taken.
+pub const PARKED_MAX: usize = 10_000;
+
+/// Why a batch or an answer is refused: the upstream misbehaves. Not retryable on the same
+/// subscription.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplicaError {
+    /// Records do not continue where the ones before ended.
+    #[error("the upstream sent record {got} where {wanted} was due")]
+    OutOfOrder {
+        /// What was due.
+        wanted: Seq,
+        /// What came.
+        got: Seq,
+    },
+    /// The number of contents does not fit the records, or a content is not what its record says.
+    #[error("the contents of a batch do not fit its records")]
+    Contents,
+    /// A record speaks of objects of another ledger, or makes a folder its own ancestor.
+    #[error("record {0} does not fit the ledger")]
+    Record(Seq),
+}
+
+/// A change that was applied, for the job's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    /// The label.
+    pub op: Op,
+    /// Where it is now.
+    pub path: RelPath,
+    /// Where it was before.
+    pub from: Option<RelPath>,
+    /// The record.
+    pub seq: Seq,
+    /// When it was recorded at the source.
+    pub hlc: Hlc,
+}
+
+/// The machine; one per target root.
+#[derive(Debug)]
+pub struct Replica {
+    filter: Filter,
+    origin: Option<OriginId>,
+    progress: Progress,
+    /// The last record read.
+    cursor: Seq,
+    /// The highest number that the upstream announced.
+    head: Seq,
+    head_bytes: u64,
+    /// Whether the source's first scan has ended.
+    complete: bool,
+    adopting: bool,
+    folders: Folders,
+    queue: VecDeque<Queued>,
+    /// Operations under way, with what their results mean.
+    running: Vec<Running>,
+    fetches: Fetches,
+    parked: BTreeMap<ObjectId, WallMillis>,
+    /// Folders whose times must be set again: something was changed in them.
+    touched: BTreeSet<ObjectId>,
+    /// Ends of batches, for claims.
+    marks: VecDeque<Mark>,
+    batch_end: Option<Mark>,
+    hold: Seq,
+    syncing: Option<Mark>,
+    dirty: bool,
+    sweep: Sweep,
+    logged: Vec<Logged>,
+}
+
+/// A record of the batch being applied, with its contents.
+#[derive(Debug)]
+struct Queued {
+    record: Record,
+    contents: Vec<(usize, Inline)>,
+}
+
+/// The meaning of an operation's result.
+#[derive(Debug)]
+struct Running {
+    op: ApplyOp,
+    then: Then,
+}
+
+#[derive(Debug)]
+enum Then {
+    /// The object is held in this state.
+    Held(Box<crate::ledger::object::ObjectState>),
+    /// Only the metadata of what is held changed.
+    Meta(Box<crate::ledger::object::ObjectState>),
+    /// A folder's times were set again.
+    Touched,
+    /// Objects were moved from these names.
+    Moved(Vec<(ObjectId, access::Slot)>),
+    /// A name was emptied.
+    Removed(Seq, access::Slot),
+    /// Content was looked for before it is fetched.
+    Adopted(Box<crate::ledger::object::ObjectState>),
+    /// Something foreign was removed.
+    Swept,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    seq: Seq,
+    incarnation: IncarnationId,
+    bytes: u64,
+    hold: Seq,
+}
+
+impl Replica {
+    /// Opens a target's ledger. `adopt` for a root that may hold foreign content, which is taken
+    /// over: what is equal stays, the rest goes to the trash.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn open(t: &mut dyn Tables, filter: Filter, adopt: bool) -> Result<Self, TableError> {
+        let origin = meta(t, ORIGIN)?;
+        let adopting = match meta(t, ADOPTING)? {
+            Some(adopting) => adopting,
+            None => {
+                put_meta(t, ADOPTING, &adopt)?;
+                adopt
+            }
+        };
+        let progress: Progress = meta(t, PROGRESS)?.unwrap_or_default();
+        let parked = access::parked(t, usize::MAX)?;
+        Ok(Self {
+            filter,
+            origin,
+            progress,
+            cursor: progress.claim,
+            head: progress.claim,
+            head_bytes: progress.bytes,
+            complete: false,
+            adopting,
+            folders: Folders::default(),
+            queue: VecDeque::new(),
+            running: Vec::new(),
+            fetches: Fetches::default(),
+            parked: parked
+                .into_iter()
+                .map(|(id, row)| (id, row.next_try))
+                .collect(),
+            touched: BTreeSet::new(),
+            marks: VecDeque::new(),
+            batch_end: None,
+            hold: progress.hold,
+            syncing: None,
+            dirty: false,
+            sweep: Sweep::default(),
+            logged: Vec::new(),
+        })
+    }
+
+    /// Whose records it holds; `None` before the first subscription.
+    #[must_use]
+    pub fn origin(&self) -> Option<OriginId> {
+        self.origin
+    }
+
+    /// Where to resume.
+    #[must_use]
+    pub fn resume(&self) -> Option<Cursor> {
+        let origin = self.origin?;
+        (self.progress.claim > Seq(0)).then_some(Cursor {
+            origin,
+            incarnation: self.progress.incarnation,
+            seq: self.progress.claim,
+        })
+    }
+
+    /// It holds everything up to here, but what is parked; durable.
+    #[must_use]
+    pub fn claim(&self) -> Seq {
+        self.progress.claim
+    }
+
+    /// The highest number that its upstream announced.
+    #[must_use]
+    pub fn head(&self) -> Seq {
+        self.head
+    }
+
+    /// Content bytes that are announced and not claimed.
+    #[must_use]
+    pub fn pending_bytes(&self) -> u64 {
+        self.head_bytes.saturating_sub(self.progress.bytes)
+    }
+
+    /// How many objects are parked.
+    #[must_use]
+    pub fn parked_count(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Whether everything announced is held, and the source has said everything once.
+    #[must_use]
+    pub fn is_in_sync(&self) -> bool {
+        self.complete && self.claim() >= self.head && !self.adopting
+    }
+
+    /// Whether the first copy is still running.
+    #[must_use]
+    pub fn is_copying(&self) -> bool {
+        !self.complete || self.adopting
+    }
+
+    /// Whether the batch before was taken in, so that the next may come.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.running.is_empty() && self.batch_end.is_none()
+    }
+
+    /// Whether no more records should be asked for until something that waits is done.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.parked.len() >= PARKED_MAX || self.fetches.is_full()
+    }
+
+    /// Changes applied since the last call.
+    pub fn take_logged(&mut self) -> Vec<Logged> {
+        std::mem::take(&mut self.logged)
+    }
+
+    /// The upstream accepted the subscription. `false`: what this ledger holds is of another
+    /// history, and the caller must begin with an empty ledger, adopting what is on the disk.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_accepted(
+        &mut self,
+        t: &mut dyn Tables,
+        accepted: &Accepted,
+    ) -> Result<bool, TableError> {
+        match self.origin {
+            Some(origin) if origin != accepted.origin => return Ok(false),
+            Some(_) if self.progress.claim > Seq(0) && !accepted.resumed => return Ok(false),
+            Some(_) => {}
+            None => {
+                self.origin = Some(accepted.origin);
+                put_meta(t, ORIGIN, &accepted.origin)?;
+            }
+        }
+        // What was read but not claimed comes again.
+        self.queue.clear();
+        self.batch_end = None;
+        self.marks.clear();
+        self.fetches.clear();
+        self.cursor = self.progress.claim;
+        self.hold = self.progress.hold;
+        self.head = self.head.max(accepted.head);
+        self.complete = accepted.complete;
+        Ok(true)
+    }
+
+    /// A sign of life.
+    pub fn handle_tick(&mut self, tick: &Tick) {
+        self.head = self.head.max(tick.head);
+        self.head_bytes = self.head_bytes.max(tick.bytes);
+        self.complete = tick.complete;
+        self.maybe_sweep();
+    }
+
+    /// Takes a batch: records with their contents, of which the driver keeps the bytes until the
+    /// batch is taken in.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the upstream misbehaves; drop the subscription.
+    pub fn handle_batch(&mut self, batch: BatchHeader) -> Result<(), ReplicaError> {
+        debug_assert!(self.is_idle(), "one batch at a time");
+        let origin = self.origin.unwrap_or_default();
+        let mut contents = batch.contents.into_iter().enumerate();
+        let mut wanted = self.cursor.next();
+        let mut queue = VecDeque::with_capacity(batch.records.len());
+        for record in batch.records {
+            if record.seq != wanted {
+                return Err(ReplicaError::OutOfOrder {
+                    wanted,
+                    got: record.seq,
+                });
+            }
+            if !plan::fits(&record, origin) {
+                return Err(ReplicaError::Record(record.seq));
+            }
+            wanted = wanted.next();
+            let count = record.contents().count();
+            let contents: Vec<_> = contents.by_ref().take(count).collect();
+            if contents.len() != count {
+                return Err(ReplicaError::Contents);
+            }
+            queue.push_back(Queued { record, contents });
+        }
+        if contents.next().is_some() {
+            return Err(ReplicaError::Contents);
+        }
+        let Some(last) = queue.back() else {
+            return Ok(());
+        };
+        self.head = self.head.max(batch.head).max(last.record.seq);
+        self.head_bytes = self.head_bytes.max(batch.bytes);
+        self.batch_end = Some(Mark {
+            seq: last.record.seq,
+            incarnation: last.record.incarnation,
+            bytes: batch.bytes,
+            hold: Seq(0),
+        });
+        self.queue = queue;
+        Ok(())
+    }
+
+    /// Whether the disk must be synced before more can be claimed; one sync at a time.
+    pub fn poll_sync(&mut self) -> bool {
+        if self.syncing.is_some() || !self.is_idle() {
+            return false;
+        }
+        let limit = self.fetches.first_seq();
+        while self.marks.len() > 1 && limit.is_none_or(|limit| self.marks[1].seq < limit) {
+            self.marks.pop_front();
+        }
+        let ready = self.marks.front().copied().filter(|mark| {
+            limit.is_none_or(|limit| mark.seq < limit)
+                && mark.seq > self.progress.claim
+                && mark.hold <= mark.seq
+        });
+        self.syncing = ready;
+        ready.is_some()
+    }
+
+    /// Whether anything was changed on the disk since the last sync began.
+    pub fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Everything that was on the disk when [`Self::poll_sync`] said so is durable: writes the new
+    /// claim, which counts once this transaction is durable too.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_synced(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        let Some(mark) = self.syncing.take() else {
+            return Ok(());
+        };
+        self.progress = Progress {
+            claim: mark.seq,
+            incarnation: mark.incarnation,
+            hold: mark.hold,
+            bytes: mark.bytes,
+        };
+        self.marks.retain(|m| m.seq > mark.seq);
+        put_meta(t, PROGRESS, &self.progress)?;
+        self.maybe_sweep();
+        Ok(())
+    }
+
+    /// A sync failed: nothing is claimed, and it is asked for again.
+    pub fn handle_sync_failed(&mut self) {
+        self.syncing = None;
+        self.dirty = true;
+    }
+
+    fn end_batch(&mut self) {
+        let Some(mut mark) = self.batch_end.take() else {
+            return;
+        };
+        mark.hold = self.hold;
+        self.cursor = mark.seq;
+        self.marks.push_back(mark);
+    }
+
+    fn log(&mut self, t: &dyn TablesRead, record: &Record) -> Result<(), TableError> {
+        if self.is_copying() {
+            return Ok(());
+        }
+        for change in crate::change::changes(record) {
+            let path = match change.name {
+                Some(at) => self
+                    .folders
+                    .at(t, at.parent)?
+                    .map(|f| f.path.join(&at.name)),
+                None => access::path_of(t, change.object)?,
+            };
+            let from = match change.from {
+                Some(at) => self
+                    .folders
+                    .at(t, at.parent)?
+                    .map(|f| f.path.join(&at.name)),
+                None => None,
+            };
+            let Some(path) = path else { continue };
+            let (op, seq, hlc) = (change.op, record.seq, record.hlc);
+            self.logged.push(Logged {
+                op,
+                path,
+                from,
+                seq,
+                hlc,
+            });
+        }
+        Ok(())
+    }
+}

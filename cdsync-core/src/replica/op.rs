@@ -1,0 +1,173 @@
+//! What a replica asks of a disk.
+
+use crate::ids::ObjectId;
+use crate::ledger::access::FolderAt;
+use crate::ledger::object::{Identity, Kind, Metadata, Observed};
+use crate::path::{Name, NameSetDigest};
+use crate::time::Timestamp;
+
+/// A name in a folder, as a disk can find it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The folder.
+    pub folder: FolderAt,
+    /// The name in it.
+    pub name: Name,
+}
+
+/// Where a file's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// In the batch being applied: the content of this index.
+    Inline(usize),
+    /// Fetched and staged for this object.
+    Staged(ObjectId),
+}
+
+/// One object to move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveOne {
+    /// Which object.
+    pub id: ObjectId,
+    /// From where.
+    pub from: Place,
+    /// To where.
+    pub to: Place,
+    /// What it is known by.
+    pub identity: Identity,
+}
+
+/// One thing to do. Every one may be done twice, or over its own half-done state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApplyOp {
+    /// Makes a folder, or takes the one that is there.
+    MakeFolder {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// Its metadata (its times are set again once its content is there).
+        meta: Metadata,
+    },
+    /// Publishes a file.
+    WriteFile {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// Its bytes.
+        body: Body,
+        /// Its metadata.
+        meta: Metadata,
+        /// What is expected at the name: replaced, and dropped as an older version of our own.
+        /// Whatever else is found there goes to the trash.
+        over: Option<Identity>,
+        /// A file of equal size and modification time that is there already is taken as it is.
+        adopt: bool,
+    },
+    /// Takes a file that is there already if its size and modification time are these.
+    AdoptFile {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// Size in bytes.
+        size: u64,
+        /// Modification time.
+        mtime: Timestamp,
+        /// Its metadata.
+        meta: Metadata,
+    },
+    /// Publishes a symbolic link.
+    MakeLink {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// What it points to.
+        target: Vec<u8>,
+        /// Its metadata.
+        meta: Metadata,
+        /// As for files.
+        over: Option<Identity>,
+    },
+    /// Sets metadata.
+    SetMeta {
+        /// Which object.
+        id: ObjectId,
+        /// Where; `None` for the root folder.
+        at: Option<Place>,
+        /// What it is known by.
+        identity: Identity,
+        /// What it is.
+        kind: Kind,
+        /// The metadata.
+        meta: Metadata,
+    },
+    /// Moves objects, each to where another one may still be.
+    Move(Vec<MoveOne>),
+    /// Moves something into the trash.
+    Remove {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// What it is known by.
+        identity: Identity,
+        /// What it is.
+        kind: Kind,
+        /// For a folder: everything that the ledger has below it. What else is there stays.
+        below: NameSetDigest,
+    },
+}
+
+impl ApplyOp {
+    /// The object that it is about; the first of a move.
+    #[must_use]
+    pub fn object(&self) -> Option<ObjectId> {
+        match self {
+            Self::MakeFolder { id, .. }
+            | Self::WriteFile { id, .. }
+            | Self::AdoptFile { id, .. }
+            | Self::MakeLink { id, .. }
+            | Self::SetMeta { id, .. }
+            | Self::Remove { id, .. } => Some(*id),
+            Self::Move(moves) => moves.first().map(|m| m.id),
+        }
+    }
+
+    /// The folder that it happens in: operations of different folders may run side by side.
+    #[must_use]
+    pub fn folder(&self) -> Option<ObjectId> {
+        match self {
+            Self::MakeFolder { at, .. }
+            | Self::WriteFile { at, .. }
+            | Self::AdoptFile { at, .. }
+            | Self::MakeLink { at, .. }
+            | Self::Remove { at, .. } => Some(at.folder.id),
+            Self::SetMeta { at, .. } => at.as_ref().map(|at| at.folder.id),
+            Self::Move(_) => None,
+        }
+    }
+}
+
+/// Operations that may be done in any order and side by side, but for folders: those are made
+/// first, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Step {
+    /// The operations.
+    pub ops: Vec<ApplyOp>,
+    /// One after another, in their order.
+    pub ordered: bool,
+}
+
+/// What an operation came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApplyResult {
+    /// Done; what is there now, where there is something. For a move, one for each object.
+    Done(Vec<Observed>),
+    /// [`ApplyOp::AdoptFile`]: what is there is not equal.
+    NotEqual,
+    /// Not done, and why, for people.
+    Failed(String),
+}

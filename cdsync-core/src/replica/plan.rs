@@ -1,0 +1,481 @@
+//! From records to operations.
+
+use std::collections::BTreeSet;
+
+use super::{ApplyOp, Body, Place, Queued, Replica, Running, Step, Then};
+use crate::ids::{ObjectId, OriginId};
+use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
+use crate::ledger::object::{Content, Identity, Kind, ObjectState, Seq};
+use crate::ledger::record::{RECORD_MAX_ITEMS, Record};
+use crate::ledger::rows::{LiveObject, NameRow, ObjectRow};
+use crate::ledger::tables::{TableError, Tables, TablesRead};
+use crate::ledger::writer::size_of;
+use crate::time::WallMillis;
+use crate::wire::Inline;
+
+/// The longest target of a symbolic link: `PATH_MAX` less the final NUL.
+const LINK_MAX_BYTES: usize = 4095;
+
+/// Whether a record can be true of a ledger of this origin; what a hostile upstream could send
+/// ends here.
+pub(super) fn fits(record: &Record, origin: OriginId) -> bool {
+    let named = |id: ObjectId| record.objects.iter().any(|state| state.id == id);
+    record.names.len() <= RECORD_MAX_ITEMS
+        && record.objects.len() <= 2 * RECORD_MAX_ITEMS
+        && record.removed.len() <= RECORD_MAX_ITEMS
+        && record.names.iter().all(|n| {
+            n.parent.origin == origin
+                && !n.name.is_reserved()
+                && n.object
+                    .is_none_or(|id| id.origin == origin && !id.is_root())
+        })
+        && (record.names.len() > 64 || record.names.iter().all(|n| n.object.is_none_or(named)))
+        && record
+            .removed
+            .iter()
+            .all(|id| id.origin == origin && !id.is_root())
+        && record
+            .objects
+            .iter()
+            .all(|state| state_fits(record.seq, state, origin))
+}
+
+fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
+    let content_fits = match (state.kind, &state.content) {
+        (Kind::File, Content::Data { .. }) => true,
+        (Kind::Symlink, Content::Link(target)) => {
+            !target.is_empty() && target.len() <= LINK_MAX_BYTES && !target.contains(&0)
+        }
+        (Kind::Folder, Content::None) => true,
+        _ => false,
+    };
+    content_fits
+        && state.id.origin == origin
+        && state.version.origin == origin
+        && state.version.seq == seq
+        && state.content_seq <= seq
+        && state.meta.mode <= 0o7777
+        && state.meta.mtime.nanos < 1_000_000_000
+        && (!state.id.is_root() || state.kind == Kind::Folder)
+}
+
+impl Replica {
+    /// What to do on the disk now; `None` when there is nothing, or a step is under way.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn poll_step(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+    ) -> Result<Option<Step>, TableError> {
+        if !self.running.is_empty() {
+            return Ok(None);
+        }
+        self.plan_staged(t)?;
+        let mut ordered = false;
+        if self.running.is_empty() {
+            ordered = self.plan_queue(wall, t)?;
+        }
+        if self.running.is_empty() && self.queue.is_empty() {
+            self.plan_touched(t)?;
+            if self.running.is_empty() {
+                self.end_batch();
+            }
+        }
+        if self.running.is_empty() {
+            return Ok(None);
+        }
+        let ops = self
+            .running
+            .iter()
+            .map(|running| running.op.clone())
+            .collect();
+        Ok(Some(Step { ops, ordered }))
+    }
+
+    /// Takes records from the queue until there is something to do that the next one must wait
+    /// for. Returns whether the operations must be done one after another.
+    fn plan_queue(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<bool, TableError> {
+        let mut busy = BTreeSet::new();
+        while let Some(queued) = self.queue.front() {
+            if queued
+                .record
+                .objects
+                .iter()
+                .any(|state| busy.contains(&state.id))
+            {
+                return Ok(false);
+            }
+            let simple = is_simple(t, &queued.record)?;
+            if !simple && !self.running.is_empty() {
+                return Ok(false);
+            }
+            let Some(queued) = self.queue.pop_front() else {
+                break;
+            };
+            busy.extend(queued.record.objects.iter().map(|state| state.id));
+            self.log(t, &queued.record)?;
+            if simple {
+                self.plan_simple(wall, t, &queued)?;
+            } else {
+                self.plan_structure(wall, t, &queued)?;
+                if !self.running.is_empty() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn plan_simple(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        queued: &Queued,
+    ) -> Result<(), TableError> {
+        for state in &queued.record.objects {
+            let name = queued
+                .record
+                .names
+                .iter()
+                .find(|n| n.object == Some(state.id));
+            let slot = name.map(|n| (n.parent, n.name.clone()));
+            self.plan_object(wall, t, queued, state, slot, None)?;
+        }
+        Ok(())
+    }
+
+    /// Plans what is missing of one object. `slot` is its new name if it is to be made there;
+    /// `over` what is known to sit at that name.
+    pub(super) fn plan_object(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        queued: &Queued,
+        state: &ObjectState,
+        slot: Option<Slot>,
+        over: Option<Identity>,
+    ) -> Result<(), TableError> {
+        let seq = queued.record.seq;
+        let content = content_of(queued, state.id);
+        match (object(t, state.id)?, slot) {
+            (Some(row), _) if row.seq() > seq => Ok(()),
+            (Some(ObjectRow::Live(row)), _) if row.local.is_some() => {
+                if row.state.version.seq == seq && row.state == *state {
+                    return Ok(());
+                }
+                self.plan_change(wall, t, seq, state, content, row)
+            }
+            (Some(ObjectRow::Live(_)), None) if state.id.is_root() => Ok(()),
+            (Some(ObjectRow::Live(mut row)), None) => {
+                // Known, not here: being fetched, parked, or already gone at the source.
+                row.state = state.clone();
+                put_live(t, state.id, row)?;
+                if let Some(fetch) = self.fetches.get_mut(state.id) {
+                    fetch.renew(state.clone());
+                    return Ok(());
+                }
+                if content.is_some() {
+                    return self.plan_content(wall, t, seq, state, content, over);
+                }
+                self.renew_parked(t, state)
+            }
+            (row, Some(slot)) => {
+                if matches!(row, Some(ObjectRow::Gone(by)) if by >= seq) {
+                    return Ok(());
+                }
+                if !self.parent_is_live(t, slot.0)? {
+                    return Ok(());
+                }
+                put_name(
+                    t,
+                    slot.0,
+                    &slot.1,
+                    NameRow {
+                        object: Some(state.id),
+                        remnant: over,
+                    },
+                )?;
+                let row = LiveObject {
+                    state: state.clone(),
+                    names: vec![slot],
+                    local: None,
+                };
+                put_live(t, state.id, row)?;
+                self.plan_content(wall, t, seq, state, content, over)
+            }
+            (None, None) if state.id.is_root() => {
+                let row = LiveObject {
+                    state: state.clone(),
+                    names: Vec::new(),
+                    local: None,
+                };
+                self.touched.insert(state.id);
+                put_live(t, state.id, row)
+            }
+            // Never named here: its name's record was skipped because it was gone by then.
+            (Some(ObjectRow::Gone(_)) | None, None) => Ok(()),
+        }
+    }
+
+    fn parent_is_live(&self, t: &dyn TablesRead, parent: ObjectId) -> Result<bool, TableError> {
+        Ok(parent.is_root() || live(t, parent)?.is_some())
+    }
+
+    /// Plans the making of something that has its rows but is not on the disk.
+    pub(super) fn plan_content(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        seq: Seq,
+        state: &ObjectState,
+        content: Option<(usize, &Inline)>,
+        over: Option<Identity>,
+    ) -> Result<(), TableError> {
+        let id = state.id;
+        let Some((at, noted)) = self.place_of(t, id)? else {
+            return Ok(());
+        };
+        let over = over.or(noted);
+        self.touched.insert(at.folder.id);
+        let meta = state.meta;
+        match (&state.kind, &state.content) {
+            (Kind::Folder, _) => {
+                self.touched.insert(id);
+                let held = Then::Held(Box::new(state.clone()));
+                self.run(ApplyOp::MakeFolder { id, at, meta }, held);
+                Ok(())
+            }
+            (Kind::Symlink, Content::Link(target)) => {
+                let held = Then::Held(Box::new(state.clone()));
+                let target = target.clone();
+                self.run(
+                    ApplyOp::MakeLink {
+                        id,
+                        at,
+                        target,
+                        meta,
+                        over,
+                    },
+                    held,
+                );
+                Ok(())
+            }
+            _ => self.plan_file(wall, t, seq, state, content, at, over),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one file's facts, used once")]
+    fn plan_file(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        seq: Seq,
+        state: &ObjectState,
+        content: Option<(usize, &Inline)>,
+        at: Place,
+        over: Option<Identity>,
+    ) -> Result<(), TableError> {
+        let id = state.id;
+        let adopt = self.adopting;
+        match content {
+            Some((
+                index,
+                Inline::Here {
+                    version,
+                    len,
+                    hash,
+                    mtime,
+                },
+            )) => {
+                let mut state = state.clone();
+                if *version > seq {
+                    state.content_seq = *version;
+                    state.meta.mtime = *mtime;
+                    self.hold = self.hold.max(*version);
+                }
+                state.content = Content::Data {
+                    size: u64::from(*len),
+                    hash: Some(*hash),
+                };
+                let (meta, body) = (state.meta, Body::Inline(index));
+                let op = ApplyOp::WriteFile {
+                    id,
+                    at,
+                    body,
+                    meta,
+                    over,
+                    adopt,
+                };
+                self.run(op, Then::Held(Box::new(state)));
+            }
+            Some((_, Inline::Removed { by })) => self.hold = self.hold.max(*by),
+            Some((_, Inline::Unsettled)) => {
+                let reason = "it is changing at the source".to_owned();
+                return self.park_content(wall, t, seq, state.clone(), reason);
+            }
+            Some((_, Inline::Unreadable { reason })) => {
+                let reason = format!("the source cannot read it: {reason}");
+                return self.park_content(wall, t, seq, state.clone(), reason);
+            }
+            Some((_, Inline::Pull)) if adopt && over.is_none() => {
+                let (size, mtime) = (size_of(&state.content), state.meta.mtime);
+                let op = ApplyOp::AdoptFile {
+                    id,
+                    at,
+                    size,
+                    mtime,
+                    meta: state.meta,
+                };
+                self.run(op, Then::Adopted(Box::new(state.clone())));
+            }
+            Some((_, Inline::Pull | Inline::Sent)) | None => self.fetches.want(seq, state.clone()),
+        }
+        Ok(())
+    }
+
+    /// Plans the change of something that is on the disk and keeps its name.
+    fn plan_change(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        seq: Seq,
+        state: &ObjectState,
+        content: Option<(usize, &Inline)>,
+        mut row: LiveObject,
+    ) -> Result<(), TableError> {
+        let held_newer = row.state.content_seq >= state.content_seq;
+        let brings = content.is_some_and(|(_, c)| !matches!(c, Inline::Sent)) && !held_newer;
+        if brings || (state.kind == Kind::File && !held_newer) {
+            if let Some(fetch) = self.fetches.get_mut(state.id) {
+                fetch.renew(state.clone());
+                if !matches!(content, Some((_, Inline::Here { .. }))) {
+                    return Ok(());
+                }
+                self.fetches.remove(state.id);
+            }
+            let over = row.local.as_ref().map(|l| l.fingerprint.identity);
+            return self.plan_content(wall, t, seq, state, content, over);
+        }
+        if let Some(fetch) = self.fetches.get_mut(state.id) {
+            fetch.renew(state.clone());
+            return Ok(());
+        }
+        if self.parked.contains_key(&state.id) && state.kind == Kind::File {
+            return self.renew_parked(t, state);
+        }
+        let mut state = state.clone();
+        if held_newer && state.kind == Kind::File {
+            // Content of a later version came ahead: it keeps the time that belongs to it.
+            if row.state.content_seq > state.content_seq {
+                state.meta.mtime = row.state.meta.mtime;
+            }
+            state.content_seq = row.state.content_seq;
+            state.content = row.state.content.clone();
+        }
+        if state.kind == Kind::Folder {
+            self.touched.insert(state.id);
+            row.state = state;
+            return put_live(t, row.state.id, row);
+        }
+        let Some((at, _)) = self.place_of(t, state.id)? else {
+            return Ok(());
+        };
+        let Some(local) = &row.local else {
+            return Ok(());
+        };
+        let identity = local.fingerprint.identity;
+        let (id, kind, meta) = (state.id, state.kind, state.meta);
+        let op = ApplyOp::SetMeta {
+            id,
+            at: Some(at),
+            identity,
+            kind,
+            meta,
+        };
+        self.run(op, Then::Meta(Box::new(state)));
+        Ok(())
+    }
+
+    /// Folders in which something changed get their own times again.
+    fn plan_touched(&mut self, t: &dyn TablesRead) -> Result<(), TableError> {
+        for id in std::mem::take(&mut self.touched) {
+            let Some(row) = live(t, id)? else { continue };
+            let at = if id.is_root() {
+                None
+            } else {
+                match self.place_of(t, id)? {
+                    Some((at, _)) => Some(at),
+                    None => continue,
+                }
+            };
+            let identity = match &row.local {
+                Some(local) => local.fingerprint.identity,
+                None if id.is_root() => Identity::default(),
+                None => continue,
+            };
+            let (kind, meta) = (Kind::Folder, row.state.meta);
+            self.run(
+                ApplyOp::SetMeta {
+                    id,
+                    at,
+                    identity,
+                    kind,
+                    meta,
+                },
+                Then::Touched,
+            );
+        }
+        Ok(())
+    }
+
+    /// Where an object's first name is, and what is known to sit there.
+    pub(super) fn place_of(
+        &mut self,
+        t: &dyn TablesRead,
+        id: ObjectId,
+    ) -> Result<Option<(Place, Option<Identity>)>, TableError> {
+        let Some(row) = live(t, id)? else {
+            return Ok(None);
+        };
+        let Some((parent, name)) = row.slot().cloned() else {
+            return Ok(None);
+        };
+        let Some(folder) = self.folders.at(t, parent)? else {
+            return Ok(None);
+        };
+        let remnant = access::name(t, parent, &name)?.and_then(|n| n.remnant);
+        let over = remnant.or_else(|| row.local.map(|l| l.fingerprint.identity));
+        Ok(Some((Place { folder, name }, over)))
+    }
+
+    pub(super) fn run(&mut self, op: ApplyOp, then: Then) {
+        self.running.push(Running { op, then });
+    }
+}
+
+/// Whether a record only makes new things at free names, or changes things where they are: such
+/// records may be applied side by side.
+fn is_simple(t: &dyn TablesRead, record: &Record) -> Result<bool, TableError> {
+    if !record.removed.is_empty() {
+        return Ok(false);
+    }
+    for name in &record.names {
+        let Some(id) = name.object else {
+            return Ok(false);
+        };
+        if access::name(t, name.parent, &name.name)?.is_some() || live(t, id)?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn content_of(queued: &Queued, id: ObjectId) -> Option<(usize, &Inline)> {
+    let position = queued.record.contents().position(|state| state.id == id)?;
+    queued
+        .contents
+        .get(position)
+        .map(|(index, content)| (*index, content))
+}

@@ -1,0 +1,239 @@
+//! What became of operations.
+
+use super::{ApplyOp, ApplyResult, Replica, Running, Then};
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, Slot, live, put_live, put_name};
+use crate::ledger::object::{Kind, ObjectState, Observed, Seq};
+use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
+use crate::ledger::tables::{TableError, Tables};
+use crate::time::WallMillis;
+
+impl Replica {
+    /// Takes the results of a step, in the order of its operations.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_applied(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        results: Vec<ApplyResult>,
+    ) -> Result<(), TableError> {
+        let running = std::mem::take(&mut self.running);
+        debug_assert_eq!(
+            running.len(),
+            results.len(),
+            "one result for each operation"
+        );
+        for (Running { op, then }, result) in running.into_iter().zip(results) {
+            self.dirty = true;
+            match (then, result) {
+                (Then::Held(state), ApplyResult::Done(seen)) => {
+                    self.held(t, *state, seen.into_iter().next())?;
+                }
+                (Then::Adopted(state), ApplyResult::Done(seen)) => {
+                    self.held(t, *state, seen.into_iter().next())?;
+                }
+                (Then::Adopted(state), ApplyResult::NotEqual) => {
+                    self.fetches.want(state.version.seq, *state);
+                }
+                (Then::Held(state) | Then::Adopted(state), ApplyResult::Failed(reason)) => {
+                    self.fetches.remove(state.id);
+                    self.park_content(wall, t, state.version.seq, *state, reason)?;
+                }
+                (Then::Meta(state), ApplyResult::Done(seen)) => {
+                    self.meta_held(t, *state, seen.into_iter().next())?;
+                }
+                (Then::Meta(state), ApplyResult::Failed(reason)) => {
+                    let (id, seq) = (state.id, state.version.seq);
+                    self.park(wall, t, id, seq, reason, ParkedWhat::Meta(*state))?;
+                }
+                (Then::Moved(from), ApplyResult::Done(seen)) => {
+                    self.moved(t, &from, seen)?;
+                }
+                (Then::Moved(from), ApplyResult::Failed(reason)) => {
+                    self.not_moved(wall, t, from, &reason)?;
+                }
+                (Then::Removed(_, slot), ApplyResult::Done(_)) => self.removed(t, &op, &slot)?,
+                (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
+                    self.not_removed(wall, t, &op, seq, slot, reason)?;
+                }
+                (Then::Touched, ApplyResult::Done(seen)) => self.noted(t, &op, seen)?,
+                (Then::Touched, ApplyResult::Failed(reason)) => {
+                    self.not_touched(wall, t, &op, reason)?;
+                }
+                (Then::Swept, ApplyResult::Failed(reason)) => self.sweep.failed(reason),
+                (Then::Swept, _) => {}
+                // Only an adoption can be not equal.
+                (_, ApplyResult::NotEqual) => debug_assert!(false, "an answer to another question"),
+            }
+        }
+        Ok(())
+    }
+
+    fn held(
+        &mut self,
+        t: &mut dyn Tables,
+        state: ObjectState,
+        seen: Option<Observed>,
+    ) -> Result<(), TableError> {
+        let id = state.id;
+        self.fetches.remove(id);
+        self.unpark(t, id)?;
+        let Some(row) = live(t, id)? else {
+            return Ok(());
+        };
+        let Some((parent, name)) = row.slot().cloned() else {
+            return Ok(());
+        };
+        put_name(
+            t,
+            parent,
+            &name,
+            NameRow {
+                object: Some(id),
+                remnant: None,
+            },
+        )?;
+        self.touched.insert(parent);
+        if state.kind == Kind::Folder {
+            self.folders.forget_one(id);
+        }
+        let local = seen.map(local_of).or(row.local);
+        put_live(
+            t,
+            id,
+            LiveObject {
+                state,
+                names: row.names,
+                local,
+            },
+        )
+    }
+
+    fn meta_held(
+        &mut self,
+        t: &mut dyn Tables,
+        state: ObjectState,
+        seen: Option<Observed>,
+    ) -> Result<(), TableError> {
+        self.unpark(t, state.id)?;
+        let Some(mut row) = live(t, state.id)? else {
+            return Ok(());
+        };
+        row.state = state;
+        row.local = seen.map(local_of).or(row.local);
+        put_live(t, row.state.id, row)
+    }
+
+    fn moved(
+        &mut self,
+        t: &mut dyn Tables,
+        from: &[(ObjectId, Slot)],
+        seen: Vec<Observed>,
+    ) -> Result<(), TableError> {
+        self.folders.forget();
+        for ((id, _), seen) in from.iter().zip(seen) {
+            self.unpark(t, *id)?;
+            let Some(mut row) = live(t, *id)? else {
+                continue;
+            };
+            row.local = Some(local_of(seen));
+            put_live(t, *id, row)?;
+        }
+        Ok(())
+    }
+
+    fn not_moved(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        from: Vec<(ObjectId, Slot)>,
+        reason: &str,
+    ) -> Result<(), TableError> {
+        for (id, from) in from {
+            let seq = live(t, id)?.map_or(Seq(0), |row| row.state.version.seq);
+            let what = ParkedWhat::Move { from };
+            self.park(wall, t, id, seq, reason.to_owned(), what)?;
+        }
+        Ok(())
+    }
+
+    fn removed(&mut self, t: &mut dyn Tables, op: &ApplyOp, slot: &Slot) -> Result<(), TableError> {
+        if let Some(id) = op.object() {
+            self.unpark(t, id)?;
+        }
+        if let Some(row) = access::name(t, slot.0, &slot.1)? {
+            put_name(
+                t,
+                slot.0,
+                &slot.1,
+                NameRow {
+                    remnant: None,
+                    ..row
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    fn not_removed(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+        seq: Seq,
+        slot: Slot,
+        reason: String,
+    ) -> Result<(), TableError> {
+        let ApplyOp::Remove {
+            id, identity, kind, ..
+        } = op
+        else {
+            return Ok(());
+        };
+        let what = ParkedWhat::Remove {
+            at: slot,
+            identity: *identity,
+            kind: *kind,
+        };
+        self.park(wall, t, *id, seq, reason, what)
+    }
+
+    fn noted(
+        &mut self,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+        seen: Vec<Observed>,
+    ) -> Result<(), TableError> {
+        let Some(id) = op.object() else { return Ok(()) };
+        let (Some(mut row), Some(seen)) = (live(t, id)?, seen.into_iter().next()) else {
+            return Ok(());
+        };
+        row.local = Some(local_of(seen));
+        self.unpark(t, id)?;
+        put_live(t, id, row)
+    }
+
+    fn not_touched(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+        reason: String,
+    ) -> Result<(), TableError> {
+        let Some(id) = op.object() else { return Ok(()) };
+        let Some(row) = live(t, id)? else {
+            return Ok(());
+        };
+        let seq = row.state.version.seq;
+        self.park(wall, t, id, seq, reason, ParkedWhat::Meta(row.state))
+    }
+}
+
+fn local_of(seen: Observed) -> Local {
+    Local {
+        fingerprint: seen.fingerprint,
+        handle: seen.handle,
+    }
+}

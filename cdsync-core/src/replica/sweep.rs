@@ -1,0 +1,123 @@
+//! After a root was taken over: what is there and not in the ledger goes to the trash.
+
+use super::{ApplyOp, Place, Replica, Then};
+use crate::filter::Verdict;
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, FolderAt, live, put_meta};
+use crate::ledger::object::{Identity, Kind};
+use crate::ledger::tables::{TableError, Tables};
+use crate::path::{Name, NameSetDigest};
+
+/// One entry of a swept folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepEntry {
+    /// Its name.
+    pub name: Name,
+    /// What it is.
+    pub kind: Kind,
+    /// What it is known by.
+    pub identity: Identity,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    state: State,
+    stack: Vec<ObjectId>,
+    failures: Vec<String>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Off,
+    Running,
+}
+
+impl Sweep {
+    pub(super) fn failed(&mut self, reason: String) {
+        if self.failures.len() < 16 {
+            self.failures.push(reason);
+        }
+    }
+}
+
+impl Replica {
+    /// Begins once everything that the source has was taken in.
+    pub(super) fn maybe_sweep(&mut self) {
+        let ready = self.adopting && self.complete && self.progress.claim >= self.head;
+        if ready
+            && self.sweep.state == State::Off
+            && let Some(origin) = self.origin
+        {
+            self.sweep.state = State::Running;
+            self.sweep.stack.push(ObjectId::root(origin));
+        }
+    }
+
+    /// The next folder whose entries are wanted for the sweep.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn poll_sweep(&mut self, t: &mut dyn Tables) -> Result<Option<FolderAt>, TableError> {
+        if self.sweep.state == State::Off || !self.is_idle() {
+            return Ok(None);
+        }
+        while let Some(id) = self.sweep.stack.pop() {
+            if let Some(folder) = self.folders.at(t, id)? {
+                return Ok(Some(folder));
+            }
+        }
+        self.sweep.state = State::Off;
+        self.adopting = false;
+        put_meta(t, super::ADOPTING, &false)?;
+        Ok(None)
+    }
+
+    /// Takes a swept folder's entries; removals follow by [`Replica::poll_step`].
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_swept(
+        &mut self,
+        t: &mut dyn Tables,
+        folder: &FolderAt,
+        entries: Vec<SweepEntry>,
+    ) -> Result<(), TableError> {
+        for entry in entries {
+            let path = folder.path.join(&entry.name);
+            let is_folder = entry.kind == Kind::Folder;
+            if self.filter.judge(&path, is_folder) == Verdict::Excluded {
+                continue;
+            }
+            let known = access::name(t, folder.id, &entry.name)?;
+            if let Some(id) = known.as_ref().and_then(|row| row.object) {
+                if is_folder && live(t, id)?.is_some() {
+                    self.sweep.stack.push(id);
+                }
+                continue;
+            }
+            if known.is_some() {
+                continue;
+            }
+            self.touched.insert(folder.id);
+            let op = ApplyOp::Remove {
+                id: ObjectId::default(),
+                at: Place {
+                    folder: folder.clone(),
+                    name: entry.name,
+                },
+                identity: entry.identity,
+                kind: entry.kind,
+                below: NameSetDigest::default(),
+            };
+            self.run(op, Then::Swept);
+        }
+        Ok(())
+    }
+
+    /// What the last sweep could not remove, for people.
+    #[must_use]
+    pub fn sweep_failures(&self) -> &[String] {
+        &self.sweep.failures
+    }
+}
