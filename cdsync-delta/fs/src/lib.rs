@@ -18,6 +18,8 @@ mod error;
 pub mod read;
 mod sys;
 pub mod tables;
+#[cfg(test)]
+mod testing;
 pub mod watch;
 
 pub use apply::{

@@ -202,3 +202,104 @@ impl ContentReader {
         ReadError::Unreadable(FsError::new("read", self.path.clone(), errno))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::testing::{Place, name};
+
+    fn print(place: &Place, below: &str) -> Fingerprint {
+        place.look(below).unwrap().fingerprint
+    }
+
+    /// Proves that whole content and ranges come with the hash of the whole, appended to what the
+    /// buffer held, for sizes around the range length.
+    #[test]
+    fn content_and_hash_agree() {
+        let place = Place::new();
+        let top = place.root.top();
+        for size in [
+            0,
+            1,
+            RANGE_BYTES - 1,
+            RANGE_BYTES,
+            RANGE_BYTES + 1,
+            3 * RANGE_BYTES + 7,
+        ] {
+            let bytes: Vec<u8> = (0..size).map(|n| (n * 7 / 3) as u8).collect();
+            place.write("f", &bytes);
+            let expect = print(&place, "f");
+            let mut into = b"before".to_vec();
+            let reader = open_content(&top, &name("f"), &expect).unwrap();
+            let hash = reader.read_small(&mut into).unwrap();
+            assert_eq!(hash, *blake3::hash(&bytes).as_bytes());
+            assert!(into[6..] == bytes, "{size}");
+            let reader = open_content(&top, &name("f"), &expect).unwrap();
+            let mut root = cdsync_delta::RootBuilder::new();
+            let mut into = Vec::new();
+            for index in 0..cdsync_delta::range_count(size as u64) {
+                root.push(reader.read_range(index, &mut into).unwrap());
+            }
+            reader.finish().unwrap();
+            assert_eq!(root.finish(size as u64).unwrap(), hash);
+            assert!(into == bytes, "{size}");
+        }
+    }
+
+    /// Proves that every way in which a file can be another one than expected is told.
+    #[test]
+    fn changed_files_do_not_count() {
+        let place = Place::new();
+        let top = place.root.top();
+        place.write("f", b"first");
+        let expect = print(&place, "f");
+        let reader = open_content(&top, &name("f"), &expect).unwrap();
+        std::fs::write(place.at("f"), b"other").unwrap();
+        let mut into = vec![1];
+        assert!(matches!(
+            reader.read_small(&mut into),
+            Err(ReadError::Changed(_))
+        ));
+        assert_eq!(into, [1]);
+        let error = open_content(&top, &name("f"), &expect).unwrap_err();
+        assert!(matches!(error, ReadError::Changed(now) if now.fingerprint == print(&place, "f")));
+        let expect = print(&place, "f");
+        let reader = open_content(&top, &name("f"), &expect).unwrap();
+        std::fs::write(place.at("f"), b"oth").unwrap();
+        assert!(matches!(
+            reader.read_range(0, &mut into),
+            Err(ReadError::Changed(_))
+        ));
+        assert_eq!(into, [1]);
+        std::fs::remove_file(place.at("f")).unwrap();
+        let gone = open_content(&top, &name("f"), &expect).unwrap_err();
+        assert!(matches!(gone, ReadError::Gone));
+        std::os::unix::fs::symlink("/etc/passwd", place.at("f")).unwrap();
+        let link = open_content(&top, &name("f"), &expect).unwrap_err();
+        assert!(matches!(link, ReadError::Changed(now) if now.link.is_some()));
+    }
+
+    /// Proves that growing while it is read is told at the end, and that a pipe does not block.
+    #[test]
+    fn growth_is_told_and_pipes_do_not_block() {
+        let place = Place::new();
+        let top = place.root.top();
+        place.write("log", &[7; 1000]);
+        let expect = print(&place, "log");
+        let reader = open_content(&top, &name("log"), &expect).unwrap();
+        let mut log = std::fs::OpenOptions::new()
+            .append(true)
+            .open(place.at("log"))
+            .unwrap();
+        log.write_all(b"more").unwrap();
+        let mut into = Vec::new();
+        reader.read_range(0, &mut into).unwrap();
+        assert!(matches!(reader.finish(), Err(ReadError::Changed(_))));
+        top.make_special(&name("p"), cdsync_core::ledger::object::Kind::Fifo, 0)
+            .unwrap();
+        let pipe = open_content(&top, &name("p"), &expect).unwrap_err();
+        assert!(matches!(pipe, ReadError::Changed(_)));
+    }
+}

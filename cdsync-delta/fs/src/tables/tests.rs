@@ -1,1 +1,166 @@
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 
+use cdsync_core::ledger::tables::TablesRead;
+
+use super::*;
+
+const CACHE: usize = 4 * 1024 * 1024;
+
+fn fresh() -> (tempfile::TempDir, PathBuf, LedgerStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    let store = LedgerStore::open(&path, CACHE).unwrap();
+    (folder, path, store)
+}
+
+fn rows(view: &dyn TablesRead, from: &[u8], to: Option<&[u8]>) -> Vec<Vec<u8>> {
+    let mut keys = Vec::new();
+    view.range(Table::Names, from, to, &mut |key, _| {
+        keys.push(key.to_vec());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    keys
+}
+
+/// Proves reads, ranges and the last row inside a transaction, and that tables are apart.
+#[test]
+fn tables_are_ordered_and_apart() {
+    let (_folder, path, store) = fresh();
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    let done: Result<(), TableError> = store.write(Durability::Durable, |t| {
+        for key in [&b"b"[..], b"a", b"c\xff", b"c", b""] {
+            t.put(Table::Names, key, b"v")?;
+        }
+        t.put(Table::Log, b"zz", b"log")?;
+        t.remove(Table::Names, b"b")?;
+        t.remove(Table::Names, b"never there")?;
+        assert_eq!(t.get(Table::Names, b"b")?, None);
+        assert_eq!(t.get(Table::Names, b"a")?, Some(b"v".to_vec()));
+        assert_eq!(rows(t, b"a", None), [&b"a"[..], b"c", b"c\xff"]);
+        Ok(())
+    });
+    done.unwrap();
+    let view = store.read().unwrap();
+    assert_eq!(rows(&view, b"", Some(b"c")), [&b""[..], b"a"]);
+    assert_eq!(rows(&view, b"c", Some(b"a")), Vec::<Vec<u8>>::new());
+    assert_eq!(
+        view.last(Table::Log).unwrap(),
+        Some((b"zz".to_vec(), b"log".to_vec()))
+    );
+    assert_eq!(view.last(Table::Parked).unwrap(), None);
+    let mut first = Vec::new();
+    view.range(Table::Names, b"", None, &mut |key, _| {
+        first.push(key.to_vec());
+        ControlFlow::Break(())
+    })
+    .unwrap();
+    assert_eq!(first.len(), 1);
+    for table in Table::ALL {
+        view.get(table, b"x").unwrap();
+    }
+}
+
+/// Proves that a failed transaction leaves nothing, and that an open view does not move.
+#[test]
+fn failed_work_leaves_nothing() {
+    let (_folder, _path, store) = fresh();
+    let before = store.read().unwrap();
+    let failed: Result<(), TableError> = store.write(Durability::Durable, |t| {
+        t.put(Table::Meta, b"k", b"v")?;
+        Err(TableError::Corrupt { table: "meta-0" })
+    });
+    assert!(matches!(failed, Err(TableError::Corrupt { .. })));
+    assert_eq!(store.read().unwrap().get(Table::Meta, b"k").unwrap(), None);
+    let put = |t: &mut dyn Tables| t.put(Table::Meta, b"k", b"v");
+    store.write::<_, TableError>(Durability::Lazy, put).unwrap();
+    assert_eq!(
+        store.read().unwrap().get(Table::Meta, b"k").unwrap(),
+        Some(b"v".to_vec())
+    );
+    assert_eq!(before.get(Table::Meta, b"k").unwrap(), None);
+}
+
+/// Proves that what was committed durably is there after a restart, and that two cannot open it.
+#[test]
+fn durable_commits_stay() {
+    let (_folder, path, store) = fresh();
+    let put = |key: &'static [u8]| move |t: &mut dyn Tables| t.put(Table::Meta, key, b"v");
+    store
+        .write::<_, TableError>(Durability::Lazy, put(b"lazy"))
+        .unwrap();
+    store
+        .write::<_, TableError>(Durability::Durable, put(b"durable"))
+        .unwrap();
+    assert!(matches!(
+        LedgerStore::open(&path, CACHE),
+        Err(StoreError::InUse { .. })
+    ));
+    drop(store);
+    let store = LedgerStore::open(&path, CACHE).unwrap();
+    let view = store.read().unwrap();
+    assert!(view.get(Table::Meta, b"lazy").unwrap().is_some());
+    assert!(view.get(Table::Meta, b"durable").unwrap().is_some());
+}
+
+/// Proves that a failed store refuses work with a clear error until it is opened anew.
+#[test]
+fn failed_store_refuses() {
+    let (_folder, path, store) = fresh();
+    let _ = store.fail(&std::io::Error::other("disk on fire"));
+    assert!(matches!(store.read(), Err(StoreError::Refused { .. })));
+    let refused = store
+        .write::<(), TableError>(Durability::Lazy, |_| Ok(()))
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("must be opened anew"),
+        "{refused}"
+    );
+    drop(store);
+    assert!(LedgerStore::open(&path, CACHE).unwrap().read().is_ok());
+}
+
+/// Proves that many small lazy commits with a durable one now and then keep the file bounded, and
+/// prints what a small transaction costs.
+#[test]
+fn lazy_commits_do_not_bloat() {
+    let (_folder, path, store) = fresh();
+    let started = std::time::Instant::now();
+    let mut lazy = std::time::Duration::ZERO;
+    for n in 0..2000u32 {
+        let level = if n % 50 == 49 {
+            Durability::Durable
+        } else {
+            Durability::Lazy
+        };
+        let begun = std::time::Instant::now();
+        let done: Result<(), TableError> = store.write(level, |t| {
+            let key = (n % 300).to_be_bytes();
+            t.put(Table::Objects, &key, &[n as u8; 72])?;
+            t.put(Table::Names, &key, &[1; 16])?;
+            t.put(Table::Log, &n.to_be_bytes(), &[2; 120])?;
+            t.put(Table::Meta, b"cursor", &n.to_be_bytes())?;
+            t.remove(Table::Log, &n.wrapping_sub(500).to_be_bytes())
+        });
+        done.unwrap();
+        if level == Durability::Lazy {
+            lazy += begun.elapsed();
+        }
+    }
+    let size = std::fs::metadata(&path).unwrap().len();
+    eprintln!(
+        "file {size} bytes, {} us a lazy transaction, {:?} in all",
+        lazy.as_micros() / 1960,
+        started.elapsed()
+    );
+    assert!(size < 16 * 1024 * 1024, "{size} bytes for 140 kB of rows");
+}
+
+/// Proves that views may be used by another thread than the one that opened them.
+#[test]
+fn views_are_send() {
+    fn assert_send<T: Send>() {}
+    assert_send::<ReadView>();
+    assert_send::<LedgerStore>();
+}
