@@ -48,7 +48,7 @@ pub enum Problem {
     },
     /// The server's operator did not allow the root.
     #[error(
-        "the operator of {server} does not allow {root} (allowed: {allowed}); next: on {server}, cdsync agent join with --root {root}, or use a path below an allowed one"
+        "the operator of {server} does not allow {root} (allowed: {allowed}); next: on {server}, add it to roots in agent.toml and start the agent again, or use a path below an allowed one"
     )]
     RootNotAllowed {
         /// The server.

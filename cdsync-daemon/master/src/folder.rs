@@ -1,0 +1,95 @@
+//! The master's folder: what lies in it, and how it is written.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::MasterError;
+
+/// More than any of the small files needs.
+const SMALL_MAX_BYTES: u64 = 64 * 1024;
+
+/// The paths in a master's folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The configuration; written last by `init`, so that it also says that all else is there.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path.join("master.toml")
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.path.join("master.redb")
+    }
+
+    pub(crate) fn owner_token(&self) -> PathBuf {
+        self.path.join("owner.token")
+    }
+
+    /// Where the API really listens: the port is chosen by the system when 0 was asked for.
+    pub(crate) fn http_address(&self) -> PathBuf {
+        self.path.join("http.addr")
+    }
+
+    /// The master's own key and certificate.
+    pub(crate) fn node(&self) -> PathBuf {
+        self.path.join("node")
+    }
+
+    /// Makes the folder, for its owner alone.
+    pub(crate) fn create(&self) -> Result<(), MasterError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(|source| self.failed(&self.path, source))
+    }
+
+    /// Reads a small file.
+    pub(crate) fn read(&self, path: &Path) -> Result<String, MasterError> {
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(SMALL_MAX_BYTES).read_to_string(&mut text))
+            .map_err(|source| self.failed(path, source))?;
+        Ok(text)
+    }
+
+    /// Writes a small file whole, durably and for its owner alone.
+    pub(crate) fn write(&self, path: &Path, text: &str) -> Result<(), MasterError> {
+        self.replace(path, text).map_err(|source| self.failed(path, source))
+    }
+
+    fn replace(&self, path: &Path, text: &str) -> io::Result<()> {
+        let staged = path.with_extension("new");
+        match fs::remove_file(&staged) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&staged, path)?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn failed(&self, path: &Path, source: io::Error) -> MasterError {
+        let path = path.to_owned();
+        if source.kind() == io::ErrorKind::NotFound && path == self.config() {
+            return MasterError::NotInitialised { folder: self.path.clone() };
+        }
+        MasterError::File { path, source }
+    }
+}
