@@ -60,9 +60,9 @@ impl FsErrorKind {
             Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Self::NoSpace,
             Errno::ROFS => Self::ReadOnly,
             Errno::ACCESS | Errno::PERM => Self::Permission,
-            Errno::NAMETOOLONG | Errno::ILSEQ => Self::TooLong,
+            Errno::NAMETOOLONG => Self::TooLong,
             Errno::MFILE | Errno::NFILE => Self::TooManyOpen,
-            Errno::NOSYS | Errno::OPNOTSUPP => Self::Unsupported,
+            Errno::NOSYS | Errno::OPNOTSUPP | Errno::ILSEQ => Self::Unsupported,
             Errno::AGAIN | Errno::INTR | Errno::BUSY | Errno::TXTBSY => Self::Busy,
             _ => Self::Io,
         }

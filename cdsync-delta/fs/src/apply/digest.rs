@@ -8,38 +8,7 @@ use cdsync_core::path::{Name, RelPath};
 use crate::dir::Dir;
 use crate::error::{FsError, FsErrorKind};
 
-/// A set of relative paths, as their number and the wrapping sum of their hashes. Equal for equal
-/// sets whatever the order; it protects against surprise, not against a forger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct NameSetDigest {
-    count: u64,
-    sum: u64,
-}
-
-impl NameSetDigest {
-    /// The empty set.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a path relative to the folder: names joined by slashes, none leading.
-    pub fn add(&mut self, relative: &[u8]) {
-        let hash = blake3::hash(relative);
-        let first = hash
-            .as_bytes()
-            .first_chunk::<8>()
-            .map_or(0, |b| u64::from_le_bytes(*b));
-        self.count += 1;
-        self.sum = self.sum.wrapping_add(first);
-    }
-
-    /// How many paths were added.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-}
+pub use cdsync_core::path::NameSetDigest;
 
 /// Where the walk stands: a path and the subfolders found there and not yet walked.
 struct Frame {

@@ -68,17 +68,17 @@ impl Applier {
     /// Swaps a new folder in for what is at the name; `None` when it vanished meanwhile.
     fn replace_by_folder(&self, dir: &Dir, name: &Name) -> Result<Option<Displaced>, ApplyError> {
         let path = dir.path().join(name);
+        let slot = self.trash_lock().slot(name)?;
         let temp = random_name()?;
-        self.stage.make_folder(&temp, 0o700)?;
-        match self.stage.exchange(&temp, dir, name) {
+        self.spare.make_folder(&temp, 0o700)?;
+        match self.spare.exchange(&temp, dir, name) {
             Ok(()) => {
-                let slot = self.trash_lock().slot(name)?;
-                self.stage.rename_new(&temp, &slot.folder, &slot.name)?;
+                self.spare.rename_new(&temp, &slot.folder, &slot.name)?;
                 let kept = self.settle(&slot, None, &path)?;
                 Ok(Some(Displaced::Foreign(Box::new(kept))))
             }
             Err(error) => {
-                self.stage.remove_folder(&temp)?;
+                self.spare.remove_folder(&temp)?;
                 match error.kind() {
                     FsErrorKind::NotFound => Ok(None),
                     FsErrorKind::Unsupported => {

@@ -4,7 +4,7 @@
 //! ```text
 //! .cdsync/JOB/root                          the marker: whose root this is
 //! .cdsync/JOB/stage/N/<16 hex digits>       what is being written, one folder per writer
-//! .cdsync/JOB/spare/<16 hex digits>         things on their way in a cycle of moves
+//! .cdsync/JOB/spare/<16 hex digits>         what is being swapped: may be another's at any moment
 //! .cdsync/JOB/trash/<time>-<8 hex digits>/  what was removed or displaced, and its `manifest`
 //! ```
 
@@ -147,7 +147,7 @@ pub struct Applier {
 
 impl Applier {
     /// Makes `.cdsync/JOB/` with what belongs there and removes what an earlier run left in
-    /// staging. What it left on its way in a cycle of moves goes to the trash.
+    /// staging. What it left in the middle of a swap goes to the trash: it may be another's.
     ///
     /// # Errors
     /// What the system said; retryable as it says.
@@ -281,7 +281,16 @@ fn private_folder(parent: &Dir, name: &Name) -> Result<Dir, FsError> {
         Err(error) if error.kind() != FsErrorKind::Exists => return Err(error),
         _ => {}
     }
-    parent.open_folder(name)
+    let folder = parent.open_folder(name)?;
+    let found = folder.self_look()?;
+    if found.meta.mode & 0o077 != 0 {
+        // Somebody made or opened it up before: what is staged is nobody's business.
+        let _ = folder.set_own_metadata(&Metadata {
+            mode: 0o700,
+            ..found.meta
+        })?;
+    }
+    Ok(folder)
 }
 
 fn name_of(bytes: &[u8]) -> Result<Name, FsError> {

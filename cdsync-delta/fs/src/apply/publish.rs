@@ -40,9 +40,9 @@ impl Applier {
     ///
     /// # Errors
     /// [`FsErrorKind::OtherFilesystem`] when the folder is mounted apart from `.cdsync`;
-    /// [`ApplyError::Overtaken`] and [`ApplyError::Contended`] when others change the name at the
-    /// same time (retryable); else what the system said. Unless it was overtaken, nothing is
-    /// published after an error.
+    /// [`ApplyError::Overtaken`] and [`ApplyError::Contended`] when others change the name at the    /// same time (retryable); else what the system said. After an error look at the name again:
+    /// the object may be published, and what it displaced wait in the spare folder, from where the
+    /// next start brings it to the trash.
     pub fn publish(
         &self,
         staged: Staged,
@@ -64,6 +64,10 @@ impl Applier {
                     Err(error) => return Err(Self::refused(error, dir, name)),
                 }
             }
+            // What comes out of a swap may be another's: a start after a crash deletes what is
+            // staged, but keeps what is in the spare folder.
+            staged.temp.move_to(&self.spare)?;
+            let temp = &staged.temp;
             match temp.folder.exchange(&temp.name, dir, name) {
                 Ok(()) => {
                     let displaced = self.dispose(&mut staged, dir, name, expect)?;

@@ -51,6 +51,14 @@ impl Temp {
             armed: false,
         })
     }
+    /// Moves it to another folder of the same job, where it keeps its name.
+    pub(super) fn move_to(&mut self, folder: &Arc<Dir>) -> Result<(), FsError> {
+        if self.folder.identity() != folder.identity() {
+            self.folder.rename_new(&self.name, folder, &self.name)?;
+            self.folder = Arc::clone(folder);
+        }
+        Ok(())
+    }
 
     /// The name was renamed away: nothing to remove.
     pub(super) fn disarm(&mut self) {

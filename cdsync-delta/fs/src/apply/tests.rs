@@ -475,3 +475,38 @@ proptest! {
         prop_assert_eq!(trash(&place).len(), result.displaced.len());
     }
 }
+
+/// Measures one writer; run by hand: `cargo test -p cdsync-fs -- --ignored speed --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_publishing() {
+    let (place, applier, stager) = setup();
+    let top = place.root.top();
+    let names: Vec<Name> = (0..5000).map(|n| name(&format!("f{n}"))).collect();
+    let bytes = vec![1; 12_000];
+    let mut prints = Vec::new();
+    let begun = std::time::Instant::now();
+    for name in &names {
+        let staged = stager.small(&bytes, &meta(0o644)).unwrap();
+        prints.push(
+            applier
+                .publish(staged, &top, name, None)
+                .unwrap()
+                .observed
+                .fingerprint,
+        );
+    }
+    let new = begun.elapsed();
+    let begun = std::time::Instant::now();
+    for (name, print) in names.iter().zip(prints) {
+        let staged = stager.small(&bytes, &meta(0o600)).unwrap();
+        applier
+            .publish(staged, &top, name, Some(print.into()))
+            .unwrap();
+    }
+    eprintln!(
+        "{:?} a new file, {:?} a replaced one",
+        new / 5000,
+        begun.elapsed() / 5000
+    );
+}

@@ -186,14 +186,28 @@ impl Root {
             check(dir, &found)?;
             return Ok(found);
         }
-        let opened = beneath::open_folder(self.inner.dir.as_fd(), dir.path.as_bytes())
-            .and_then(|fd| Dir::from_fd(fd, self.inner.dir.device(), dir.path.clone()))
-            .map_err(|errno| FsError::new("open", dir.path.as_bytes(), errno))?;
-        let opened = Arc::new(opened);
+        let opened = Arc::new(self.open_again(&dir.path)?);
         check(dir, &opened)?;
         let gone = self.cache().insert(dir.id, Arc::clone(&opened));
         drop(gone);
         Ok(opened)
+    }
+
+    fn open_again(&self, path: &RelPath) -> Result<Dir, FsError> {
+        let top = &self.inner.dir;
+        let open = || {
+            let fd = beneath::open_folder(top.as_fd(), path.as_bytes())?;
+            Dir::from_fd(fd, top.device(), path.clone())
+        };
+        match open() {
+            // Other parts of the process need descriptors more than this cache does.
+            Err(Errno::MFILE) => {
+                self.forget_all();
+                open()
+            }
+            other => other,
+        }
+        .map_err(|errno| FsError::new("open", path.as_bytes(), errno))
     }
 
     /// Closes the handle kept for a folder: it was moved or removed.

@@ -238,6 +238,10 @@ impl Pace {
 }
 
 impl Shared {
+    #[expect(
+        clippy::host_endian_bytes,
+        reason = "an eventfd counts in the machine's byte order"
+    )]
     fn wake(&self) {
         // Full only if it is readable already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());

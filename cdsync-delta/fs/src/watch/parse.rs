@@ -1,4 +1,8 @@
 //! What fanotify reports, taken apart: bytes in, hints out. Trusts no length.
+#![expect(
+    clippy::host_endian_bytes,
+    reason = "the kernel writes its own byte order"
+)]
 
 use cdsync_core::path::Name;
 
