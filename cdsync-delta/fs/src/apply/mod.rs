@@ -175,6 +175,11 @@ impl Applier {
     pub fn root(&self) -> &Root {
         &self.root
     }
+    /// Where things are while they are swapped: to be ignored by a watch, as [`Stager::folder`].
+    #[must_use]
+    pub fn spare_folder(&self) -> &Dir {
+        &self.spare
+    }
 
     /// A staging folder for writer `n`. Writers with different numbers never meet.
     ///

@@ -510,3 +510,62 @@ fn speed_of_publishing() {
         begun.elapsed() / 5000
     );
 }
+
+/// Proves that nothing which others link into the names being published is ever lost: it is at a
+/// name or in the trash in the end.
+#[test]
+fn foreign_files_are_never_lost() {
+    const NAMES: usize = 3;
+    let (place, applier, stager) = setup();
+    let top = place.root.top();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let linked = std::thread::scope(|scope| {
+        let foreign = scope.spawn(|| {
+            let mut linked = Vec::new();
+            for n in 0.. {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                let (text, at) = (format!("foreign {n}"), place.at(&format!("f{}", n % NAMES)));
+                let temp = place.base.path().join("outside/temp");
+                std::fs::write(&temp, &text).unwrap();
+                if n % 5 == 0 {
+                    // Taking away what was published makes room for the next link.
+                    let _ = std::fs::rename(&at, place.base.path().join(format!("outside/{n}")));
+                }
+                if std::fs::hard_link(&temp, &at).is_ok() {
+                    linked.push(text.into_bytes());
+                }
+                std::fs::remove_file(&temp).unwrap();
+            }
+            linked
+        });
+        let mut expect: [Option<Expected>; NAMES] = [None; NAMES];
+        for n in 0..600 {
+            let slot = n % NAMES;
+            let staged = stager.small(b"ours", &meta(0o644)).unwrap();
+            match applier.publish(staged, &top, &name(&format!("f{slot}")), expect[slot]) {
+                Ok(published) => expect[slot] = Some(published.observed.fingerprint.into()),
+                Err(ApplyError::Overtaken { .. } | ApplyError::Contended { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        foreign.join().unwrap()
+    });
+    let mut found: Vec<Vec<u8>> = trash(&place).into_values().collect();
+    for folder in [place.at(""), place.base.path().join("outside")] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            found.extend(std::fs::read(entry.unwrap().path()));
+        }
+    }
+    let lost: Vec<_> = linked.iter().filter(|text| !found.contains(text)).collect();
+    assert!(lost.is_empty(), "{} of {} lost", lost.len(), linked.len());
+    assert_eq!(staged_files(&place), 0);
+    assert_eq!(
+        std::fs::read_dir(place.at(".cdsync/job-1/spare"))
+            .unwrap()
+            .count(),
+        0
+    );
+}

@@ -17,16 +17,41 @@ static OPENAT2_WORKS: AtomicBool = AtomicBool::new(true);
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+    .union(ResolveFlags::NO_MAGICLINKS);
 
+/// Whether mount points on the way are entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mounts {
+    /// Below a root: never.
+    Refuse,
+    /// On the way from what the operator allowed to the root, which may be a volume of its own.
+    Enter,
+}
+
+impl Mounts {
+    fn resolve(self) -> ResolveFlags {
+        match self {
+            Self::Refuse => RESOLVE.union(ResolveFlags::NO_XDEV),
+            Self::Enter => RESOLVE,
+        }
+    }
+}
 /// Opens the folder at `path` (names joined by single slashes, none empty, `.` or `..`) beneath
 /// `base`; an empty path opens `base` anew.
 pub(super) fn open_folder(base: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    open_folder_with(base, path, Mounts::Refuse)
+}
+
+/// As [`open_folder`], with mounts as said.
+pub(super) fn open_folder_with(
+    base: BorrowedFd<'_>,
+    path: &[u8],
+    mounts: Mounts,
+) -> Result<OwnedFd, Errno> {
     let last = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if path.len() <= CALL_MAX_BYTES {
         let path = if path.is_empty() { b"." } else { path };
-        return open(base, path, last, Mode::empty());
+        return open_with(base, path, last, Mode::empty(), mounts);
     }
     let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut rest = path;
@@ -38,23 +63,28 @@ pub(super) fn open_folder(base: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, 
             .rposition(|&b| b == b'/')
             .ok_or(Errno::INVAL)?;
         let from = at.as_ref().map_or(base, |fd| fd.as_fd());
-        at = Some(open(from, &rest[..cut], step, Mode::empty())?);
+        at = Some(open_with(from, &rest[..cut], step, Mode::empty(), mounts)?);
         rest = &rest[cut + 1..];
     }
-    open(
-        at.as_ref().map_or(base, |fd| fd.as_fd()),
-        rest,
-        last,
-        Mode::empty(),
-    )
+    let from = at.as_ref().map_or(base, |fd| fd.as_fd());
+    open_with(from, rest, last, Mode::empty(), mounts)
 }
-
 /// Opens `path` beneath `base` without following any link and without leaving the filesystem.
 pub(super) fn open(
     base: BorrowedFd<'_>,
     path: &[u8],
     flags: OFlags,
     mode: Mode,
+) -> Result<OwnedFd, Errno> {
+    open_with(base, path, flags, mode, Mounts::Refuse)
+}
+
+fn open_with(
+    base: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    mode: Mode,
+    mounts: Mounts,
 ) -> Result<OwnedFd, Errno> {
     // With O_PATH and O_NOFOLLOW a link as the last component is itself opened: asked for by looks.
     // Through openat2 that needs the link allowed, so these go by the plain call, which cannot
@@ -63,7 +93,7 @@ pub(super) fn open(
         return retry(|| rustix::fs::openat(base, path, flags, mode));
     }
     if OPENAT2_WORKS.load(Ordering::Relaxed) {
-        match retry(|| rustix::fs::openat2(base, path, flags, mode, RESOLVE)) {
+        match retry(|| rustix::fs::openat2(base, path, flags, mode, mounts.resolve())) {
             Err(Errno::NOSYS) => OPENAT2_WORKS.store(false, Ordering::Relaxed),
             // Seccomp filters answer EPERM for calls they do not know; so may a real file.
             Err(Errno::PERM) if !openat2_allowed(base) => {
@@ -72,7 +102,7 @@ pub(super) fn open(
             other => return other,
         }
     }
-    open_by_steps(base, path, flags, mode)
+    open_by_steps(base, path, flags, mode, mounts)
 }
 
 fn retry(mut call: impl FnMut() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
@@ -97,6 +127,7 @@ pub(super) fn open_by_steps(
     path: &[u8],
     flags: OFlags,
     mode: Mode,
+    mounts: Mounts,
 ) -> Result<OwnedFd, Errno> {
     let device = device_of(base)?;
     let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -113,7 +144,7 @@ pub(super) fn open_by_steps(
         };
         let from = at.as_ref().map_or(base, |fd| fd.as_fd());
         let next = retry(|| rustix::fs::openat(from, name, flags, mode))?;
-        if device_of(next.as_fd())? != device {
+        if mounts == Mounts::Refuse && device_of(next.as_fd())? != device {
             return Err(Errno::XDEV);
         }
         at = Some(next);

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::beneath::Mounts;
 use super::cache::Cache;
 use super::{Dir, beneath};
 use crate::error::{FsError, FsErrorKind};
@@ -82,7 +83,8 @@ struct Inner {
 
 impl Root {
     /// Opens `below` beneath `allowed`, a folder that the operator of this server named. Links in
-    /// `allowed` itself are followed: it is the operator's own word.
+    /// `allowed` itself are followed: it is the operator's own word. The root may be the top of a
+    /// mounted volume; below it no mount is entered.
     ///
     /// # Errors
     /// What the system said; retryable once the folder is there.
@@ -97,21 +99,21 @@ impl Root {
     /// # Errors
     /// What the system said.
     pub fn create_below(allowed: &Path, below: &RelPath) -> Result<Self, FsError> {
-        let mut dir = open_path(allowed, &RelPath::root())?;
+        let mut so_far = RelPath::root();
         for component in below.components() {
             let name =
                 Name::new(component).map_err(|_| FsError::new("make", component, Errno::INVAL))?;
-            dir = match dir.open_folder(&name) {
-                Err(error) if error.kind() == FsErrorKind::NotFound => {
-                    match dir.make_folder(&name, 0o755) {
-                        Err(error) if error.kind() != FsErrorKind::Exists => return Err(error),
-                        _ => dir.open_folder(&name)?,
-                    }
+            let parent = open_path(allowed, &so_far)?;
+            match parent.make_folder(&name, 0o755) {
+                // A folder of a mounted volume may be read-only and there.
+                Err(error)
+                    if !matches!(error.kind(), FsErrorKind::Exists | FsErrorKind::ReadOnly) =>
+                {
+                    return Err(error);
                 }
-                other => other?,
-            };
+                _ => so_far = so_far.join(&name),
+            }
         }
-        drop(dir);
         Self::open(allowed, below)
     }
 
@@ -272,10 +274,9 @@ fn open_path(allowed: &Path, below: &RelPath) -> Result<Dir, FsError> {
     rustix::fs::open(allowed, flags, Mode::empty())
         .and_then(|base| {
             if below.is_root() {
-                Ok(base)
-            } else {
-                beneath::open_folder(base.as_fd(), below.as_bytes())
+                return Ok(base);
             }
+            beneath::open_folder_with(base.as_fd(), below.as_bytes(), Mounts::Enter)
         })
         .and_then(|fd| {
             let device = beneath::device_of(fd.as_fd())?;

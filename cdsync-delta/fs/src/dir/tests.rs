@@ -98,7 +98,15 @@ fn swapped_component_is_refused() {
     assert_eq!(error.kind(), FsErrorKind::Link, "{error}");
     let top = place.root.top();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let steps = |p: &[u8]| beneath::open_by_steps(top.as_fd(), p, flags, Mode::empty());
+    let steps = |p: &[u8]| {
+        beneath::open_by_steps(
+            top.as_fd(),
+            p,
+            flags,
+            Mode::empty(),
+            beneath::Mounts::Refuse,
+        )
+    };
     assert!(matches!(
         steps(b"a/b").unwrap_err(),
         Errno::LOOP | Errno::NOTDIR
@@ -388,4 +396,61 @@ fn errors_name_the_path() {
     );
     assert!(!error.is_retryable());
     assert_eq!(error.errno(), Some(libc::ENOENT));
+}
+
+/// Proves that a root may be a volume mounted below what the operator allowed, and that losing the
+/// mount is told as such.
+#[test]
+fn root_may_be_a_mounted_volume() {
+    if !is_root("mounting a root") {
+        return;
+    }
+    let place = Place::new();
+    let volume = place.at("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let run = |args: &[&str], at: &std::path::Path| {
+        let mut command = std::process::Command::new(args[0]);
+        command
+            .args(&args[1..])
+            .arg(at)
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    if !run(&["mount", "-t", "tmpfs", "tmpfs"], &volume) {
+        eprintln!("SKIPPED, cannot mount here");
+        return;
+    }
+    let root = Root::create_below(place.base.path(), &path("root/volume"));
+    let verified = root.as_ref().map(Root::verify);
+    // A lazy unmount: the root holds a handle, as it does when an administrator forces one.
+    assert!(run(&["umount", "-l"], &volume));
+    assert_eq!(verified.unwrap(), Ok(()));
+    assert_eq!(root.unwrap().verify(), Err(RootLost::OtherFilesystem));
+}
+
+/// Proves that an owner who may not give a file away gets all but the owner set, without the
+/// set-id bits that would then speak for another.
+#[test]
+fn refused_owner_is_told() {
+    if rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED, needs to run without root: a refused change of owner");
+        return;
+    }
+    let place = Place::new();
+    place.write("f", b"x");
+    let wanted = Metadata {
+        uid: 0,
+        gid: 0,
+        ..meta(0o6755)
+    };
+    let applied = place
+        .root
+        .top()
+        .set_metadata(&name("f"), None, &wanted, Kind::File)
+        .unwrap();
+    assert!(applied.owner_kept);
+    let found = place.look("f").unwrap().meta;
+    assert_eq!(found, meta(0o755));
 }

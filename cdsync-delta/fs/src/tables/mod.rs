@@ -93,8 +93,8 @@ impl fmt::Debug for LedgerStore {
 
 impl LedgerStore {
     /// Opens the store at `path`, or makes it, readable and writable for its owner alone.
-    /// `cache_bytes` bounds redb's cache. After a crash the file is repaired first, which takes
-    /// about a second per 500 MB.
+    /// `cache_bytes` bounds redb's cache. After a crash the file is repaired first, which
+    /// reads all of it.
     ///
     /// # Errors
     /// [`StoreError::InUse`] and [`StoreError::Open`].

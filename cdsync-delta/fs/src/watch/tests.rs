@@ -307,3 +307,51 @@ fn notify_tells_the_roots_end() {
         std::thread::yield_now();
     }
 }
+
+/// Proves that hints come on a filesystem which may refuse marks, by whatever backend proves itself.
+#[test]
+fn overlay_is_watched_somehow() {
+    if !is_root("mounting an overlay") {
+        return;
+    }
+    let place = Place::quiet();
+    let base = place.base.path();
+    for folder in ["lower", "upper", "work"] {
+        std::fs::create_dir(base.join(folder)).unwrap();
+    }
+    let at = |folder: &str| base.join(folder).display().to_string();
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("lower"),
+        at("upper"),
+        at("work")
+    );
+    let run = |program: &str, args: &[&str]| {
+        std::process::Command::new(program)
+            .args(args)
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    if !run(
+        "mount",
+        &["-t", "overlay", "overlay", "-o", &layers, &at("root")],
+    ) {
+        eprintln!("SKIPPED, cannot mount an overlay here");
+        return;
+    }
+    let recorder = Recorder::default();
+    let watched = (|| {
+        let root = Root::open(base, &path("root")).ok()?;
+        let watch = WatchHub::new()
+            .watch(&root, Box::new(recorder.clone()))
+            .ok()?;
+        place.write("file", b"x");
+        watch.flush(PATIENCE).ok()?;
+        Some(watch.backend())
+    })();
+    assert!(run("umount", &["-l", &at("root")]));
+    eprintln!("overlay is watched by {watched:?}");
+    assert!(watched.is_some() && recorder.of("file").created);
+}
