@@ -20,7 +20,10 @@ pub use fence::{FenceStart, FenceVerdict, Laggard};
 pub use job::Job;
 pub use places::Problem;
 pub use plan::{LEASE, OrdersFor};
-pub use status::{JobState, JobStatus, ServerState, ServerStatus, SourceStatus, TargetStatus};
+pub use status::{
+    JobState, JobStatus, ParkedStatus, PreviewStatus, ServerState, ServerStatus, SourceStatus,
+    TargetStatus,
+};
 
 use std::collections::{BTreeMap, BTreeSet};
 

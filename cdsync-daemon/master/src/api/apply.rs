@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use cdsync_core::coordinator::{Coordinator, Job, JobRefused, JobState};
+use cdsync_core::coordinator::{Coordinator, Job, JobRefused, JobState, TargetStatus};
 use cdsync_core::ids::{JobId, Label};
 use cdsync_core::job::{JobSpec, Mode};
 use tokio::time::{Instant, timeout_at};
@@ -101,26 +101,31 @@ fn look(plan: &Coordinator, job: &Job, created: bool) -> Applied {
     // What a manual job would replace is known once it was run.
     let never_run = job.spec.mode == Mode::Manual && job.run == 0;
     let source_silent = status.sources.iter().any(|source| source.state == "unreachable");
-    let undecided: Vec<Label> = plan
-        .members(job)
-        .into_iter()
-        .filter(|server| plan.is_connected(server.id))
-        .filter(|server| {
-            let Some(target) = status.targets.iter().find(|t| t.server == server.name) else {
-                return false;
-            };
-            let root = plan.targets(job).into_iter().find(|(id, _)| *id == server.id);
-            let accepted = root.is_some_and(|(id, root)| job.is_accepted(id, &root));
-            let complete = target.preview.as_ref().is_some_and(|preview| preview.complete);
-            !accepted
-                && match target.state {
-                    _ if !plan.has_word(job, server.id) => true,
-                    JobState::AwaitingAccept => !complete && !never_run && !source_silent,
-                    JobState::Scanning => !never_run && !source_silent,
-                    _ => false,
-                }
-        })
-        .map(|server| server.name.clone())
+    let targets = plan.targets(job);
+    let accepted: Vec<Label> = targets
+        .iter()
+        .filter(|(id, root)| job.is_accepted(*id, root))
+        .filter_map(|(id, _)| plan.topology().server(*id).map(|server| server.name.clone()))
         .collect();
-    Applied { created, missing, undecided, status }
+    let decided = |target: &TargetStatus, word: bool| match target.state {
+        _ if accepted.contains(&target.server) => true,
+        _ if !word => false,
+        JobState::AwaitingAccept => {
+            never_run
+                || source_silent
+                || target.preview.as_ref().is_some_and(|preview| preview.complete)
+        }
+        JobState::Scanning => never_run || source_silent,
+        _ => true,
+    };
+    let undecided = targets
+        .iter()
+        .filter(|(id, _)| plan.is_connected(*id))
+        .filter_map(|(id, _)| {
+            let server = plan.topology().server(*id)?;
+            let target = status.targets.iter().find(|target| target.server == server.name)?;
+            (!decided(target, plan.has_word(job, *id))).then(|| server.name.clone())
+        })
+        .collect();
+    Applied { created, missing, undecided, accepted, status }
 }

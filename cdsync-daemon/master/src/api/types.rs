@@ -1,6 +1,6 @@
 //! What the API takes and gives, beside the states of `cdsync_core::coordinator`.
 
-use cdsync_core::coordinator::{JobStatus, ServerStatus};
+use cdsync_core::coordinator::{JobStatus, ServerStatus, TargetStatus};
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::Label;
 use cdsync_core::job::{JobSpec, MAX_AGE_MS_DEFAULT, Mode, Place};
@@ -100,8 +100,18 @@ pub struct Applied {
     pub missing: Vec<Label>,
     /// Connected targets that have not said yet whether their root is empty.
     pub undecided: Vec<Label>,
+    /// Targets whose content was accepted, now or before.
+    pub accepted: Vec<Label>,
     /// Where it stands; targets that wait to be accepted say so with a preview.
     pub status: JobStatus,
+}
+
+impl Applied {
+    /// Whether a target's content was accepted: it may say for a moment longer that it waits.
+    #[must_use]
+    pub fn adopted(&self, target: &TargetStatus) -> bool {
+        self.accepted.contains(&target.server)
+    }
 }
 
 /// `POST /tokens`.

@@ -1,0 +1,181 @@
+//! Jobs as people read them.
+
+use std::fmt::Write as _;
+
+use cdsync_core::coordinator::{JobState, JobStatus, PreviewStatus, TargetStatus};
+use cdsync_core::job::Mode;
+use cdsync_master::api::types::{Applied, LaggardStatus};
+
+use crate::output::Table;
+use crate::text::{ago, bytes, count, time};
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Realtime => "realtime",
+        Mode::Manual => "manual",
+    }
+}
+
+/// A line for each job.
+pub(super) fn jobs(list: &[JobStatus]) -> String {
+    let mut table = Table::new(["JOB", "MODE", "STATE", "SOURCE", "TARGETS", "BEHIND", "WHY"]);
+    for job in list {
+        let source = job.sources.first();
+        let equal = job.targets.iter().filter(|t| t.state == JobState::InSync).count();
+        let behind = job.targets.iter().map(|target| target.pending_changes).max();
+        table.row([
+            job.name.to_string(),
+            mode(job.mode).to_owned(),
+            job.state.to_string(),
+            source.map_or_else(String::new, |s| format!("{}:{}", s.server, s.root)),
+            format!("{equal} of {} in sync", job.targets.len()),
+            behind.unwrap_or(0).to_string(),
+            job.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    if table.is_empty() {
+        return "no jobs; next: cdsync job apply -f FILE, or cdsync job add NAME --from SERVER:PATH --to SERVER:PATH".into();
+    }
+    table.text()
+}
+
+/// One job in full.
+pub(super) fn job(job: &JobStatus) -> String {
+    let mut text = format!("job {}  {}  {}", job.name, mode(job.mode), job.state);
+    if let Some(reason) = &job.reason {
+        let _ = write!(text, "  ({reason})");
+    }
+    text.push_str("\n\n");
+    let mut sources = Table::new(["SOURCE", "STATE", "SEQ", "ERROR"]);
+    for source in &job.sources {
+        sources.row([
+            format!("{}:{}", source.server, source.root),
+            source.state.clone(),
+            source.seq.map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
+            source.last_error.clone().unwrap_or_default(),
+        ]);
+    }
+    text.push_str(&sources.text());
+    text.push('\n');
+    let mut targets =
+        Table::new(["TARGET", "STATE", "CURSOR", "BEHIND", "CONTENT", "OLDEST", "FROM", "ERROR"]);
+    for target in &job.targets {
+        targets.row([
+            format!("{}:{}", target.server, target.root),
+            target.state.to_string(),
+            target.cursor.map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
+            target.pending_changes.to_string(),
+            bytes(target.pending_bytes),
+            ago(target.oldest_pending_ms),
+            target.upstream.clone().unwrap_or_else(|| "-".to_owned()),
+            target.last_error.clone().unwrap_or_default(),
+        ]);
+    }
+    text.push_str(&targets.text());
+    for target in &job.targets {
+        text.push_str(&parked(target));
+        if let Some(preview) = &target.preview
+            && target.state == JobState::AwaitingAccept
+        {
+            text.push_str(&waiting(target, preview));
+        }
+    }
+    for problem in &job.problems {
+        let _ = write!(text, "\nproblem: {problem}");
+    }
+    text
+}
+
+fn parked(target: &TargetStatus) -> String {
+    if target.parked_count == 0 {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n{}: {} could not be applied yet\n",
+        target.server,
+        count(target.parked_count, "object", "objects")
+    );
+    for one in &target.parked {
+        let _ = writeln!(
+            text,
+            "  {}: {} (since {}, tried {}, next {})",
+            one.path,
+            one.reason,
+            time(one.since_ms),
+            count(one.attempts.into(), "time", "times"),
+            time(one.next_try_ms),
+        );
+    }
+    text
+}
+
+/// What taking over a root would do.
+fn waiting(target: &TargetStatus, preview: &PreviewStatus) -> String {
+    let mut text = format!("\n{}:{} is not empty", target.server, target.root);
+    if !preview.complete {
+        text.push_str("; it is still being compared. Until now taking it over");
+    } else if preview.source_empty {
+        text.push_str(", and the source is: taking it over would empty it, and");
+    } else {
+        text.push_str("; taking it over");
+    }
+    text.push_str(" would\n");
+    let _ = writeln!(text, "  keep    {}", count(preview.equal, "equal file", "equal files"));
+    let mut line = |verb: &str, number: u64, one: &str, many: &str, names: &[String]| {
+        let _ = write!(text, "  {verb} {}", count(number, one, many));
+        if !names.is_empty() {
+            let _ = write!(text, ": {}", names.join(", "));
+            if number > names.len() as u64 {
+                text.push_str(", ..");
+            }
+        }
+        text.push('\n');
+    };
+    let names = &preview.replaced_names;
+    line("replace", preview.replaced, "file", "files", names);
+    let names = &preview.removed_names;
+    line("remove ", preview.removed, "file or folder", "files and folders", names);
+    text.push_str("  (what is replaced or removed goes to the job's trash)\n");
+    text
+}
+
+/// Targets of an applied job whose root is not empty and not accepted, in full; `None` when there
+/// are none.
+pub(super) fn refusals(applied: &Applied) -> Option<String> {
+    let waits = |target: &&TargetStatus| {
+        target.state == JobState::AwaitingAccept && !applied.adopted(target)
+    };
+    let texts: Vec<String> = applied
+        .status
+        .targets
+        .iter()
+        .filter(waits)
+        .map(|target| match &target.preview {
+            Some(preview) => waiting(target, preview).trim_start().to_owned(),
+            None => format!(
+                "{}:{} is not empty; what would be replaced there is not known yet\n",
+                target.server, target.root
+            ),
+        })
+        .collect();
+    (!texts.is_empty()).then(|| texts.concat())
+}
+
+/// Who lags behind a fence.
+pub(super) fn laggards(list: &[LaggardStatus]) -> String {
+    let mut text = String::new();
+    for one in list {
+        let _ = write!(text, "\n  ");
+        if let Some(server) = &one.server {
+            let _ = write!(text, "{server}: ");
+        }
+        if let Some(state) = &one.state {
+            let _ = write!(text, "{state}: ");
+        }
+        text.push_str(&one.why);
+        for path in &one.paths {
+            let _ = write!(text, "\n    {path}");
+        }
+    }
+    text
+}
