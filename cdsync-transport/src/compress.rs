@@ -242,3 +242,139 @@ fn grow(output: &mut Vec<u8>, announced: usize, max: usize) -> Result<(), Compre
     output.reserve_exact(target - output.len());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn compressed(level: i32, parts: &[&[u8]]) -> Vec<u8> {
+        let mut output = Vec::new();
+        Compressor::new()
+            .compress_into(level, parts, &mut output)
+            .unwrap();
+        output
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Proves that any parts come back as one, at any level, with contexts used before.
+        #[test]
+        fn round_trip(
+            parts in prop::collection::vec(prop::collection::vec(0u8..8, 0..50_000), 0..5),
+            level in -20..6,
+        ) {
+            let (mut compressor, mut decompressor) = (Compressor::new(), Decompressor::new());
+            let whole = parts.concat();
+            for _ in 0..2 {
+                let mut output = b"kept".to_vec();
+                compressor.compress_into(level, &parts, &mut output).unwrap();
+                prop_assert_eq!(&output[..4], b"kept");
+                let back = decompressor.decompress_bounded(&output[4..], whole.len()).unwrap();
+                prop_assert!(back == whole);
+            }
+        }
+
+        /// Proves that no bytes of a peer make the decoder panic or exceed its bound.
+        #[test]
+        fn hostile_bytes(
+            mut noise in prop::collection::vec(any::<u8>(), 0..300),
+            at in 0usize..400,
+        ) {
+            let mut decompressor = Decompressor::new();
+            let _ = decompressor.decompress_bounded(&noise, 1_000);
+            let mut frame = compressed(1, &[&noise]);
+            let at = at % frame.len();
+            frame[at] ^= noise.pop().unwrap_or(1);
+            if let Ok(output) = decompressor.decompress_bounded(&frame, 200) {
+                prop_assert!(output.len() <= 200);
+            }
+        }
+    }
+
+    /// Proves that the bound holds to the byte, whether the frame announces its size or not.
+    #[test]
+    fn output_is_bounded() {
+        let zeros = vec![0; 10 << 20];
+        let announced = compressed(1, &[&zeros]);
+        // A frame of unknown size, as a streaming encoder makes it.
+        let mut context = CCtx::create();
+        let mut silent = Vec::with_capacity(zstd_safe::compress_bound(zeros.len()));
+        let mut out = OutBuffer::around(&mut silent);
+        let mut input = InBuffer::around(&zeros);
+        context
+            .compress_stream2(&mut out, &mut input, ZSTD_EndDirective::ZSTD_e_flush)
+            .unwrap();
+        context
+            .compress_stream2(&mut out, &mut input, ZSTD_EndDirective::ZSTD_e_end)
+            .unwrap();
+        let mut decompressor = Decompressor::new();
+        for frame in [&announced, &silent] {
+            let exact = decompressor.decompress_bounded(frame, zeros.len());
+            assert_eq!(exact.map(|output| output.len()), Ok(zeros.len()));
+            let max = zeros.len() - 1;
+            let refused = decompressor.decompress_bounded(frame, max);
+            assert_eq!(refused, Err(CompressError::TooLarge { max }));
+            assert_eq!(
+                decompressor.decompress_bounded(frame, 0),
+                Err(CompressError::TooLarge { max: 0 })
+            );
+            let cut = &frame[..frame.len() - 1];
+            assert_eq!(
+                decompressor.decompress_bounded(cut, zeros.len()),
+                Err(CompressError::Truncated)
+            );
+            let trailing = [frame, &b"x"[..]].concat();
+            let refused = decompressor.decompress_bounded(&trailing, zeros.len());
+            assert!(
+                matches!(refused, Err(CompressError::Decompress { .. })),
+                "{refused:?}"
+            );
+        }
+        let empty = compressed(1, &[]);
+        assert_eq!(decompressor.decompress_bounded(&empty, 0), Ok(Vec::new()));
+        assert_eq!(
+            decompressor.decompress_bounded(&[], 10),
+            Err(CompressError::Truncated)
+        );
+    }
+
+    /// Proves that a frame which wants a larger window than allowed is refused: a peer does not
+    /// choose this side's memory.
+    #[test]
+    fn windows_are_bounded() {
+        let mut context = CCtx::create();
+        context
+            .set_parameter(CParameter::WindowLog(MAX_WINDOW_LOG + 1))
+            .unwrap();
+        let data = vec![7; 1000];
+        let mut frame = Vec::with_capacity(zstd_safe::compress_bound(data.len()));
+        let mut out = OutBuffer::around(&mut frame);
+        let mut input = InBuffer::around(&data);
+        // Flushed before its end, the frame cannot know that it is small.
+        context
+            .compress_stream2(&mut out, &mut input, ZSTD_EndDirective::ZSTD_e_flush)
+            .unwrap();
+        context
+            .compress_stream2(&mut out, &mut input, ZSTD_EndDirective::ZSTD_e_end)
+            .unwrap();
+        let refused = Decompressor::new().decompress_bounded(&frame, 1 << 20);
+        assert!(
+            matches!(refused, Err(CompressError::Decompress { .. })),
+            "{refused:?}"
+        );
+    }
+
+    /// Proves that what the strongest level makes is decoded here.
+    #[test]
+    fn strongest_level_fits_the_window() {
+        let data: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
+        let frame = compressed(*LEVELS.end(), &[&data]);
+        let back = Decompressor::new()
+            .decompress_bounded(&frame, data.len())
+            .unwrap();
+        assert!(back == data);
+    }
+}

@@ -337,3 +337,143 @@ impl FrameReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::connection::BoxFuture;
+
+    /// Gives out prepared pieces, then the end.
+    #[derive(Debug)]
+    struct Pieces(VecDeque<Bytes>);
+
+    impl RecvHalf for Pieces {
+        fn recv_many<'a>(
+            &'a mut self,
+            slots: &'a mut [Bytes],
+        ) -> BoxFuture<'a, Result<Option<usize>, RecvError>> {
+            let mut filled = 0;
+            while filled < slots.len() {
+                let Some(piece) = self.0.pop_front() else {
+                    break;
+                };
+                slots[filled] = piece;
+                filled += 1;
+            }
+            Box::pin(std::future::ready(Ok((filled > 0).then_some(filled))))
+        }
+
+        fn stop(&mut self, _code: CloseCode) {}
+    }
+
+    /// Keeps what it is sent.
+    #[derive(Debug, Default)]
+    struct Sink(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl SendHalf for Sink {
+        fn send<'a>(&'a mut self, parts: &'a mut [Bytes]) -> BoxFuture<'a, Result<(), SendError>> {
+            let mut all = self.0.lock().unwrap();
+            parts.iter().for_each(|part| all.extend_from_slice(part));
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn finish(&mut self) -> Result<(), SendError> {
+            Ok(())
+        }
+
+        fn reset(&mut self, _code: CloseCode) {}
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(future)
+    }
+
+    /// Proves the bytes of a frame, which other versions of the program read.
+    #[test]
+    fn wire_format() {
+        let sink = Sink::default();
+        let written = std::sync::Arc::clone(&sink.0);
+        let mut writer = FrameWriter::new(Box::new(sink));
+        let parts = [
+            Bytes::from_static(b"ab"),
+            Bytes::new(),
+            Bytes::from_static(b"c"),
+        ];
+        run(writer.write(0x2a, &parts)).unwrap();
+        run(writer.write(0, &[])).unwrap();
+        // 03 00 00 00 = three bytes, 2a = kind, then the payload; then an empty frame of kind 0.
+        assert_eq!(*written.lock().unwrap(), b"\x03\0\0\0\x2aabc\0\0\0\0\0");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Proves that frames come out as they went in, however the stream is cut into pieces, and
+        /// that payloads which are kept are not overwritten by later ones.
+        #[test]
+        fn any_cut_gives_the_same_frames(
+            lens in prop::collection::vec(prop_oneof![0usize..40, 15_000usize..40_000], 0..12),
+            cuts in prop::collection::vec(1usize..9_000, 1..20),
+        ) {
+            let payload = |i: usize, len: usize| {
+                Bytes::from((0..len).map(|b| (b * 31 + i) as u8).collect::<Vec<_>>())
+            };
+            let sink = Sink::default();
+            let written = std::sync::Arc::clone(&sink.0);
+            let mut writer = FrameWriter::new(Box::new(sink));
+            for (i, &len) in lens.iter().enumerate() {
+                run(writer.write(i as u8, &[payload(i, len)])).unwrap();
+            }
+            let mut rest = Bytes::from(std::mem::take(&mut *written.lock().unwrap()));
+            let mut pieces = VecDeque::new();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                pieces.push_back(rest.split_to((*cut).min(rest.len())));
+            }
+            let mut reader = FrameReader::new(Box::new(Pieces(pieces)));
+            let mut frames = Vec::new();
+            while let Some(frame) = run(reader.next()).unwrap() {
+                frames.push(frame);
+            }
+            prop_assert_eq!(frames.len(), lens.len());
+            for (i, (frame, &len)) in frames.iter().zip(&lens).enumerate() {
+                prop_assert_eq!(frame.kind, i as u8);
+                prop_assert!(frame.payload == payload(i, len));
+            }
+        }
+    }
+
+    /// Proves that a large buffer is used again once its payload is gone, and not before.
+    #[test]
+    fn large_buffers_are_shared() {
+        let frame = |byte: u8| {
+            let mut bytes = vec![0, 0, 1, 0, 1];
+            bytes.resize(5 + (1 << 16), byte);
+            Bytes::from(bytes)
+        };
+        let pieces = [frame(1), frame(2), frame(3)].into();
+        let mut reader = FrameReader::new(Box::new(Pieces(pieces)));
+        let first = run(reader.next()).unwrap().unwrap().payload;
+        let place = first.as_ptr();
+        let kept = run(reader.next()).unwrap().unwrap().payload;
+        assert_ne!(kept.as_ptr(), place);
+        assert!(first.iter().all(|&b| b == 1), "overwritten while in use");
+        let second_place = kept.as_ptr();
+        drop((first, kept));
+        let third = run(reader.next()).unwrap().unwrap().payload;
+        assert_eq!(
+            third.as_ptr(),
+            second_place,
+            "the last buffer was free to be used again"
+        );
+    }
+}

@@ -14,6 +14,34 @@
 //!   connection prove theirs, except a server that is about to join ([`JoinToken`]).
 //! - Nothing here installs a process-wide crypto provider, logger or runtime.
 //!
+//! ```
+//! use cdsync_core::ids::ServerId;
+//! use cdsync_transport::{
+//!     ClusterId, FrameReader, FrameWriter, MemoryNetwork, PeerExpectation, PeerIdentity, Transport,
+//! };
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let network = MemoryNetwork::new();
+//! let agent = |id| PeerIdentity::agent(ClusterId(1), ServerId(id));
+//! let (alpha, beta) = (network.endpoint("alpha:1", agent(1)), network.endpoint("beta:1", agent(2)));
+//!
+//! let dialled = alpha.connect("beta:1", &PeerExpectation::agent(ServerId(2))).await?;
+//! let (send, _recv) = dialled.open().await?;
+//! let mut writer = FrameWriter::new(send);
+//! writer.write(7, &["hello".into()]).await?;
+//! writer.finish().await?;
+//!
+//! let accepted = beta.accept().await.ok_or("closed")?;
+//! assert_eq!(accepted.peer().server, ServerId(1));
+//! let (_send, recv) = accepted.accept().await?;
+//! let mut reader = FrameReader::new(recv);
+//! assert_eq!(reader.next().await?.ok_or("no frame")?.payload, "hello");
+//! assert!(reader.next().await?.is_none());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Known problems
 //! - A stream becomes visible to the peer with its first byte (or its end), not when it is opened.
 //! - Closing a connection discards what was not yet delivered: let the receiver close.

@@ -37,6 +37,21 @@ const MAX_STREAMS: u32 = 256;
 /// strangers can make an endpoint hold, and is all that a joining server ever needs.
 pub(super) const UNPROVEN_WINDOW_BYTES: u32 = 64 * 1024;
 
+// Where the defaults come from: `examples/throughput.rs`, 1 GiB over one stream on loopback, both
+// ends on the two cores of a busy machine, CPU-seconds of both ends together (medians of 5 to 12
+// runs, whose spread was a fifth):
+//
+//   defaults, MTU 6,500            2.0 CPU-s, 820 MiB/s (best 1,170), no packet of 166,000 lost
+//   MTU 1,452                      3.6 CPU-s, 420 MiB/s
+//   stream window 1 / 16 MiB       2.2 / 2.2; with 16 MiB bursts outran the socket: 444 lost
+//   send window 1 / 4 MiB          2.3 / 2.1
+//   socket buffers 208 KiB / 1 MiB 2.1 / 1.9, but 3,629 / 905 packets lost
+//   pieces of 64 KiB / 1 MiB       2.2 / 2.4 (256 KiB: 2.0); as frames: 2.3
+//   acknowledgement every 10 / 20 / 40 packets, AES-128 before AES-256: no difference beyond the
+//   spread, so the extension is not used and the provider's order stays.
+//
+// Congestion control is quinn's Cubic; its BBR is marked experimental.
+
 /// Settings of a [`QuicTransport`](super::QuicTransport).
 #[derive(Debug, Clone)]
 pub struct QuicConfig {
@@ -101,7 +116,8 @@ impl QuicConfig {
 
     /// Sets what the kernel is asked to buffer per socket and direction; it silently gives less
     /// when `net.core.rmem_max` or `wmem_max` is lower. Bytes; default 4 MiB; 64 KiB to 64 MiB.
-    /// Too small loses packets in bursts. Kernel memory, twice this per socket at worst.
+    /// Too small loses packets in bursts. Kernel memory, twice this per socket and direction at
+    /// worst.
     #[must_use]
     pub fn socket_buffer(mut self, bytes: usize) -> Self {
         self.socket_buffer_bytes = bytes.clamp(64 << 10, 64 << 20);

@@ -47,7 +47,8 @@ pub(super) struct QuicConnection {
     connection: quinn::Connection,
     peer: PeerIdentity,
     /// Opened while dialling to learn that the peer took this side's certificate; the first
-    /// `open` gets it.
+    /// `open` gets it. If none comes and this handle is dropped before the last stream, the peer
+    /// sees an empty stream, as anybody may send it one.
     first: Mutex<Option<(quinn::SendStream, quinn::RecvStream)>>,
     budget: Option<Arc<Budget>>,
 }

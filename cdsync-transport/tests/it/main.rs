@@ -1,5 +1,11 @@
 //! The transports against one suite, and what only QUIC can show: proofs, strangers, real links.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may fail and say why"
+)]
+
 mod enrolment;
 mod links;
 mod relay;
