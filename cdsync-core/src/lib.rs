@@ -11,6 +11,8 @@ pub mod job;
 pub mod ledger;
 pub mod path;
 pub mod replica;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod time;
 pub mod topology;
 pub mod wire;

@@ -1,0 +1,406 @@
+//! The driver of a source: hints to looks to records, as an agent's engine does it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::disk::{Disk, EPOCH_NANOS, NodeId, ROOT};
+use super::rng::Rng;
+use super::tables::{Durability, MemTables};
+use crate::coalescer::{Coalescer, CoalescerConfig, Hint, LookError, LookRequest, Looked};
+use crate::filter::Filter;
+use crate::ids::{IncarnationId, ObjectId, OriginId};
+use crate::ledger::access::Folders;
+use crate::ledger::object::{Hash, Observed, Seq};
+use crate::ledger::outgoing::{ContentAt, content_at};
+use crate::path::Name;
+use crate::replica::{FetchResult, FetchWant};
+use crate::time::Instant;
+
+/// What happens to the disk between two calls of the driver.
+pub type Meanwhile<'a> = dyn FnMut(&mut Disk) + 'a;
+
+/// How rough a source's life is. All zero: everything at once.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SourceTuning {
+    /// Hints come this much later at most, in microseconds.
+    pub delay_us: usize,
+    /// One in so many hints overtakes the one before it; zero for none.
+    pub reorder: usize,
+    /// How many hints fit into the kernel's queue; zero for any number.
+    pub queue: usize,
+    /// One in so many commits is lazy; zero for none.
+    pub lazy: usize,
+    /// Bounds of the machine small enough to be met.
+    pub tight: bool,
+}
+
+#[derive(Debug)]
+struct OpenListing {
+    folder: ObjectId,
+    node: Result<NodeId, LookError>,
+    rest: Vec<Name>,
+}
+
+/// A source.
+#[derive(Debug)]
+pub struct SourceSim {
+    /// Its disk.
+    pub disk: Disk,
+    /// Its ledger.
+    pub tables: MemTables,
+    /// The machine, `None` while the agent is down.
+    pub machine: Option<Coalescer>,
+    /// How rough it is.
+    pub tuning: SourceTuning,
+    /// What the job carries.
+    pub filter: Filter,
+    /// Whether the first scan has ended.
+    pub complete: bool,
+    queue: VecDeque<(u64, Hint)>,
+    listings: Vec<OpenListing>,
+    flushing: bool,
+    runs: u64,
+    rng: Rng,
+}
+
+impl SourceSim {
+    /// A source that is not started yet.
+    #[must_use]
+    pub fn new(filter: Filter, tuning: SourceTuning, seed: u64) -> Self {
+        Self {
+            disk: Disk::new(),
+            tables: MemTables::default(),
+            machine: None,
+            tuning,
+            filter,
+            complete: false,
+            queue: VecDeque::new(),
+            listings: Vec::new(),
+            flushing: false,
+            runs: 0,
+            rng: Rng::new(seed),
+        }
+    }
+
+    /// The machine's time.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant(Duration::from_nanos(self.disk.clock - EPOCH_NANOS))
+    }
+
+    /// Starts the agent: a new incarnation and a scan.
+    ///
+    /// # Panics
+    /// When the ledger is damaged.
+    pub fn start(&mut self) {
+        self.runs += 1;
+        self.disk.take_events();
+        self.queue.clear();
+        let root = self.disk.observe(ROOT);
+        let config = CoalescerConfig {
+            large: 24,
+            pending_max: if self.tuning.tight { 6 } else { 65_536 },
+            looks_max: if self.tuning.tight { 3 } else { 2048 },
+            ..CoalescerConfig::default()
+        };
+        let mut machine = Coalescer::open(
+            config,
+            self.filter.clone(),
+            &mut self.tables,
+            OriginId(0x1111_2222_3333_4444),
+            IncarnationId(1000 + self.runs),
+            &root,
+            self.disk.wall(),
+        )
+        .expect("the ledger opens");
+        machine.start_scan();
+        self.machine = Some(machine);
+        self.complete = false;
+        self.listings.clear();
+        self.flushing = false;
+        self.commit(Durability::Durable);
+    }
+
+    /// The agent is killed.
+    pub fn crash(&mut self) {
+        self.tables.crash();
+        self.machine = None;
+        self.queue.clear();
+        self.disk.take_events();
+    }
+
+    /// What may be announced.
+    #[must_use]
+    pub fn announced(&self) -> Seq {
+        self.machine.as_ref().map_or(Seq(0), Coalescer::announced)
+    }
+
+    /// Whether everything that happened is in the log, durable.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let now = self.now();
+        self.queue.is_empty()
+            && self.listings.is_empty()
+            && !self.flushing
+            && self.tables.is_durable()
+            && self.machine.as_ref().is_some_and(|machine| {
+                machine.is_settled(now)
+                    && machine.waiting(1).is_empty()
+                    && machine.announced() == machine.head()
+            })
+    }
+
+    /// One round of the engine.
+    ///
+    /// # Panics
+    /// When the machine fails.
+    pub fn pump(&mut self, meanwhile: &mut Meanwhile<'_>) {
+        if self.machine.is_none() {
+            self.disk.take_events();
+            return;
+        }
+        let gap = self.receive();
+        let clock = self.disk.clock;
+        let due = self.queue.iter().take_while(|(at, _)| *at <= clock).count();
+        let hints: Vec<Hint> = self.queue.drain(..due).map(|(_, hint)| hint).collect();
+        let now = self.now();
+        let machine = self.machine.as_mut().expect("it was looked at above");
+        machine
+            .handle_hints(now, &self.tables, hints)
+            .expect("tables do not fail");
+        if gap {
+            machine.handle_gap();
+        }
+        self.look(meanwhile);
+        self.list(meanwhile);
+        self.flush();
+        let machine = self.machine.as_mut().expect("nothing stopped it");
+        self.complete |= !machine.is_scanning();
+        let written = machine.finish(&mut self.tables).expect("tables do not fail");
+        let lazy = self.tuning.lazy > 0 && self.rng.one_in(self.tuning.lazy);
+        match (written, lazy) {
+            (true, true) => self.tables.commit(Durability::Lazy),
+            (true, false) => self.commit(Durability::Durable),
+            (false, _) if !self.tables.is_durable() && !lazy => self.commit(Durability::Durable),
+            (false, _) => self.tables.commit(Durability::Lazy),
+        }
+    }
+
+    fn commit(&mut self, durability: Durability) {
+        self.tables.commit(durability);
+        if let Some(machine) = &mut self.machine {
+            machine.handle_committed(machine.head());
+        }
+    }
+
+    /// Takes what the kernel has. Returns whether something was lost.
+    fn receive(&mut self) -> bool {
+        let mut gap = false;
+        for hint in self.disk.take_events() {
+            let delay = self.rng.below(self.tuning.delay_us + 1) as u64 * 1000;
+            let due = (self.disk.clock + delay).max(self.queue.back().map_or(0, |(at, _)| *at));
+            // The kernel merges an event into one of the same name that nobody has read.
+            let merged = self.queue.iter_mut().rev().take(8).find(|(_, waits)| {
+                waits.partner.is_none()
+                    && hint.partner.is_none()
+                    && waits.folder == hint.folder
+                    && waits.name == hint.name
+            });
+            if let Some((_, waits)) = merged {
+                let (a, b) = (&mut waits.what, hint.what);
+                a.created |= b.created;
+                a.written |= b.written;
+                a.closed |= b.closed;
+                a.at_once |= b.at_once;
+                a.folder |= b.folder;
+                continue;
+            }
+            if self.tuning.queue > 0 && self.queue.len() >= self.tuning.queue {
+                gap = true;
+                continue;
+            }
+            self.queue.push_back((due, hint));
+            let last = self.queue.len() - 1;
+            if self.tuning.reorder > 0 && last > 0 && self.rng.one_in(self.tuning.reorder) {
+                let (a, b) = (self.queue[last - 1].0, self.queue[last].0);
+                self.queue.swap(last - 1, last);
+                (self.queue[last - 1].0, self.queue[last].0) = (a, b);
+            }
+        }
+        gap
+    }
+
+    fn look(&mut self, meanwhile: &mut Meanwhile<'_>) {
+        let now = self.now();
+        let machine = self.machine.as_mut().expect("it runs");
+        let requests = machine
+            .poll_looks(now, &self.tables)
+            .expect("tables do not fail");
+        if requests.is_empty() {
+            return;
+        }
+        let mut looked = Vec::new();
+        for request in requests {
+            meanwhile(&mut self.disk);
+            looked.push(look_one(&mut self.disk, request, meanwhile));
+        }
+        let (now, wall) = (self.now(), self.disk.wall());
+        let machine = self.machine.as_mut().expect("it runs");
+        machine
+            .handle_looked(now, wall, &mut self.tables, looked)
+            .expect("tables do not fail");
+    }
+
+    fn list(&mut self, meanwhile: &mut Meanwhile<'_>) {
+        let machine = self.machine.as_mut().expect("it runs");
+        while let Some(request) = machine
+            .poll_listing(&self.tables)
+            .expect("tables do not fail")
+        {
+            let node = self.disk.open(&request.folder);
+            let mut rest: Vec<Name> = match &node {
+                Ok(id) => self.disk.node(*id).children.keys().cloned().collect(),
+                Err(_) => Vec::new(),
+            };
+            self.rng.shuffle(&mut rest);
+            self.listings.push(OpenListing {
+                folder: request.folder.id,
+                node,
+                rest,
+            });
+        }
+        for mut listing in std::mem::take(&mut self.listings) {
+            if self.tuning.delay_us > 0 && self.rng.one_in(3) {
+                self.listings.push(listing);
+                continue;
+            }
+            let take = 1 + self.rng.below(4);
+            let mut entries = Vec::new();
+            if let Ok(node) = listing.node {
+                for name in listing.rest.drain(..listing.rest.len().min(take)) {
+                    meanwhile(&mut self.disk);
+                    if let Some(seen) = self.disk.look(node, &name) {
+                        entries.push((name, Ok(seen)));
+                    }
+                }
+            }
+            let done = listing.rest.is_empty();
+            let itself = listing.node.clone().map(|node| self.disk.observe(node));
+            let (now, wall) = (self.now(), self.disk.wall());
+            let machine = self.machine.as_mut().expect("it runs");
+            let folder = listing.folder;
+            machine
+                .handle_listed(now, wall, &mut self.tables, folder, entries)
+                .expect("tables do not fail");
+            if done {
+                machine
+                    .handle_list_end(now, wall, &mut self.tables, folder, itself)
+                    .expect("tables do not fail");
+            } else {
+                self.listings.push(listing);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let now = self.now();
+        if self.flushing && !(self.tuning.delay_us > 0 && self.rng.one_in(2)) {
+            let gap = self.receive();
+            let machine = self.machine.as_mut().expect("it runs");
+            let hints: Vec<Hint> = self.queue.drain(..).map(|(_, hint)| hint).collect();
+            machine
+                .handle_hints(now, &self.tables, hints)
+                .expect("tables do not fail");
+            if gap {
+                machine.handle_gap();
+            }
+            machine.handle_flushed(now);
+            self.flushing = false;
+        }
+        self.flushing |= self.machine.as_mut().expect("it runs").poll_flush();
+    }
+
+    /// Reads content as it is now, with the proof that it did not change. The inner `None`: it
+    /// changes.
+    pub fn read(&mut self, at: &ContentAt, meanwhile: &mut Meanwhile<'_>) -> Option<Vec<u8>> {
+        let folder = self.disk.open(&at.folder).ok()?;
+        let id = self.disk.child(folder, &at.name)?;
+        if self.disk.observe(id).fingerprint != at.fingerprint {
+            return None;
+        }
+        let bytes = self.disk.node(id).bytes.clone();
+        meanwhile(&mut self.disk);
+        (self.disk.observe(id).fingerprint == at.fingerprint).then_some(bytes)
+    }
+
+    /// Answers a fetch.
+    ///
+    /// # Panics
+    /// When the ledger is damaged.
+    pub fn fetch(
+        &mut self,
+        want: FetchWant,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> (FetchResult, Vec<u8>) {
+        let mut folders = Folders::default();
+        let at = content_at(&self.tables, &mut folders, want.object, want.at_least)
+            .expect("tables do not fail");
+        let at = match at {
+            Ok(at) => at,
+            Err(by) => return (FetchResult::Removed(by), Vec::new()),
+        };
+        match self.read(&at, meanwhile) {
+            None => (FetchResult::Unsettled, Vec::new()),
+            Some(bytes) => {
+                let result = FetchResult::Staged {
+                    version: at.version,
+                    mtime: at.mtime,
+                    size: bytes.len() as u64,
+                    hash: hash(&bytes),
+                };
+                (result, bytes)
+            }
+        }
+    }
+}
+
+fn look_one(disk: &mut Disk, request: LookRequest, meanwhile: &mut Meanwhile<'_>) -> Looked {
+    let folder = request.folder.id;
+    let node = match disk.open(&request.folder) {
+        Ok(node) => node,
+        Err(error) => {
+            let names = request.names.into_iter();
+            return Looked {
+                folder,
+                itself: Err(error.clone()),
+                names: names.map(|name| (name, Err(error.clone()))).collect(),
+            };
+        }
+    };
+    let mut names: Vec<(Name, Result<Option<Observed>, LookError>)> = Vec::new();
+    for name in request.names {
+        let seen = disk.look(node, &name);
+        names.push((name, Ok(seen)));
+        meanwhile(disk);
+    }
+    Looked {
+        folder,
+        itself: Ok(disk.observe(node)),
+        names,
+    }
+}
+
+/// Stands for BLAKE3: equal bytes, equal hash.
+pub(super) fn hash(bytes: &[u8]) -> Hash {
+    let mut rng = Rng::new(bytes.len() as u64);
+    let mut state = rng.next_u64();
+    for byte in bytes {
+        state = Rng::new(state ^ u64::from(*byte)).next_u64();
+    }
+    let mut out = [0; 32];
+    for part in out.chunks_mut(8) {
+        state = Rng::new(state).next_u64();
+        part.copy_from_slice(&state.to_le_bytes());
+    }
+    Hash(out)
+}
