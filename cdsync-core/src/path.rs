@@ -240,12 +240,23 @@ fn is_hidden(c: char) -> bool {
 /// just what a ledger says, without keeping either list. Compared within one process only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NameSetDigest {
-    /// How many paths.
-    pub count: u64,
+    count: u64,
     sum: u64,
 }
 
 impl NameSetDigest {
+    /// The empty set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many paths were added.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Adds a path, relative to the folder that the digest is of.
     pub fn add(&mut self, path: &[u8]) {
         use std::hash::Hasher as _;

@@ -1,1 +1,29 @@
-//! The embeddable CDSync agent: watches sources, serves and applies changes.
+//! The embeddable agent: watches the roots of its jobs' sources, serves their changes to other
+//! agents, and applies to its targets what their upstreams announce.
+//!
+//! ```text
+//!   master <-- control --> Agent -- orders --> Roles
+//!                                               |- source: engine thread, scanner thread, watch
+//!                                               |- serve:  a task a stream, two reader threads
+//!                                               `- target: engine thread, writers, link task
+//! ```
+//!
+//! The rules are `cdsync-core`'s, the disk is `cdsync-fs`', the network `cdsync-transport`'s; here
+//! they are wired. The agent runs on the caller's tokio runtime and keeps its own few threads for
+//! files and tables, which end when it is dropped or its `run` ends.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod board;
+mod clock;
+mod control;
+mod joblog;
+mod mailbox;
+mod orders;
+mod roles;
+mod roots;
+mod serve;
+mod source;
+mod target;
+
+pub use agent::{Agent, AgentConfig, AgentError};

@@ -1,0 +1,39 @@
+//! The clocks of this process, read here and nowhere else.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cdsync_core::time::{Instant, WallMillis};
+
+/// Wall time.
+pub(crate) fn wall() -> WallMillis {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    WallMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Time since one machine's start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stopwatch(std::time::Instant);
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        Instant(self.0.elapsed())
+    }
+
+    /// How long until a point in time; zero when it is past.
+    pub(crate) fn until(&self, then: Instant) -> Duration {
+        then.0.saturating_sub(self.0.elapsed())
+    }
+}
+
+/// A random number for an id; never zero, which stands for none.
+pub(crate) fn random_id() -> u64 {
+    getrandom::u64()
+        .unwrap_or_else(|_| wall().0.rotate_left(32) ^ u64::from(std::process::id()))
+        .max(1)
+}

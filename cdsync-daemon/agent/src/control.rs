@@ -1,0 +1,271 @@
+//! The connection to the master: hello, orders in, reports out, questions answered.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use cdsync_core::wire::{
+    AgentMessage, Answer, CONTROL_MAX_BYTES, Epoch, Hello, MasterMessage, Orders, decode, encode,
+    kind,
+};
+use cdsync_transport::{
+    CertificateError, CloseReason, ConnectError, FrameError, FrameReader, FrameWriter,
+    NodeIdentity, PeerExpectation, QuicTransport, Transport,
+};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::agent::AgentConfig;
+use crate::board::Board;
+use crate::clock::random_id;
+use crate::orders::OrdersKeeper;
+use crate::roles::{Asked, Roles};
+use crate::source::chain;
+
+/// The first wait before the master is tried again, doubled with each failure.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// The longest wait.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Reports of a busy agent are at least so far apart.
+const REPORT_GAP: Duration = Duration::from_millis(20);
+/// A report is sent at least so often: the master's sign that this server lives.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How many answers may wait to be sent.
+const ANSWERS: usize = 64;
+
+/// Why there is no master.
+#[derive(Debug, Error)]
+enum ControlError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Closed(#[from] CloseReason),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("it ended the connection")]
+    Ended,
+}
+
+/// Everything that the control task works with.
+pub(crate) struct Control {
+    pub(crate) config: Arc<AgentConfig>,
+    pub(crate) transport: Arc<QuicTransport>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) keeper: OrdersKeeper,
+    pub(crate) roles: Arc<Mutex<Roles>>,
+}
+
+impl Control {
+    /// Keeps a connection to the master until aborted.
+    pub(crate) async fn run(mut self) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            let began = Instant::now();
+            let Err(error) = self.talk().await;
+            tracing::warn!(
+                master = self.config.master_address,
+                error = chain(&error),
+                "the master is not reached; standing orders are followed"
+            );
+            if began.elapsed() > RETRY_MAX {
+                wait = RETRY_FIRST;
+            }
+            tokio::time::sleep(wait.mul_f64(0.9 + (random_id() % 1000) as f64 / 5000.0)).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn talk(&mut self) -> Result<std::convert::Infallible, ControlError> {
+        let expect = PeerExpectation::any_master();
+        let connection = self
+            .transport
+            .connect(&self.config.master_address, &expect)
+            .await?;
+        let (send, recv) = connection.open().await?;
+        let mut writer = FrameWriter::new(send).with_max_payload(CONTROL_MAX_BYTES);
+        let mut reader = FrameReader::new(recv).with_max_payload(CONTROL_MAX_BYTES);
+        write(&mut writer, &AgentMessage::Hello(self.hello())).await?;
+        tracing::info!(
+            master = self.config.master_address,
+            "connected to the master"
+        );
+        let (answers, mut answered) = mpsc::channel::<(u64, Result<Answer, String>)>(ANSWERS);
+        let mut report_at = Instant::now();
+        let mut changed = true;
+        let mut renew_asked = false;
+        loop {
+            if self.certificate_is_old() && !renew_asked {
+                renew_asked = true;
+                self.ask_renewal(&mut writer).await?;
+            }
+            let due = if changed {
+                report_at + REPORT_GAP
+            } else {
+                report_at + REPORT_EVERY
+            };
+            tokio::select! {
+                frame = reader.next() => {
+                    let frame = frame?.ok_or(ControlError::Ended)?;
+                    if frame.kind != kind::CONTROL {
+                        return Err(ControlError::Protocol("a frame of another kind"));
+                    }
+                    let message = decode(&frame.payload)
+                        .map_err(|_| ControlError::Protocol("a message does not decode"))?;
+                    renew_asked &= !self.take(message, &answers);
+                }
+                Some((id, answer)) = answered.recv() => {
+                    write(&mut writer, &AgentMessage::Answer { id, answer }).await?;
+                }
+                () = self.board.changed(), if !changed => changed = true,
+                () = tokio::time::sleep_until(due) => {
+                    changed = false;
+                    report_at = Instant::now();
+                    write(&mut writer, &AgentMessage::Report(self.board.report())).await?;
+                }
+            }
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let current = self.keeper.current();
+        Hello {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            address: self.config.advertise.clone(),
+            roots: self
+                .config
+                .roots
+                .iter()
+                .map(|r| r.display().to_string())
+                .collect(),
+            epoch: current.map_or(Epoch::default(), |orders| orders.epoch),
+            instance: current.map_or(0, |orders| orders.instance),
+            watching: "fanotify where allowed".to_owned(),
+        }
+    }
+
+    /// Takes a message. `true` when a renewal was answered.
+    fn take(
+        &mut self,
+        message: MasterMessage,
+        answers: &mpsc::Sender<(u64, Result<Answer, String>)>,
+    ) -> bool {
+        match message {
+            MasterMessage::Welcome { .. } => {}
+            MasterMessage::Orders(signed) => match self.keeper.take(&signed) {
+                Ok(orders) => follow(&self.roles, orders.clone()),
+                Err(error) => tracing::warn!(error = chain(&error), "orders are not followed"),
+            },
+            MasterMessage::Ask { id, ask } => {
+                let (roles, answers) = (Arc::clone(&self.roles), answers.clone());
+                tokio::spawn(async move {
+                    let asked = tokio::task::spawn_blocking(move || {
+                        roles
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .ask(ask)
+                    });
+                    let answer = match asked.await {
+                        Ok(Asked::Now(answer)) => answer,
+                        Ok(Asked::Fence(answer)) => match answer.await {
+                            Ok(answer) => answer.map(Answer::Fence),
+                            Err(_) => Err("the source began anew; ask again".to_owned()),
+                        },
+                        Err(_) => Err("the agent is ending".to_owned()),
+                    };
+                    // A connection that is gone needs no answer.
+                    drop(answers.send((id, answer)).await);
+                });
+            }
+            MasterMessage::Renewed { certificate } => {
+                if let Err(error) = self.renew(&certificate) {
+                    tracing::error!(
+                        error = chain(&error),
+                        "the renewed certificate is not usable"
+                    );
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    fn certificate_is_old(&self) -> bool {
+        SystemTime::now() > self.transport.node().renew_at()
+    }
+
+    async fn ask_renewal(&self, writer: &mut FrameWriter) -> Result<(), ControlError> {
+        match self.transport.node().key().signing_request() {
+            Ok(der) => {
+                let csr = to_pem(&der);
+                write(writer, &AgentMessage::Renew { csr }).await
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "no certificate can be asked for");
+                Ok(())
+            }
+        }
+    }
+
+    fn renew(&self, certificate: &str) -> Result<(), CertificateError> {
+        let old = self.transport.node();
+        let node = NodeIdentity::new(old.key().clone(), certificate, old.ca_pem())?;
+        node.save(&self.config.data)?;
+        if let Err(error) = self.transport.set_node(node) {
+            tracing::error!(
+                error = chain(&error),
+                "the renewed certificate is not taken"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Follows orders on a thread that may wait: engines end before others begin.
+pub(crate) fn follow(roles: &Arc<Mutex<Roles>>, orders: Orders) {
+    tracing::info!(epoch = %orders.epoch, jobs = orders.jobs.len(), "new orders");
+    let roles = Arc::clone(roles);
+    tokio::task::spawn_blocking(move || {
+        roles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .follow(&orders);
+    });
+}
+
+/// A certificate request in PEM.
+fn to_pem(der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("-----BEGIN CERTIFICATE REQUEST-----\n");
+    let mut column = 0;
+    for chunk in der.chunks(3) {
+        let b = [
+            chunk[0],
+            *chunk.get(1).unwrap_or(&0),
+            *chunk.get(2).unwrap_or(&0),
+        ];
+        let n = u32::from(b[0]) << 16 | u32::from(b[1]) << 8 | u32::from(b[2]);
+        for i in 0..4 {
+            let c = ALPHABET[(n >> (18 - 6 * i) & 63) as usize];
+            text.push(if i <= chunk.len() { c as char } else { '=' });
+        }
+        column += 4;
+        if column == 64 {
+            text.push('\n');
+            column = 0;
+        }
+    }
+    if column > 0 {
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE REQUEST-----\n");
+    text
+}
+
+async fn write(writer: &mut FrameWriter, message: &AgentMessage) -> Result<(), ControlError> {
+    Ok(writer
+        .write(kind::CONTROL, &[Bytes::from(encode(message))])
+        .await?)
+}

@@ -1,0 +1,145 @@
+//! Making a batch: records from the ledger, small content from the disk.
+
+use bytes::Bytes;
+use cdsync_core::ledger::object::{Hash, Seq};
+use cdsync_core::ledger::outgoing::{BatchLimits, ContentAt, Need, OutgoingStream};
+use cdsync_core::wire::{BatchHeader, Inline, encode, kind};
+use cdsync_fs::{ReadError, open_content};
+use cdsync_transport::compress::Compressor;
+
+use super::ServeError;
+use crate::source::{Input, Served, chain, dir_ref};
+
+/// The level of compression where it pays: the fastest.
+const LEVEL: i32 = 1;
+
+/// One subscription's side of making batches; it moves to a reader thread and back.
+#[derive(Debug, Default)]
+pub(super) struct Maker {
+    stream: OutgoingStream,
+    compressor: Option<Compressor>,
+}
+
+/// A batch ready to be sent.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) maker: Maker,
+    pub(super) kind: u8,
+    pub(super) parts: Vec<Bytes>,
+    pub(super) last: Option<Seq>,
+}
+
+impl Maker {
+    /// Makes the next batch behind `after`; `last` is `None` when there was none.
+    pub(super) fn make(
+        mut self,
+        served: &Served,
+        after: Seq,
+        head: Seq,
+        with_content: bool,
+        compress: bool,
+    ) -> Result<Made, ServeError> {
+        let failed = |error: &dyn std::error::Error| ServeError::Source(chain(error));
+        let view = served.store.read().map_err(|e| failed(&e))?;
+        let limits = BatchLimits::default();
+        let out = self
+            .stream
+            .collect(&view, after, head, limits, with_content)
+            .map_err(|e| failed(&e))?;
+        drop(view);
+        let mut content = Vec::new();
+        let contents = out
+            .needs
+            .into_iter()
+            .map(|need| self.answer(served, need, &mut content))
+            .collect();
+        let last = out.records.last().map(|record| record.seq);
+        let header = BatchHeader {
+            records: out.records,
+            contents,
+            bytes: out.bytes,
+            head,
+        };
+        let header = encode(&header);
+        let header_len = u32::try_from(header.len())
+            .map_err(|_| ServeError::Source("a batch header is too large".into()))?;
+        let mut prefix = Vec::with_capacity(4 + header.len());
+        prefix.extend_from_slice(&header_len.to_le_bytes());
+        prefix.extend_from_slice(&header);
+        let (kind, parts) = if compress {
+            (kind::BATCH_ZSTD, vec![self.compress(&prefix, &content)?])
+        } else {
+            (kind::BATCH, vec![Bytes::from(prefix), Bytes::from(content)])
+        };
+        Ok(Made {
+            maker: self,
+            kind,
+            parts,
+            last,
+        })
+    }
+
+    fn compress(&mut self, prefix: &[u8], content: &[u8]) -> Result<Bytes, ServeError> {
+        let plain = u32::try_from(prefix.len() + content.len())
+            .map_err(|_| ServeError::Source("a batch is too large".into()))?;
+        let mut packed = plain.to_le_bytes().to_vec();
+        self.compressor
+            .get_or_insert_with(Compressor::new)
+            .compress_into(LEVEL, &[prefix, content], &mut packed)
+            .map_err(|e| ServeError::Source(chain(&e)))?;
+        Ok(Bytes::from(packed))
+    }
+
+    fn answer(&mut self, served: &Served, need: Need, into: &mut Vec<u8>) -> Inline {
+        let at = match need {
+            Need::Read(at) => at,
+            Need::Pull => return Inline::Pull,
+            Need::Sent => return Inline::Sent,
+            Need::Removed { by } => return Inline::Removed { by },
+        };
+        let before = into.len();
+        match read(served, &at, into) {
+            Ok(hash) => {
+                let len = u32::try_from(into.len() - before).unwrap_or(u32::MAX);
+                Inline::Here {
+                    version: at.version,
+                    len,
+                    hash,
+                    mtime: at.mtime,
+                }
+            }
+            Err(error) => {
+                into.truncate(before);
+                self.stream.not_sent(at.object);
+                recheck(served, &at);
+                match error {
+                    ReadError::Unreadable(error) => Inline::Unreadable {
+                        reason: chain(&error),
+                    },
+                    _ => Inline::Unsettled,
+                }
+            }
+        }
+    }
+}
+
+/// Tells the engine that a file is not as recorded, if it does not know yet.
+pub(super) fn recheck(served: &Served, at: &ContentAt) {
+    served.engine.nudge(Input::Recheck {
+        folder: at.folder.path.clone(),
+        name: at.name.clone(),
+    });
+}
+
+fn read(served: &Served, at: &ContentAt, into: &mut Vec<u8>) -> Result<Hash, ReadError> {
+    let dir = served
+        .root
+        .dir(&dir_ref(&at.folder))
+        .map_err(|error| match error.kind() {
+            cdsync_fs::FsErrorKind::NotFound | cdsync_fs::FsErrorKind::Moved => ReadError::Gone,
+            _ => ReadError::Unreadable(error),
+        })?;
+    let reader = open_content(&dir, &at.name, &at.fingerprint)?;
+    into.reserve(usize::try_from(reader.size()).unwrap_or(0));
+    reader.read_small(into).map(Hash)
+}

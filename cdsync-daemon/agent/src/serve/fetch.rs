@@ -1,0 +1,138 @@
+//! Large content, in ranges.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cdsync_core::ledger::access::Folders;
+use cdsync_core::ledger::object::Hash;
+use cdsync_core::ledger::outgoing::{ContentAt, content_at};
+use cdsync_core::wire::{ContentAnswer, ContentHeader, FetchRequest, PeerMessage, kind};
+use cdsync_delta::{RANGE_BYTES, RootBuilder, range_count};
+use cdsync_fs::{ContentReader, ReadError, open_content};
+use cdsync_transport::FrameWriter;
+use tokio::sync::mpsc;
+
+use super::batch::recheck;
+use super::{ServeError, write};
+use crate::clock::random_id;
+use crate::source::{Served, chain, dir_ref};
+
+/// How many ranges are read ahead of the network.
+const READ_AHEAD: usize = 4;
+
+/// What the reading side says.
+enum Piece {
+    Answer(ContentAnswer),
+    Range([u8; 32], Bytes),
+    End(Hash),
+    Abandon,
+}
+
+/// Serves one fetch.
+pub(super) async fn serve(
+    served: &Arc<Served>,
+    request: &FetchRequest,
+    writer: &mut FrameWriter,
+) -> Result<(), ServeError> {
+    let (pieces, mut next) = mpsc::channel(READ_AHEAD);
+    let (reading, request) = (Arc::clone(served), request.clone());
+    // It ends by itself when the channel's other end is dropped.
+    let reader = tokio::task::spawn_blocking(move || read(&reading, &request, &pieces));
+    while let Some(piece) = next.recv().await {
+        match piece {
+            Piece::Answer(answer) => write(writer, &PeerMessage::Content(answer)).await?,
+            Piece::Range(hash, bytes) => {
+                let hash = Bytes::copy_from_slice(&hash);
+                writer.write(kind::RANGE, &[hash, bytes]).await?;
+            }
+            Piece::End(root) => write(writer, &PeerMessage::ContentEnd { root }).await?,
+            Piece::Abandon => write(writer, &PeerMessage::Abandon).await?,
+        }
+    }
+    match reader.await {
+        Ok(result) => result,
+        Err(_) => Err(ServeError::Ending),
+    }
+}
+
+fn read(
+    served: &Served,
+    request: &FetchRequest,
+    pieces: &mpsc::Sender<Piece>,
+) -> Result<(), ServeError> {
+    let failed = |error: &dyn std::error::Error| ServeError::Source(chain(error));
+    let view = served.store.read().map_err(|e| failed(&e))?;
+    let found = content_at(
+        &view,
+        &mut Folders::default(),
+        request.object,
+        request.at_least,
+    )
+    .map_err(|e| failed(&e))?;
+    drop(view);
+    let at = match found {
+        Ok(at) => at,
+        Err(by) => return say(pieces, Piece::Answer(ContentAnswer::Removed { by })),
+    };
+    let opened = served
+        .root
+        .dir(&dir_ref(&at.folder))
+        .map_err(ReadError::Unreadable)
+        .and_then(|dir| open_content(&dir, &at.name, &at.fingerprint));
+    match opened {
+        Ok(reader) if at.version >= request.at_least => ranges(served, &at, reader, pieces),
+        Ok(_) => say(pieces, Piece::Answer(ContentAnswer::Unsettled)),
+        Err(error) => {
+            recheck(served, &at);
+            let answer = match error {
+                ReadError::Unreadable(error) => ContentAnswer::Unreadable {
+                    reason: chain(&error),
+                },
+                _ => ContentAnswer::Unsettled,
+            };
+            say(pieces, Piece::Answer(answer))
+        }
+    }
+}
+
+fn ranges(
+    served: &Served,
+    at: &ContentAt,
+    reader: ContentReader,
+    pieces: &mpsc::Sender<Piece>,
+) -> Result<(), ServeError> {
+    let size = reader.size();
+    let header = ContentHeader {
+        version: at.version,
+        size,
+        mtime: at.mtime,
+        attempt: random_id(),
+    };
+    say(pieces, Piece::Answer(ContentAnswer::Follows(header)))?;
+    let mut root = RootBuilder::new();
+    for index in 0..range_count(size) {
+        let mut bytes = Vec::with_capacity(RANGE_BYTES);
+        match reader.read_range(index, &mut bytes) {
+            Ok(hash) => {
+                root.push(hash);
+                say(pieces, Piece::Range(hash.0, Bytes::from(bytes)))?;
+            }
+            Err(_) => {
+                recheck(served, at);
+                return say(pieces, Piece::Abandon);
+            }
+        }
+    }
+    if reader.finish().is_err() {
+        recheck(served, at);
+        return say(pieces, Piece::Abandon);
+    }
+    let root = root
+        .finish(size)
+        .map_err(|e| ServeError::Source(chain(&e)))?;
+    say(pieces, Piece::End(Hash(root)))
+}
+
+fn say(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), ServeError> {
+    pieces.blocking_send(piece).map_err(|_| ServeError::Ending)
+}

@@ -1,0 +1,268 @@
+//! Serving other agents: subscriptions and fetches, to those whom a grant entitles.
+
+mod batch;
+mod fetch;
+mod readers;
+mod subscription;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cdsync_core::ids::{JobId, ServerId};
+use cdsync_core::wire::{
+    Grant, PeerMessage, RefusedWhy, Signed, VerifyingKey, decode, encode, kind,
+};
+use cdsync_transport::{
+    CloseCode, Connection, FrameError, FrameReader, FrameWriter, Role, Stream, Transport,
+};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::clock::wall;
+use crate::source::Served;
+pub(crate) use readers::Readers;
+
+/// How long a peer may take to say what it wants after it opened a stream.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// The largest request: a grant and some numbers.
+const REQUEST_MAX_BYTES: usize = 64 << 10;
+/// How many connections are served at once.
+const CONNECTIONS_MAX: usize = 4096;
+/// How many streams of one connection are served at once.
+const STREAMS_MAX: usize = 64;
+/// How many fetches run at once, over all connections: each holds five ranges of 256 KiB.
+const FETCHES_MAX: usize = 16;
+
+/// A running or stopped source behind its job.
+type Slot = Arc<Mutex<Option<Arc<Served>>>>;
+
+/// Which jobs are served here, and how entitlement is checked.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    key: VerifyingKey,
+    cluster: u64,
+    jobs: Mutex<BTreeMap<JobId, Entry>>,
+    pub(crate) readers: Readers,
+    fetches: Semaphore,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    slot: Slot,
+    paused: bool,
+}
+
+/// Why a stream ends before its time.
+#[derive(Debug, Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the peer said nothing for too long")]
+    Silent,
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("refused: {reason}")]
+    Refused { why: RefusedWhy, reason: String },
+    #[error("the source failed: {0}")]
+    Source(String),
+    #[error("the agent is ending")]
+    Ending,
+}
+
+impl ServeError {
+    fn refused(why: RefusedWhy, reason: impl Into<String>) -> Self {
+        Self::Refused {
+            why,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Serving {
+    pub(crate) fn new(key: VerifyingKey, cluster: u64, readers: Readers) -> Self {
+        let fetches = Semaphore::new(FETCHES_MAX);
+        Self {
+            key,
+            cluster,
+            jobs: Mutex::default(),
+            readers,
+            fetches,
+        }
+    }
+
+    pub(crate) fn put(&self, job: JobId, slot: Slot, paused: bool) {
+        self.jobs().insert(job, Entry { slot, paused });
+    }
+
+    pub(crate) fn remove(&self, job: JobId) {
+        self.jobs().remove(&job);
+    }
+
+    fn jobs(&self) -> std::sync::MutexGuard<'_, BTreeMap<JobId, Entry>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The running source of a job, if this peer may fetch it.
+    fn entitled(
+        &self,
+        peer: ServerId,
+        job: JobId,
+        grant: &Signed,
+    ) -> Result<Arc<Served>, ServeError> {
+        let refuse = |reason: &str| ServeError::refused(RefusedWhy::Grant, reason);
+        let grant: Grant = grant
+            .verify(&self.key)
+            .map_err(|e| refuse(&e.to_string()))?;
+        if grant.cluster != self.cluster || grant.job != job {
+            return Err(refuse("the grant is for another job"));
+        }
+        if grant.holder != peer {
+            return Err(refuse("the grant is for another server"));
+        }
+        if grant.until < wall() {
+            return Err(refuse(
+                "the grant has ended; the master must be reached for a new one",
+            ));
+        }
+        let Some(entry) = self.jobs().get(&job).cloned() else {
+            return Err(ServeError::refused(
+                RefusedWhy::NoSuchJob,
+                "this server is not a source of that job (yet)",
+            ));
+        };
+        if entry.paused {
+            return Err(ServeError::refused(
+                RefusedWhy::NotServing,
+                "the job is paused",
+            ));
+        }
+        let served = entry
+            .slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        served.ok_or_else(|| {
+            ServeError::refused(
+                RefusedWhy::NotServing,
+                "the source is not running: see its state",
+            )
+        })
+    }
+}
+
+/// Accepts and serves until dropped or the transport is closed.
+pub(crate) async fn accept(transport: Arc<dyn Transport>, serving: Arc<Serving>) {
+    let mut connections = JoinSet::new();
+    while let Some(connection) = transport.accept().await {
+        while connections.try_join_next().is_some() {}
+        if connection.peer().role != Role::Agent || connections.len() >= CONNECTIONS_MAX {
+            connection.close(
+                CloseCode::REFUSED,
+                "only agents of this cluster are served here",
+            );
+            continue;
+        }
+        connections.spawn(serve_connection(connection, Arc::clone(&serving)));
+    }
+}
+
+async fn serve_connection(connection: Arc<dyn Connection>, serving: Arc<Serving>) {
+    let mut streams = JoinSet::new();
+    loop {
+        while streams.len() >= STREAMS_MAX {
+            streams.join_next().await;
+        }
+        let Ok(stream) = connection.accept().await else {
+            break;
+        };
+        while streams.try_join_next().is_some() {}
+        streams.spawn(serve_stream(
+            Arc::clone(&connection),
+            stream,
+            Arc::clone(&serving),
+        ));
+    }
+    streams.shutdown().await;
+}
+
+async fn serve_stream(connection: Arc<dyn Connection>, stream: Stream, serving: Arc<Serving>) {
+    let (send, recv) = stream;
+    let mut writer = FrameWriter::new(send);
+    let mut reader = FrameReader::new(recv).with_max_payload(REQUEST_MAX_BYTES);
+    let peer = connection.peer().server;
+    match serve_request(peer, &mut writer, &mut reader, &serving).await {
+        Ok(()) => drop(writer.finish().await),
+        Err(ServeError::Refused { why, reason }) => {
+            tracing::debug!(%peer, ?why, reason, "refused a peer");
+            // It may be gone already; then nobody needs the reason.
+            if write(&mut writer, &PeerMessage::Refused { why, reason })
+                .await
+                .is_ok()
+            {
+                drop(writer.finish().await);
+            }
+        }
+        Err(ServeError::Protocol(what)) => {
+            tracing::warn!(%peer, what, "a peer broke the protocol");
+            connection.close(CloseCode::PROTOCOL, what);
+        }
+        Err(ServeError::Frame(error)) => {
+            tracing::debug!(%peer, %error, "a stream ended");
+            if matches!(error, FrameError::TooLarge { .. }) {
+                tracing::warn!(%peer, %error, "a peer sent an oversized frame");
+                connection.close(CloseCode::LIMIT, "oversized frame");
+            }
+        }
+        Err(error) => {
+            tracing::debug!(%peer, %error, "a stream ended");
+            writer.reset(CloseCode::DROPPED);
+        }
+    }
+}
+
+async fn serve_request(
+    peer: ServerId,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+    serving: &Serving,
+) -> Result<(), ServeError> {
+    let first = tokio::time::timeout(FIRST_MESSAGE, reader.next());
+    let Some(frame) = first.await.map_err(|_| ServeError::Silent)?? else {
+        return Ok(());
+    };
+    if frame.kind != kind::MESSAGE {
+        return Err(ServeError::Protocol(
+            "a stream began with something else than a request",
+        ));
+    }
+    match decode::<PeerMessage>(&frame.payload) {
+        Ok(PeerMessage::Subscribe(subscribe)) => {
+            let served = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
+            subscription::serve(&served, &subscribe, serving, writer, reader).await
+        }
+        Ok(PeerMessage::Fetch(request)) => {
+            let served = serving.entitled(peer, request.job, &request.grant)?;
+            let permit = serving
+                .fetches
+                .acquire()
+                .await
+                .map_err(|_| ServeError::Ending)?;
+            let result = fetch::serve(&served, &request, writer).await;
+            drop(permit);
+            result
+        }
+        Ok(_) => Err(ServeError::Protocol(
+            "a stream began with the wrong message",
+        )),
+        Err(_) => Err(ServeError::Protocol("a request does not decode")),
+    }
+}
+
+async fn write(writer: &mut FrameWriter, message: &PeerMessage) -> Result<(), ServeError> {
+    Ok(writer
+        .write(kind::MESSAGE, &[Bytes::from(encode(message))])
+        .await?)
+}

@@ -1,0 +1,58 @@
+//! The threads that read small content for batches.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// Two: one reads while the other waits for the disk.
+const THREADS: usize = 2;
+/// Each subscription has one job waiting at most; this bounds what a burst of them may queue.
+const QUEUE: usize = 256;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A handle on the reader threads; they end when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Readers(SyncSender<Job>);
+
+impl Readers {
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let (sender, receiver) = sync_channel::<Job>(QUEUE);
+        let receiver = Arc::new(Mutex::new(receiver));
+        for n in 0..THREADS {
+            let receiver = Arc::clone(&receiver);
+            std::thread::Builder::new()
+                .name(format!("read-{n}"))
+                .spawn(move || while run_one(&receiver) {})?;
+        }
+        Ok(Self(sender))
+    }
+
+    /// Runs `job` on a reader thread. `None` when the threads are gone or too busy to queue it.
+    /// Cancel safety: a dropped call still runs the job; its result is lost.
+    pub(crate) async fn run<R: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, result) = oneshot::channel();
+        // The receiver may have been dropped: then nobody wants the result.
+        let job: Job = Box::new(move || drop(reply.send(job())));
+        self.0.try_send(job).ok()?;
+        result.await.ok()
+    }
+}
+
+fn run_one(receiver: &Mutex<Receiver<Job>>) -> bool {
+    let next = receiver
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .recv();
+    match next {
+        Ok(job) => {
+            job();
+            true
+        }
+        Err(_) => false,
+    }
+}

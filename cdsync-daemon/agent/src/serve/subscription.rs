@@ -1,0 +1,224 @@
+//! One target's stream of records.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cdsync_core::ledger::object::Seq;
+use cdsync_core::ledger::writer::knows_cursor;
+use cdsync_core::wire::{Accepted, PeerMessage, RefusedWhy, Subscribe, Tick, decode, kind};
+use cdsync_transport::{FrameReader, FrameWriter};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::batch::{Made, Maker};
+use super::{ServeError, Serving, write};
+use crate::clock::wall;
+use crate::source::{Announced, Served, chain};
+
+/// How often a source shows that it lives.
+const TICK: Duration = Duration::from_secs(1);
+/// The most credit that a target may have: what it grants beyond is a mistake.
+const CREDIT_MAX: i64 = 256 << 20;
+/// A link that takes fewer bytes a second than this is worth compressing for: at level 1 one core
+/// makes about 400 MB/s, so compression then costs less time than it saves.
+const SLOW_BYTES_PER_SECOND: f64 = 40e6;
+/// Writes smaller than this say nothing about the link: they end in a buffer.
+const MEASURED_BYTES: usize = 64 << 10;
+
+/// What is known of the way to the target.
+#[derive(Debug, Default)]
+struct Link {
+    bytes_per_second: Option<f64>,
+}
+
+impl Link {
+    fn is_slow(&self) -> bool {
+        self.bytes_per_second
+            .is_some_and(|rate| rate < SLOW_BYTES_PER_SECOND)
+    }
+
+    fn measured(&mut self, bytes: usize, took: Duration) {
+        if bytes < MEASURED_BYTES {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
+        let rate = bytes as f64 / took.as_secs_f64().max(1e-6);
+        self.bytes_per_second = Some(self.bytes_per_second.map_or(rate, |r| r * 0.7 + rate * 0.3));
+    }
+}
+
+struct Subscription<'a> {
+    served: &'a Arc<Served>,
+    serving: &'a Serving,
+    with_content: bool,
+    cursor: Seq,
+    credit: i64,
+    told: Announced,
+    link: Link,
+    making: Option<JoinHandle<Option<Result<Made, ServeError>>>>,
+    maker: Option<Maker>,
+}
+
+/// Serves a subscription until the peer, the source or the connection ends it.
+pub(super) async fn serve(
+    served: &Arc<Served>,
+    subscribe: &Subscribe,
+    serving: &Serving,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+) -> Result<(), ServeError> {
+    let cursor = match &subscribe.cursor {
+        Some(cursor) => {
+            let view = served
+                .store
+                .read()
+                .map_err(|e| ServeError::Source(chain(&e)))?;
+            let known = knows_cursor(&view, cursor.origin, cursor.incarnation, cursor.seq)
+                .map_err(|e| ServeError::Source(chain(&e)))?;
+            known.then_some(cursor.seq)
+        }
+        None => None,
+    };
+    let now = *served.announced.borrow();
+    let accepted = Accepted {
+        origin: served.origin,
+        incarnation: served.incarnation,
+        resumed: cursor.is_some(),
+        head: now.head,
+        complete: now.complete,
+    };
+    write(writer, &PeerMessage::Accepted(accepted)).await?;
+    let mut subscription = Subscription {
+        served,
+        serving,
+        with_content: !subscribe.preview,
+        cursor: cursor.unwrap_or_default(),
+        credit: 0,
+        told: Announced::default(),
+        link: Link::default(),
+        making: None,
+        maker: Some(Maker::default()),
+    };
+    subscription.run(writer, reader).await
+}
+
+impl Subscription<'_> {
+    async fn run(
+        &mut self,
+        writer: &mut FrameWriter,
+        reader: &mut FrameReader,
+    ) -> Result<(), ServeError> {
+        let mut announced = self.served.announced.clone();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = *announced.borrow_and_update();
+            self.make_next(now);
+            self.tell(writer, now).await?;
+            tokio::select! {
+                biased;
+                made = join(&mut self.making), if self.making.is_some() => {
+                    self.making = None;
+                    let made = made.ok_or(ServeError::Ending)??;
+                    self.send(writer, made, now).await?;
+                }
+                frame = reader.next() => match frame? {
+                    Some(frame) => self.take(frame.kind, &frame.payload)?,
+                    None => return Ok(()),
+                },
+                changed = announced.changed() => changed.map_err(|_| stopped())?,
+                _ = ticks.tick() => self.told = Announced::default(),
+            }
+        }
+    }
+
+    fn take(&mut self, kind: u8, payload: &[u8]) -> Result<(), ServeError> {
+        if kind != kind::MESSAGE {
+            return Err(ServeError::Protocol(
+                "a subscriber sent something else than a message",
+            ));
+        }
+        match decode::<PeerMessage>(payload) {
+            Ok(PeerMessage::Credit { bytes }) => {
+                self.credit = (self.credit + i64::from(bytes)).min(CREDIT_MAX);
+                Ok(())
+            }
+            Ok(_) => Err(ServeError::Protocol("a subscriber sent the wrong message")),
+            Err(_) => Err(ServeError::Protocol(
+                "a subscriber's message does not decode",
+            )),
+        }
+    }
+
+    /// Lets a reader thread make the next batch while the last one is on its way.
+    fn make_next(&mut self, announced: Announced) {
+        let ready = announced.head > self.cursor && self.credit > 0 && self.making.is_none();
+        let Some(maker) = ready.then(|| self.maker.take()).flatten() else {
+            return;
+        };
+        let (served, readers) = (Arc::clone(self.served), self.serving.readers.clone());
+        let (after, head) = (self.cursor, announced.head);
+        let (with_content, compress) = (self.with_content, self.link.is_slow());
+        self.making = Some(tokio::spawn(async move {
+            readers
+                .run(move || maker.make(&served, after, head, with_content, compress))
+                .await
+        }));
+    }
+
+    async fn send(
+        &mut self,
+        writer: &mut FrameWriter,
+        made: Made,
+        now: Announced,
+    ) -> Result<(), ServeError> {
+        self.maker = Some(made.maker);
+        let Some(last) = made.last else { return Ok(()) };
+        self.cursor = last;
+        let bytes: usize = made.parts.iter().map(bytes::Bytes::len).sum();
+        self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.make_next(now);
+        let began = Instant::now();
+        writer.write(made.kind, &made.parts).await?;
+        self.link.measured(bytes, began.elapsed());
+        Ok(())
+    }
+
+    /// A tick, once everything that it covers was sent.
+    async fn tell(&mut self, writer: &mut FrameWriter, now: Announced) -> Result<(), ServeError> {
+        if self.cursor < now.head || now == self.told || self.making.is_some() {
+            return Ok(());
+        }
+        self.told = now;
+        let tick = Tick {
+            head: now.head,
+            incarnation: self.served.incarnation,
+            bytes: now.bytes,
+            at: wall(),
+            complete: now.complete,
+        };
+        write(writer, &PeerMessage::Tick(tick)).await
+    }
+}
+
+impl Drop for Subscription<'_> {
+    fn drop(&mut self) {
+        if let Some(making) = &self.making {
+            making.abort();
+        }
+    }
+}
+
+/// Cancel safe: the handle stays where it is.
+async fn join(
+    making: &mut Option<JoinHandle<Option<Result<Made, ServeError>>>>,
+) -> Option<Result<Made, ServeError>> {
+    match making {
+        Some(handle) => handle.await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+fn stopped() -> ServeError {
+    ServeError::refused(RefusedWhy::NotServing, "the source stopped")
+}

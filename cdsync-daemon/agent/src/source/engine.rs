@@ -1,0 +1,576 @@
+//! The engine of a source: one thread that owns the coalescer and its ledger.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use cdsync_core::change::changes;
+use cdsync_core::coalescer::{Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, What};
+use cdsync_core::filter::Filter;
+use cdsync_core::ids::{IncarnationId, OriginId};
+use cdsync_core::ledger::access::{self, log_after, meta, put_meta};
+use cdsync_core::ledger::object::Seq;
+use cdsync_core::ledger::record::Record;
+use cdsync_core::ledger::tables::{TableError, Tables, TablesRead};
+use cdsync_core::time::WallMillis;
+use cdsync_core::wire::{FenceAnswer, JobOrder, LogLine, SourceReport, SourceState};
+use cdsync_fs::{Durability, FlushError, LedgerStore, Root, Watch};
+use tokio::sync::{oneshot, watch};
+
+use super::hints::{HintBuffer, Sink, Waiting};
+use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watched, looks};
+use crate::clock::{Stopwatch, random_id, wall};
+use crate::mailbox::Mailbox;
+use crate::roots;
+
+/// redb's cache for one ledger.
+pub(crate) const LEDGER_CACHE_BYTES: usize = 8 << 20;
+/// How many inputs one transaction takes.
+const INPUTS_MAX: usize = 64;
+/// How long the kernel's queue may take to be read out.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+/// The engine wakes at least so often, to see that its root is still there.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// More records at once than this are told as one line in the job's log.
+const LOG_LINES_MAX: u64 = 2_000;
+
+const IDENTITY: &str = "root-identity";
+const COMPLETE: &str = "source-complete";
+const RUN_DONE: &str = "run-done";
+
+type Reply = oneshot::Sender<Result<FenceAnswer, String>>;
+
+pub(super) struct Engine {
+    root: Root,
+    store: Arc<LedgerStore>,
+    coalescer: Coalescer,
+    watch: Option<Watch>,
+    hints: Arc<HintBuffer>,
+    lists: SyncSender<ListRequest>,
+    announce: watch::Sender<Announced>,
+    clock: Stopwatch,
+    complete: bool,
+    /// The run that is under way, for manual jobs.
+    running: Option<u64>,
+    run_done: (u64, Seq),
+    fences: Vec<Reply>,
+    logged: Seq,
+    last_error: Option<String>,
+    reported: Option<SourceReport>,
+}
+
+impl Engine {
+    /// Opens root and ledger, watches first, then begins to scan.
+    pub(super) fn open(
+        context: &SourceContext,
+        mailbox: Mailbox<Input>,
+    ) -> Result<Self, SourceError> {
+        let part = context.part()?;
+        let root = match roots::open(&context.allowed, &part.root, false) {
+            Err(roots::RootError::Open { path, source }) if context.ledger.exists() => {
+                return Err(SourceError::Halt(format!(
+                    "the root {path} cannot be opened: {source}; nothing is deleted anywhere. \
+                     Bring it back, then resume the job"
+                )));
+            }
+            other => other?,
+        };
+        let store = Arc::new(LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?);
+        check_identity(context, &store, &root)?;
+        let hints = Arc::new(HintBuffer::default());
+        let watch = if is_watched(&context.order) {
+            let sink = Sink {
+                buffer: Arc::clone(&hints),
+                engine: mailbox.clone(),
+            };
+            let watch = context.hub.watch(&root, Box::new(sink))?;
+            tracing::info!(job = %context.order.name, root = root.display(),
+                backend = ?watch.backend(), "watching");
+            context.log.note(format!(
+                "watching {} by {:?}",
+                root.display(),
+                watch.backend()
+            ));
+            Some(watch)
+        } else {
+            None
+        };
+        let lists = start_scanner(&root, &mailbox)?;
+        let (coalescer, complete, run_done) = open_ledger(context, &store, &root)?;
+        let (announce, announced) = watch::channel(Announced::default());
+        let head = coalescer.head();
+        context.serve(Some(Arc::new(Served {
+            origin: coalescer.origin(),
+            incarnation: coalescer.incarnation(),
+            root: root.clone(),
+            store: Arc::clone(&store),
+            announced,
+            engine: mailbox,
+        })));
+        let mut engine = Self {
+            root,
+            store,
+            coalescer,
+            watch,
+            hints,
+            lists,
+            announce,
+            clock: Stopwatch::start(),
+            complete,
+            running: None,
+            run_done,
+            fences: Vec::new(),
+            logged: head,
+            last_error: None,
+            reported: None,
+        };
+        if is_watched(&context.order) {
+            engine.coalescer.start_scan();
+        }
+        engine.commit()?;
+        Ok(engine)
+    }
+
+    pub(super) fn run(
+        &mut self,
+        context: &mut SourceContext,
+        inbox: &Receiver<Input>,
+    ) -> Result<Ended, SourceError> {
+        self.start_run(&context.order);
+        loop {
+            let mut inputs = Vec::new();
+            match inbox.recv_timeout(self.wait()) {
+                Ok(input) => inputs.push(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
+            }
+            while inputs.len() < INPUTS_MAX
+                && let Ok(input) = inbox.try_recv()
+            {
+                inputs.push(input);
+            }
+            if let Some(ended) = self.take_orders(context, &mut inputs) {
+                return Ok(ended);
+            }
+            self.turn(context, inputs)?;
+            self.report(context);
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        match self.coalescer.poll_timeout() {
+            Some(due) => self.clock.until(due).min(HEARTBEAT),
+            None => HEARTBEAT,
+        }
+    }
+
+    /// New orders either change nothing here, start a run, or need a new engine.
+    fn take_orders(
+        &mut self,
+        context: &mut SourceContext,
+        inputs: &mut Vec<Input>,
+    ) -> Option<Ended> {
+        let mut ended = None;
+        inputs.retain_mut(|input| match input {
+            Input::Stop => {
+                ended = Some(Ended::Stop);
+                false
+            }
+            Input::Orders(order) => {
+                if same_engine(&context.order, order) {
+                    context.order = (**order).clone();
+                    self.start_run(&context.order);
+                } else {
+                    context.order = (**order).clone();
+                    ended = ended.or(Some(Ended::Again));
+                }
+                false
+            }
+            _ => true,
+        });
+        ended
+    }
+
+    fn start_run(&mut self, order: &JobOrder) {
+        let Some(part) = &order.source else { return };
+        let wanted = part.run > self.run_done.0 && self.running.is_none_or(|run| run < part.run);
+        if !is_watched(order) && wanted {
+            if self.running.is_none() {
+                self.coalescer.start_scan();
+            }
+            self.running = Some(part.run);
+        }
+    }
+
+    fn turn(&mut self, context: &SourceContext, inputs: Vec<Input>) -> Result<(), SourceError> {
+        let part = context.part()?;
+        self.root
+            .verify()
+            .map_err(|lost| SourceError::lost(&part.root, &lost))?;
+        let waiting = self.hints.take();
+        if waiting.ended {
+            return Err(SourceError::WatcherEnded);
+        }
+        let store = Arc::clone(&self.store);
+        let wrote = store.write(Durability::Lazy, |t| {
+            self.take_inputs(t, inputs, waiting)?;
+            self.look_around(t)?;
+            Ok::<_, SourceError>(self.coalescer.finish(t)?)
+        })?;
+        // Deletes seen through a handle of a root that is gone must not be told.
+        self.root
+            .verify()
+            .map_err(|lost| SourceError::lost(&part.root, &lost))?;
+        if wrote {
+            self.commit()?;
+        }
+        self.end_scan()?;
+        self.write_log(context)?;
+        self.answer_fences();
+        for trouble in self.coalescer.take_troubles() {
+            let line = format!("{}: {}", trouble.path, trouble.reason);
+            context.log.note(line.clone());
+            self.last_error = Some(line);
+        }
+        Ok(())
+    }
+
+    fn take_inputs(
+        &mut self,
+        t: &mut dyn Tables,
+        inputs: Vec<Input>,
+        waiting: Waiting,
+    ) -> Result<(), TableError> {
+        let (now, wall) = (self.clock.now(), wall());
+        if waiting.gap {
+            self.coalescer.handle_gap();
+        }
+        self.coalescer.handle_hints(now, t, waiting.hints)?;
+        for input in inputs {
+            match input {
+                Input::Listed { folder, entries } => {
+                    self.coalescer
+                        .handle_listed(now, wall, t, folder, entries)?;
+                }
+                Input::ListEnd { folder, itself } => {
+                    self.coalescer
+                        .handle_list_end(now, wall, t, folder, itself)?;
+                }
+                Input::Recheck { folder, name } => {
+                    let what = What {
+                        closed: true,
+                        ..What::LOOK
+                    };
+                    let folder = FolderKey::Path(folder);
+                    let hint = Hint {
+                        folder,
+                        name: Some(name),
+                        what,
+                        partner: None,
+                    };
+                    self.coalescer.handle_hints(now, t, [hint])?;
+                }
+                Input::Fence(reply) => self.begin_fence(t, reply)?,
+                Input::Wake | Input::Orders(_) | Input::Stop => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_fence(&mut self, t: &mut dyn Tables, reply: Reply) -> Result<(), TableError> {
+        match self.flush(t) {
+            Ok(()) => {
+                self.coalescer.hurry(self.clock.now());
+                self.fences.push(reply);
+                Ok(())
+            }
+            Err(Flushed::Tables(error)) => Err(error),
+            // Whoever asked may be gone.
+            Err(Flushed::Watch(error)) => {
+                drop(reply.send(Err(format!("the watcher was not read out: {error}"))));
+                Ok(())
+            }
+        }
+    }
+
+    /// Looks, lists and flushes until nothing is due.
+    fn look_around(&mut self, t: &mut dyn Tables) -> Result<(), SourceError> {
+        loop {
+            let now = self.clock.now();
+            let requests = self.coalescer.poll_looks(now, t)?;
+            if !requests.is_empty() {
+                let looked = looks::look(&self.root, requests);
+                self.coalescer
+                    .handle_looked(self.clock.now(), wall(), t, looked)?;
+                continue;
+            }
+            while let Some(request) = self.coalescer.poll_listing(t)? {
+                // The scanner takes as many as may be outstanding, so this never waits.
+                if self.lists.send(request).is_err() {
+                    return Err(SourceError::Thread(std::io::ErrorKind::BrokenPipe.into()));
+                }
+            }
+            if !self.coalescer.poll_flush() {
+                return Ok(());
+            }
+            match self.flush(t) {
+                Ok(()) => self.coalescer.handle_flushed(self.clock.now()),
+                Err(Flushed::Tables(error)) => return Err(error.into()),
+                Err(Flushed::Watch(FlushError::Ended)) => return Err(SourceError::WatcherEnded),
+                Err(Flushed::Watch(error)) => {
+                    // What vanished stays in doubt; the scan of a gap settles it.
+                    tracing::warn!(%error, "the watcher was not read out in time");
+                    self.coalescer.handle_gap();
+                    self.coalescer.handle_flushed(self.clock.now());
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, t: &mut dyn Tables) -> Result<(), Flushed> {
+        if let Some(watch) = &self.watch {
+            watch.flush(FLUSH_PATIENCE).map_err(Flushed::Watch)?;
+            let waiting = self.hints.take();
+            if waiting.gap {
+                self.coalescer.handle_gap();
+            }
+            let now = self.clock.now();
+            self.coalescer
+                .handle_hints(now, t, waiting.hints)
+                .map_err(Flushed::Tables)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything written durable, then announces it.
+    fn commit(&mut self) -> Result<(), SourceError> {
+        let head = self.coalescer.head();
+        let complete = self.complete;
+        self.store
+            .write(Durability::Durable, |t| put_meta(t, COMPLETE, &complete))?;
+        self.coalescer.handle_committed(head);
+        self.announce.send_replace(Announced {
+            head,
+            bytes: self.coalescer.bytes(),
+            complete,
+        });
+        Ok(())
+    }
+
+    /// The end of a scan: of the first one, everything has been said; of a run, it is over.
+    fn end_scan(&mut self) -> Result<(), SourceError> {
+        let now = self.clock.now();
+        if self.coalescer.is_scanning() || !self.coalescer.is_settled(now) {
+            return Ok(());
+        }
+        if let Some(run) = self.running.take() {
+            self.run_done = (run, self.coalescer.head());
+            let done = self.run_done;
+            self.store
+                .write(Durability::Lazy, |t| put_meta(t, RUN_DONE, &done))?;
+            self.complete = true;
+            return self.commit();
+        }
+        if !self.complete && self.watch.is_some() {
+            self.complete = true;
+            return self.commit();
+        }
+        Ok(())
+    }
+
+    fn answer_fences(&mut self) {
+        let now = self.clock.now();
+        if self.fences.is_empty() || !self.coalescer.is_settled(now) || self.running.is_some() {
+            return;
+        }
+        let answer = FenceAnswer {
+            origin: self.coalescer.origin(),
+            seq: self.coalescer.announced(),
+            held: Vec::new(),
+        };
+        for reply in self.fences.drain(..) {
+            // Whoever asked may be gone.
+            drop(reply.send(Ok(answer.clone())));
+        }
+    }
+
+    fn write_log(&mut self, context: &SourceContext) -> Result<(), SourceError> {
+        let head = self.coalescer.announced();
+        let from = std::mem::replace(&mut self.logged, head);
+        if head.0 <= from.0 {
+            return Ok(());
+        }
+        if head.0 - from.0 > LOG_LINES_MAX {
+            context
+                .log
+                .note(format!("{} changes recorded at once", head.0 - from.0));
+            return Ok(());
+        }
+        let view = self.store.read()?;
+        let mut failed = None;
+        log_after(&view, from, &mut |_, record| {
+            match log_lines(&view, &record) {
+                Ok(lines) => lines.into_iter().for_each(|line| context.log.push(line)),
+                Err(error) => failed = Some(error),
+            }
+            if record.seq >= head || failed.is_some() {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
+        })?;
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn report(&mut self, context: &SourceContext) {
+        let scanning = self.coalescer.is_scanning();
+        let report = SourceReport {
+            state: match (scanning, self.watch.is_some()) {
+                (true, _) => SourceState::Scanning,
+                (false, true) => SourceState::Watching,
+                (false, false) => SourceState::Idle,
+            },
+            origin: self.coalescer.origin(),
+            head: self.coalescer.announced(),
+            run_done: self.run_done,
+            last_error: self.last_error.clone(),
+        };
+        if self.reported.as_ref() != Some(&report) {
+            context
+                .board
+                .source(context.order.job, Some(report.clone()));
+            self.reported = Some(report);
+        }
+    }
+}
+
+enum Flushed {
+    Tables(TableError),
+    Watch(FlushError),
+}
+
+/// Whether new orders can be followed by the engine that runs.
+fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
+    let root = |order: &JobOrder| order.source.as_ref().map(|s| s.root.clone());
+    old.mode == new.mode
+        && old.filter == new.filter
+        && old.max_age_ms == new.max_age_ms
+        && root(old) == root(new)
+}
+
+fn start_scanner(
+    root: &Root,
+    mailbox: &Mailbox<Input>,
+) -> Result<SyncSender<ListRequest>, SourceError> {
+    let (lists, requests) = sync_channel(16);
+    let (root, mailbox) = (root.clone(), mailbox.clone());
+    std::thread::Builder::new()
+        .name("scan".into())
+        .spawn(move || looks::scan(&root, &requests, &mailbox))
+        .map_err(SourceError::Thread)?;
+    Ok(lists)
+}
+
+type KnownRoot = (u64, u64, u64);
+
+/// Compares the root with the one that the ledger was made of.
+fn check_identity(
+    context: &SourceContext,
+    store: &LedgerStore,
+    root: &Root,
+) -> Result<(), SourceError> {
+    let identity = root.identity();
+    let now: KnownRoot = (
+        identity.fsid,
+        identity.inode,
+        identity
+            .born
+            .secs
+            .unsigned_abs()
+            .wrapping_mul(1_000_000_007)
+            ^ u64::from(identity.born.nanos),
+    );
+    let part = context.part()?;
+    let known: Option<(KnownRoot, u64)> = meta(&store.read()?, IDENTITY)?;
+    if let Some((before, resumed)) = known
+        && before != now
+    {
+        if part.resume <= resumed {
+            return Err(SourceError::Halt(format!(
+                "another folder or filesystem is at {}; nothing is deleted anywhere. \
+                 Bring the old one back, or resume the job to go on with this one",
+                part.root
+            )));
+        }
+        if root.top().is_empty_but_reserved()? {
+            return Err(SourceError::Halt(format!(
+                "another folder is at {}, and it is empty: going on would empty every target. \
+                 Bring the old one back, then resume the job",
+                part.root
+            )));
+        }
+    }
+    store.write(Durability::Durable, |t| {
+        put_meta(t, IDENTITY, &(now, part.resume))
+    })?;
+    Ok(())
+}
+
+fn open_ledger(
+    context: &SourceContext,
+    store: &LedgerStore,
+    root: &Root,
+) -> Result<(Coalescer, bool, (u64, Seq)), SourceError> {
+    let filter = Filter::new(&context.order.filter)?;
+    let observed = root.top().self_look()?;
+    let max_age = Duration::from_millis(u64::from(context.order.max_age_ms));
+    let config = CoalescerConfig {
+        max_age,
+        ..CoalescerConfig::default()
+    };
+    let fresh = OriginId(random_id());
+    let incarnation = IncarnationId(random_id());
+    store.write(Durability::Durable, |t| {
+        let coalescer = Coalescer::open(config, filter, t, fresh, incarnation, &observed, wall())?;
+        let complete = meta(t, COMPLETE)?.unwrap_or(false);
+        let run_done = meta(t, RUN_DONE)?.unwrap_or((0, Seq(0)));
+        Ok((coalescer, complete, run_done))
+    })
+}
+
+fn log_lines(t: &dyn TablesRead, record: &Record) -> Result<Vec<LogLine>, TableError> {
+    let at = WallMillis(record.hlc.wall().0);
+    let mut lines = Vec::new();
+    for change in changes(record) {
+        let place = |name: &cdsync_core::ledger::record::NameState| {
+            let path = access::path_of(t, name.parent)?;
+            Ok::<_, TableError>(path.map(|p| p.join(&name.name).to_string()))
+        };
+        let path = match change.name {
+            Some(name) => place(name)?,
+            None => access::path_of(t, change.object)?.map(|p| p.to_string()),
+        };
+        let from = match change.from {
+            Some(name) => place(name)?.map(|p| format!("from {p}")),
+            None => None,
+        };
+        lines.push(LogLine {
+            number: 0,
+            at,
+            op: change.op,
+            path: path.unwrap_or_default(),
+            detail: from.unwrap_or_default(),
+            latency_ms: None,
+            seq: record.seq,
+        });
+    }
+    Ok(lines)
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("root", &self.root.display())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,124 @@
+//! Looks at the source's disk.
+
+use std::ops::ControlFlow;
+
+use cdsync_core::coalescer::{ListRequest, LookError, LookRequest, Looked, NameSeen};
+use cdsync_core::ledger::access::FolderAt;
+use cdsync_fs::{DirRef, FsError, FsErrorKind, LookWants, Root};
+
+use super::Input;
+use crate::mailbox::{Gone, Mailbox};
+
+/// How many entries of a listing go to the engine at once.
+const LIST_CHUNK: usize = 512;
+
+const WITH_HANDLE: LookWants = LookWants { handle: true };
+
+pub(crate) fn dir_ref(folder: &FolderAt) -> DirRef {
+    DirRef {
+        id: folder.id,
+        path: folder.path.clone(),
+        identity: folder.identity,
+    }
+}
+
+/// Looks at every name of the requests, folder by folder.
+pub(super) fn look(root: &Root, requests: Vec<LookRequest>) -> Vec<Looked> {
+    requests
+        .into_iter()
+        .map(|request| look_folder(root, request))
+        .collect()
+}
+
+fn look_folder(root: &Root, request: LookRequest) -> Looked {
+    let folder = request.folder.id;
+    let dir = match root.dir(&dir_ref(&request.folder)) {
+        Ok(dir) => dir,
+        Err(error) => {
+            let names = request
+                .names
+                .into_iter()
+                .map(|name| (name, Ok(None)))
+                .collect();
+            return Looked {
+                folder,
+                itself: Err(folder_error(&error)),
+                names,
+            };
+        }
+    };
+    let names = request
+        .names
+        .into_iter()
+        .map(|name| {
+            let seen: NameSeen = dir.look(&name, WITH_HANDLE).map_err(|e| name_error(&e));
+            (name, seen)
+        })
+        .collect();
+    let itself = dir.self_look().map_err(|e| folder_error(&e));
+    Looked {
+        folder,
+        itself,
+        names,
+    }
+}
+
+/// Lists folders for the engine until it is gone: the body of the scanner thread.
+pub(super) fn scan(
+    root: &Root,
+    requests: &std::sync::mpsc::Receiver<ListRequest>,
+    engine: &Mailbox<Input>,
+) {
+    while let Ok(request) = requests.recv() {
+        if list(root, &request.folder, engine).is_err() {
+            return;
+        }
+    }
+}
+
+fn list(root: &Root, folder: &FolderAt, engine: &Mailbox<Input>) -> Result<(), Gone> {
+    let id = folder.id;
+    let mut gone = false;
+    let listed = root.dir(&dir_ref(folder)).and_then(|dir| {
+        dir.list(LIST_CHUNK, WITH_HANDLE, &mut |piece| {
+            let entries = piece
+                .into_iter()
+                .map(|(name, seen)| (name, seen.map_err(|e| name_error(&e))))
+                .collect();
+            gone = engine
+                .send(Input::Listed {
+                    folder: id,
+                    entries,
+                })
+                .is_err();
+            if gone {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        dir.self_look()
+    });
+    if gone {
+        return Err(Gone);
+    }
+    let itself = listed.map_err(|e| folder_error(&e));
+    engine.send(Input::ListEnd { folder: id, itself })
+}
+
+fn folder_error(error: &FsError) -> LookError {
+    match error.kind() {
+        FsErrorKind::NotFound | FsErrorKind::Moved | FsErrorKind::Link | FsErrorKind::NotFolder => {
+            LookError::Moved
+        }
+        FsErrorKind::OtherFilesystem => LookError::OtherFilesystem,
+        _ => LookError::Failed(error.to_string()),
+    }
+}
+
+fn name_error(error: &FsError) -> LookError {
+    match error.kind() {
+        FsErrorKind::OtherFilesystem => LookError::OtherFilesystem,
+        _ => LookError::Failed(error.to_string()),
+    }
+}

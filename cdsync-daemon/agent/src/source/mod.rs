@@ -1,0 +1,302 @@
+//! A job's source: its engine thread watches, compares and records; others read what it announces.
+
+mod engine;
+mod hints;
+mod looks;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cdsync_core::coalescer::LookError;
+use cdsync_core::filter::FilterError;
+use cdsync_core::ids::{IncarnationId, ObjectId, OriginId};
+use cdsync_core::job::{Mode, RootPath};
+use cdsync_core::ledger::object::{Observed, Seq};
+use cdsync_core::ledger::tables::TableError;
+use cdsync_core::path::{Name, RelPath};
+use cdsync_core::wire::{FenceAnswer, JobOrder, SourceOrder, SourceReport, SourceState};
+use cdsync_fs::{FsError, LedgerStore, Root, RootLost, StoreError, WatchError, WatchHub};
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+
+use crate::board::Board;
+use crate::joblog::JobLog;
+use crate::mailbox::Mailbox;
+use crate::roots::RootError;
+use engine::Engine;
+pub(crate) use looks::dir_ref;
+
+/// How long a source that failed waits before it tries again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What a source's engine is told.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// There are hints.
+    Wake,
+    /// A part of a listing.
+    Listed {
+        folder: ObjectId,
+        entries: Vec<(Name, Result<Observed, LookError>)>,
+    },
+    /// The end of a listing.
+    ListEnd {
+        folder: ObjectId,
+        itself: Result<Observed, LookError>,
+    },
+    /// A reader found a file other than recorded.
+    Recheck { folder: RelPath, name: Name },
+    /// A fence is asked for.
+    Fence(oneshot::Sender<Result<FenceAnswer, String>>),
+    /// New orders for the same job.
+    Orders(Box<JobOrder>),
+    /// End.
+    Stop,
+}
+
+/// What is announced to subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Announced {
+    pub(crate) head: Seq,
+    pub(crate) bytes: u64,
+    pub(crate) complete: bool,
+}
+
+/// What subscribers and readers need of a running source.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) origin: OriginId,
+    pub(crate) incarnation: IncarnationId,
+    pub(crate) root: Root,
+    pub(crate) store: Arc<LedgerStore>,
+    pub(crate) announced: watch::Receiver<Announced>,
+    pub(crate) engine: Mailbox<Input>,
+}
+
+/// What a source is made from.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceContext {
+    pub(crate) order: JobOrder,
+    pub(crate) allowed: Vec<PathBuf>,
+    pub(crate) ledger: PathBuf,
+    pub(crate) hub: Arc<WatchHub>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) log: Arc<JobLog>,
+    pub(crate) serving: Arc<Mutex<Option<Arc<Served>>>>,
+}
+
+impl SourceContext {
+    fn part(&self) -> Result<&SourceOrder, SourceError> {
+        self.order.source.as_ref().ok_or(SourceError::NoOrder)
+    }
+
+    fn report(&self, state: SourceState, error: Option<String>) {
+        let (origin, head) = self.served().map_or((OriginId(0), Seq(0)), |s| {
+            (s.origin, s.announced.borrow().head)
+        });
+        self.board.source(
+            self.order.job,
+            Some(SourceReport {
+                state,
+                origin,
+                head,
+                run_done: (0, Seq(0)),
+                last_error: error,
+            }),
+        );
+    }
+
+    fn served(&self) -> Option<Arc<Served>> {
+        self.serving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn serve(&self, served: Option<Arc<Served>>) {
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = served;
+    }
+}
+
+/// Why a source cannot run.
+#[derive(Debug, Error)]
+pub(crate) enum SourceError {
+    #[error("the orders name no source here")]
+    NoOrder,
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Tables(#[from] TableError),
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error("the watcher ended")]
+    WatcherEnded,
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
+    /// Stops until a manager resumes the job.
+    #[error("{0}")]
+    Halt(String),
+}
+
+impl SourceError {
+    fn lost(path: &RootPath, lost: &RootLost) -> Self {
+        Self::Halt(format!(
+            "{path}: {lost}; nothing is deleted anywhere. Bring it back, then resume the job"
+        ))
+    }
+}
+
+/// Why an engine ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// It was told to.
+    Stop,
+    /// New orders need a new engine.
+    Again,
+}
+
+/// A running source. Dropping it stops it and waits for its thread.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) engine: Mailbox<Input>,
+    pub(crate) serving: Arc<Mutex<Option<Arc<Served>>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Source {
+    pub(crate) fn start(context: SourceContext) -> std::io::Result<Self> {
+        let (engine, inbox) = Mailbox::new();
+        let serving = Arc::clone(&context.serving);
+        let mailbox = engine.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("src-{}", context.order.name))
+            .spawn(move || supervise(context, &mailbox, &inbox))?;
+        Ok(Self {
+            engine,
+            serving,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // An engine that is gone already needs no word.
+        let _ = self.engine.send(Input::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a source's thread panicked");
+        }
+    }
+}
+
+/// Runs engines one after another until told to stop.
+fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Receiver<Input>) {
+    loop {
+        let outcome = Engine::open(&context, mailbox.clone())
+            .and_then(|mut engine| engine.run(&mut context, inbox));
+        context.serve(None);
+        match outcome {
+            Ok(Ended::Stop) => break,
+            Ok(Ended::Again) => {}
+            Err(SourceError::Halt(reason)) => {
+                tracing::error!(job = %context.order.name, reason, "source halted");
+                context.log.note(format!("halted: {reason}"));
+                context.report(
+                    SourceState::Halted {
+                        reason: reason.clone(),
+                    },
+                    Some(reason.clone()),
+                );
+                if !wait_for_resume(&mut context, inbox, &reason) {
+                    break;
+                }
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::warn!(job = %context.order.name, reason, "source failed; tried again");
+                context.report(
+                    SourceState::Failed {
+                        reason: reason.clone(),
+                    },
+                    Some(reason.clone()),
+                );
+                if !pause(&mut context, inbox, RETRY, &reason) {
+                    break;
+                }
+            }
+        }
+    }
+    context.board.source(context.order.job, None);
+}
+
+/// Waits for a manager's word. `false`: to stop.
+fn wait_for_resume(context: &mut SourceContext, inbox: &Receiver<Input>, reason: &str) -> bool {
+    let before = context.order.source.as_ref().map_or(0, |s| s.resume);
+    loop {
+        if !pause(context, inbox, Duration::from_secs(3600), reason) {
+            return false;
+        }
+        if context
+            .order
+            .source
+            .as_ref()
+            .is_some_and(|s| s.resume > before)
+        {
+            return true;
+        }
+    }
+}
+
+/// Waits, but for new orders. `false`: to stop.
+fn pause(
+    context: &mut SourceContext,
+    inbox: &Receiver<Input>,
+    wait: Duration,
+    reason: &str,
+) -> bool {
+    let end = std::time::Instant::now() + wait;
+    loop {
+        match inbox.recv_timeout(end.saturating_duration_since(std::time::Instant::now())) {
+            Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+            Ok(Input::Orders(order)) => {
+                context.order = *order;
+                return true;
+            }
+            // Whoever asked may be gone.
+            Ok(Input::Fence(reply)) => drop(reply.send(Err(format!("the source: {reason}")))),
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout) => return true,
+        }
+    }
+}
+
+/// An error with everything behind it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(source) = at {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        at = source.source();
+    }
+    text
+}
+
+/// Whether a job is watched.
+pub(crate) fn is_watched(order: &JobOrder) -> bool {
+    order.mode == Mode::Realtime
+}

@@ -1,0 +1,494 @@
+//! Doing on the disk what the replica asks.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use cdsync_core::filter::{Filter, Verdict};
+use cdsync_core::ids::ObjectId;
+use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
+use cdsync_core::path::{Name, NameSetDigest, RelPath};
+use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
+use cdsync_core::time::Timestamp;
+use cdsync_delta::range_hash;
+use cdsync_fs::{
+    Applied, Applier, ApplyError, Dir, DirRef, FsErrorKind, LookWants, Move, MoveOutcome, Root,
+    StagedWriter, Stager,
+};
+
+/// Writers that work side by side.
+const WRITERS: usize = 2;
+/// Below so many operations the hand-over to threads costs more than it saves.
+const ALONE_BELOW: usize = 16;
+
+const WITH_HANDLE: LookWants = LookWants { handle: true };
+
+/// The inline contents of the batch being applied: the bytes with the hash that they must have.
+pub(super) type Contents = Vec<Option<(Bytes, Hash)>>;
+
+/// A target's disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    root: Root,
+    pub(super) applier: Arc<Applier>,
+    stagers: Vec<Stager>,
+    filter: Filter,
+    staged: Mutex<HashMap<ObjectId, StagedWriter>>,
+    /// Some owner could not be set.
+    owners_kept: AtomicBool,
+}
+
+impl Disk {
+    pub(super) fn open(
+        root: Root,
+        applier: Arc<Applier>,
+        filter: Filter,
+    ) -> Result<Self, ApplyError> {
+        let stagers = (0..WRITERS)
+            .map(|n| applier.stager(n))
+            .collect::<Result<_, _>>()?;
+        let (staged, owners_kept) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self {
+            root,
+            applier,
+            stagers,
+            filter,
+            staged,
+            owners_kept,
+        })
+    }
+
+    /// Where fetched content is staged.
+    pub(super) fn fetch_stager(&self) -> Result<Stager, ApplyError> {
+        self.applier.stager(WRITERS)
+    }
+
+    pub(super) fn keep_staged(&self, object: ObjectId, writer: StagedWriter) {
+        self.staged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(object, writer);
+    }
+
+    /// Whether this process may not give files their owners, as seen so far.
+    pub(super) fn owners_kept(&self) -> bool {
+        self.owners_kept.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, applied: Applied) {
+        if applied.owner_kept {
+            self.owners_kept.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs a step. One result for each operation, in their order.
+    pub(super) fn run(&self, step: &Step, contents: &Contents) -> Vec<ApplyResult> {
+        if step.ordered || step.ops.len() < ALONE_BELOW {
+            return step
+                .ops
+                .iter()
+                .map(|op| self.one(op, contents, &self.stagers[0]))
+                .collect();
+        }
+        self.side_by_side(&step.ops, contents)
+    }
+
+    fn side_by_side(&self, ops: &[ApplyOp], contents: &Contents) -> Vec<ApplyResult> {
+        let mut results: Vec<Option<ApplyResult>> = vec![None; ops.len()];
+        let mut shards: Vec<Vec<usize>> = vec![Vec::new(); WRITERS];
+        for (index, op) in ops.iter().enumerate() {
+            if matches!(op, ApplyOp::MakeFolder { .. }) {
+                results[index] = Some(self.one(op, contents, &self.stagers[0]));
+            } else {
+                let folder = op.folder().map_or(0, |id| id.number);
+                shards[usize::try_from(folder).unwrap_or(0) % WRITERS].push(index);
+            }
+        }
+        balance(&mut shards);
+        let done: Vec<(usize, ApplyResult)> = std::thread::scope(|scope| {
+            let work = |shard: Vec<usize>, stager| {
+                move || -> Vec<(usize, ApplyResult)> {
+                    shard
+                        .into_iter()
+                        .map(|i| (i, self.one(&ops[i], contents, stager)))
+                        .collect()
+                }
+            };
+            let mut shards = shards.into_iter().zip(&self.stagers);
+            let own = shards.next();
+            let others: Vec<_> = shards
+                .map(|(s, stager)| scope.spawn(work(s, stager)))
+                .collect();
+            let mut done = own.map_or_else(Vec::new, |(s, stager)| work(s, stager)());
+            for other in others {
+                // A panic of a writer is a panic here: nothing of the step counts.
+                done.extend(
+                    other
+                        .join()
+                        .unwrap_or_else(|p| std::panic::resume_unwind(p)),
+                );
+            }
+            done
+        });
+        for (index, result) in done {
+            results[index] = Some(result);
+        }
+        results
+            .into_iter()
+            .map(|r| r.unwrap_or_else(|| ApplyResult::Failed("it was not tried".into())))
+            .collect()
+    }
+
+    fn one(&self, op: &ApplyOp, contents: &Contents, stager: &Stager) -> ApplyResult {
+        let outcome = match op {
+            ApplyOp::MakeFolder { at, meta, .. } => self.make_folder(at, meta),
+            ApplyOp::WriteFile {
+                at,
+                body,
+                meta,
+                over,
+                adopt,
+                ..
+            } => self.write_file(at, *body, meta, *over, *adopt, contents, stager),
+            ApplyOp::AdoptFile {
+                at,
+                size,
+                mtime,
+                meta,
+                ..
+            } => {
+                return match self.adopt_file(at, *size, *mtime, meta) {
+                    Ok(Some(seen)) => ApplyResult::Done(vec![seen]),
+                    Ok(None) => ApplyResult::NotEqual,
+                    Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
+                };
+            }
+            ApplyOp::MakeLink {
+                at,
+                target,
+                meta,
+                over,
+                ..
+            } => self.make_link(at, target, meta, *over, stager),
+            ApplyOp::SetMeta {
+                at,
+                identity,
+                kind,
+                meta,
+                ..
+            } => self.set_meta(at.as_ref(), *identity, *kind, meta),
+            ApplyOp::Move(moves) => self.relocate(moves),
+            ApplyOp::Remove {
+                id,
+                at,
+                identity,
+                kind,
+                below,
+            } => self.remove(*id, at, *identity, *kind, below),
+        };
+        match outcome {
+            Ok(seen) => ApplyResult::Done(seen),
+            Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
+        }
+    }
+
+    fn dir(&self, at: &Place) -> Result<Arc<Dir>, ApplyError> {
+        let folder = &at.folder;
+        Ok(self.root.dir(&DirRef {
+            id: folder.id,
+            path: folder.path.clone(),
+            identity: folder.identity,
+        })?)
+    }
+
+    fn make_folder(&self, at: &Place, meta: &Metadata) -> Result<Vec<Observed>, ApplyError> {
+        let made = self.applier.make_folder(&*self.dir(at)?, &at.name, meta)?;
+        self.note(made.applied);
+        Ok(vec![made.observed])
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one file's facts, used once")]
+    fn write_file(
+        &self,
+        at: &Place,
+        body: Body,
+        meta: &Metadata,
+        over: Option<Identity>,
+        adopt: bool,
+        contents: &Contents,
+        stager: &Stager,
+    ) -> Result<Vec<Observed>, ApplyError> {
+        let dir = self.dir(at)?;
+        let staged = match body {
+            Body::Inline(index) => {
+                let Some((bytes, hash)) = contents.get(index).and_then(Option::as_ref) else {
+                    return Err(missing(at));
+                };
+                if adopt
+                    && let Some(seen) = self.adopt_file(at, bytes.len() as u64, meta.mtime, meta)?
+                {
+                    return Ok(vec![seen]);
+                }
+                if range_hash(0, bytes, true).0 != hash.0 {
+                    return Err(wrong_hash(at));
+                }
+                stager.small(bytes, meta)?
+            }
+            Body::Staged(id) => {
+                let writer = self
+                    .staged
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&id);
+                writer.ok_or_else(|| missing(at))?.finish(meta)?
+            }
+        };
+        let published = self
+            .applier
+            .publish(staged, &dir, &at.name, over.map(Into::into))?;
+        self.note(published.applied);
+        Ok(vec![published.observed])
+    }
+
+    fn adopt_file(
+        &self,
+        at: &Place,
+        size: u64,
+        mtime: Timestamp,
+        meta: &Metadata,
+    ) -> Result<Option<Observed>, ApplyError> {
+        let dir = self.dir(at)?;
+        let Some(seen) = dir.look(&at.name, LookWants::default())? else {
+            return Ok(None);
+        };
+        let print = &seen.fingerprint;
+        if seen.kind != Kind::File || print.size != size || print.mtime != mtime {
+            return Ok(None);
+        }
+        let identity = print.identity;
+        if seen.meta == *meta {
+            return Ok(Some(seen));
+        }
+        let applied =
+            self.applier
+                .set_metadata(&dir, &at.name, Some(identity), meta, Kind::File)?;
+        self.note(applied);
+        Ok(dir.look(&at.name, LookWants::default())?)
+    }
+
+    fn make_link(
+        &self,
+        at: &Place,
+        target: &[u8],
+        meta: &Metadata,
+        over: Option<Identity>,
+        stager: &Stager,
+    ) -> Result<Vec<Observed>, ApplyError> {
+        let dir = self.dir(at)?;
+        if let Some(seen) = dir.look(&at.name, LookWants::default())?
+            && seen.kind == Kind::Symlink
+            && seen.link.as_deref() == Some(target)
+        {
+            let identity = seen.fingerprint.identity;
+            let applied =
+                self.applier
+                    .set_metadata(&dir, &at.name, Some(identity), meta, Kind::Symlink)?;
+            self.note(applied);
+            return Ok(dir
+                .look(&at.name, LookWants::default())?
+                .into_iter()
+                .collect());
+        }
+        let staged = stager.symlink(target, meta)?;
+        let published = self
+            .applier
+            .publish(staged, &dir, &at.name, over.map(Into::into))?;
+        self.note(published.applied);
+        Ok(vec![published.observed])
+    }
+
+    fn set_meta(
+        &self,
+        at: Option<&Place>,
+        identity: Identity,
+        kind: Kind,
+        meta: &Metadata,
+    ) -> Result<Vec<Observed>, ApplyError> {
+        let Some(at) = at else {
+            let top = self.root.top();
+            self.note(top.set_own_metadata(meta)?);
+            return Ok(vec![top.self_look()?]);
+        };
+        let dir = self.dir(at)?;
+        let applied = self
+            .applier
+            .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
+        self.note(applied);
+        let wants = LookWants {
+            handle: kind == Kind::Folder,
+        };
+        Ok(dir.look(&at.name, wants)?.into_iter().collect())
+    }
+
+    fn relocate(&self, moves: &[MoveOne]) -> Result<Vec<Observed>, ApplyError> {
+        // All folders first: the paths are those from before the first move.
+        let wanted: Vec<Move> = moves
+            .iter()
+            .map(|one| {
+                Ok(Move {
+                    from_dir: self.dir(&one.from)?,
+                    from_name: one.from.name.clone(),
+                    to_dir: self.dir(&one.to)?,
+                    to_name: one.to.name.clone(),
+                    identity: one.identity,
+                })
+            })
+            .collect::<Result<_, ApplyError>>()?;
+        let relocated = self.applier.relocate(&wanted)?;
+        for one in moves {
+            self.root.forget(one.id);
+        }
+        self.root.forget_all();
+        let mut seen = Vec::with_capacity(moves.len());
+        for (outcome, one) in relocated.outcomes.into_iter().zip(&wanted) {
+            match outcome {
+                MoveOutcome::Done(_) => {
+                    let now = one.to_dir.look(&one.to_name, WITH_HANDLE)?;
+                    seen.extend(now);
+                }
+                MoveOutcome::Failed(error) => return Err(error.into()),
+                MoveOutcome::Missing => {
+                    return Err(not_there(&one.from_dir, &one.from_name));
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn remove(
+        &self,
+        id: ObjectId,
+        at: &Place,
+        identity: Identity,
+        kind: Kind,
+        below: &NameSetDigest,
+    ) -> Result<Vec<Observed>, ApplyError> {
+        let dir = match self.dir(at) {
+            // The folder that it was in is gone, and it with it.
+            Err(ApplyError::Fs(error)) if error.kind() == FsErrorKind::NotFound => {
+                return Ok(Vec::new());
+            }
+            other => other?,
+        };
+        let path = at.folder.path.join(&at.name);
+        if kind != Kind::Folder {
+            let Some(seen) = dir.look(&at.name, LookWants::default())? else {
+                return Ok(Vec::new());
+            };
+            if seen.kind != Kind::Folder {
+                self.applier
+                    .trash(&dir, &at.name, Some(identity.into()), &path)?;
+            }
+            return Ok(Vec::new());
+        }
+        self.root.forget(id);
+        match self.applier.trash_folder(&dir, &at.name, identity, below) {
+            Ok(_) => {
+                self.root.forget_all();
+                Ok(Vec::new())
+            }
+            Err(ApplyError::ForeignContent { .. }) => {
+                self.remove_but_foreign(&dir, &at.name, &path, identity)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A folder that holds more than the ledger knows: what the filter excludes keeps its folder,
+    /// everything else goes to the trash.
+    fn remove_but_foreign(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        path: &RelPath,
+        identity: Identity,
+    ) -> Result<Vec<Observed>, ApplyError> {
+        let kept = self.clear(dir, name, path)?;
+        self.root.forget_all();
+        if let Some(kept) = kept {
+            return Err(ApplyError::ForeignContent {
+                path: kept,
+                known: 0,
+                found: 1,
+            });
+        }
+        self.applier.trash(dir, name, Some(identity.into()), path)?;
+        Ok(Vec::new())
+    }
+
+    /// Moves what the filter carries below a folder into the trash. Returns something that stays.
+    fn clear(&self, dir: &Dir, name: &Name, path: &RelPath) -> Result<Option<RelPath>, ApplyError> {
+        let folder = dir.open_folder(name)?;
+        let mut entries = Vec::new();
+        folder.list_names(&mut |name, _| {
+            entries.push(name);
+            std::ops::ControlFlow::Continue(())
+        })?;
+        let mut kept = None;
+        for entry in entries {
+            let below = path.join(&entry);
+            let Some(seen) = folder.look(&entry, LookWants::default())? else {
+                continue;
+            };
+            let is_folder = seen.kind == Kind::Folder;
+            match self.filter.judge(&below, is_folder) {
+                Verdict::Excluded => kept = Some(below),
+                _ if is_folder => match self.clear(&folder, &entry, &below)? {
+                    Some(inner) => kept = Some(inner),
+                    None => {
+                        self.applier.trash(&folder, &entry, None, &below)?;
+                    }
+                },
+                _ => {
+                    self.applier.trash(&folder, &entry, None, &below)?;
+                }
+            }
+        }
+        Ok(kept)
+    }
+}
+
+/// Moves work from the fuller shard to the emptier one: a batch is often one folder. Operations of
+/// one folder may run side by side; keeping them together only saves opening it twice.
+fn balance(shards: &mut [Vec<usize>]) {
+    let total: usize = shards.iter().map(Vec::len).sum();
+    let fair = total.div_ceil(shards.len().max(1));
+    let mut spare = Vec::new();
+    for shard in shards.iter_mut() {
+        let keep = shard.len().min(fair);
+        spare.extend(shard.drain(keep..));
+    }
+    for shard in shards.iter_mut() {
+        let room = fair.saturating_sub(shard.len()).min(spare.len());
+        shard.extend(spare.drain(spare.len() - room..));
+    }
+}
+
+fn wrong_hash(at: &Place) -> ApplyError {
+    ApplyError::Overtaken {
+        path: at.folder.path.join(&at.name),
+    }
+}
+
+fn missing(at: &Place) -> ApplyError {
+    ApplyError::Contended {
+        path: at.folder.path.join(&at.name),
+    }
+}
+
+fn not_there(dir: &Dir, name: &Name) -> ApplyError {
+    ApplyError::Overtaken {
+        path: dir.path().join(name),
+    }
+}

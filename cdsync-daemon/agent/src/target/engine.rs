@@ -1,0 +1,675 @@
+//! The engine of a target: one thread that owns the replica and its ledger.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cdsync_core::filter::Filter;
+use cdsync_core::ids::{OriginId, ServerId};
+use cdsync_core::ledger::access;
+use cdsync_core::ledger::tables::TablesRead;
+use cdsync_core::path::RelPath;
+use cdsync_core::replica::{Replica, SweepEntry};
+use cdsync_core::wire::{
+    Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, TargetReport,
+    TargetState, decode,
+};
+use cdsync_fs::{Applier, Durability, LedgerStore, LookWants, Root};
+use cdsync_transport::compress::Decompressor;
+use tokio::sync::mpsc;
+
+use super::disk::{Contents, Disk};
+use super::link::{self, LinkContext};
+use super::preview::PreviewRun;
+use super::{
+    Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
+    Verdict,
+};
+use crate::clock::wall;
+use crate::mailbox::Mailbox;
+use crate::roots;
+use crate::source::chain;
+
+/// redb's cache for one ledger.
+const LEDGER_CACHE_BYTES: usize = 8 << 20;
+/// What the upstream may send ahead of what was applied, in bytes.
+const CREDIT_BYTES: u32 = 8 << 20;
+/// The largest plain batch: 1 MiB and one file of content, and 512 records of many names.
+pub(super) const BATCH_MAX_BYTES: usize = 16 << 20;
+/// How many inputs are taken before batches are applied.
+const INPUTS_MAX: usize = 64;
+/// The engine wakes at least so often, to see that its root is still there.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a report of a busy target may wait.
+const REPORT_EVERY: Duration = Duration::from_millis(50);
+/// How many parked objects a report names.
+const REPORT_PARKED: usize = 100;
+
+pub(super) struct Engine {
+    root: Root,
+    disk: Arc<Disk>,
+    store: LedgerStore,
+    replica: Replica,
+    link: LinkHandle,
+    /// Where the link resumes.
+    resume: Arc<Mutex<Resume>>,
+    syncer: Syncer,
+    preview: Option<PreviewRun>,
+    batches: VecDeque<(bool, Bytes)>,
+    decompressor: Decompressor,
+    upstream: Option<ServerId>,
+    trouble: Option<String>,
+    /// When something announced was first seen and not yet claimed.
+    behind_since: Option<Instant>,
+    reported: Option<TargetReport>,
+    reported_at: Instant,
+    was_copying: bool,
+    applied: u64,
+    owners_told: bool,
+}
+
+impl Engine {
+    /// Opens root and ledger, and begins to link to the upstream.
+    pub(super) fn open(
+        context: &TargetContext,
+        mailbox: Mailbox<Input>,
+    ) -> Result<Self, TargetError> {
+        if let Some(other) = &context.overlaps {
+            return Err(TargetError::Halt(format!(
+                "the root overlaps with that of another job here: {other}"
+            )));
+        }
+        let part = context.part()?;
+        let known = context.ledger.exists();
+        let root = match roots::open(&context.allowed, &part.root, !known) {
+            Err(roots::RootError::Open { path, source }) if known => {
+                return Err(TargetError::Halt(format!(
+                    "the root {path} cannot be opened: {source}; bring it back, then resume the job"
+                )));
+            }
+            other => other?,
+        };
+        let foreign = !root.top().is_empty_but_reserved()?;
+        let store = LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?;
+        let applier = Arc::new(Applier::open(&root, context.order.name.as_str())?);
+        let marker = context.order.job.0.to_le_bytes();
+        let marked = applier.marker()?.as_deref() == Some(&marker[..]);
+        let adopted = part.adopt == Adopt::Accept;
+        if known && !marked && store_has_claim(&store)? && !adopted {
+            return Err(TargetError::Halt(format!(
+                "the root {} is not the one that this job filled before: bring that one back, or \
+                 say `cdsync job accept {}` to fill this one",
+                part.root, context.order.name
+            )));
+        }
+        let filter = Filter::new(&context.order.filter)?;
+        let waiting = foreign && !marked && !adopted;
+        let preview = waiting
+            .then(|| PreviewRun::open(&context.ledger.with_extension("preview"), filter.clone()))
+            .transpose()?;
+        if !waiting && !marked {
+            applier.write_marker(&marker)?;
+        }
+        let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
+            Replica::open(t, filter.clone(), foreign)
+        };
+        let replica: Replica = store
+            .write(Durability::Durable, fresh)
+            .map_err(TargetError::Tables)?;
+        let disk = Arc::new(Disk::open(
+            root.clone(),
+            Arc::clone(&applier),
+            filter.clone(),
+        )?);
+        let syncer = Syncer::start(applier, mailbox.clone())?;
+        let was_copying = replica.claim().0 == 0;
+        let resume = Resume {
+            cursor: if preview.is_some() {
+                None
+            } else {
+                replica.resume()
+            },
+            preview: preview.is_some(),
+        };
+        let resume = Arc::new(Mutex::new(resume));
+        let link = start_link(context, mailbox, &disk, &resume)?;
+        Ok(Self {
+            root,
+            disk,
+            store,
+            replica,
+            link,
+            resume,
+            syncer,
+            preview,
+            batches: VecDeque::new(),
+            decompressor: Decompressor::new(),
+            upstream: None,
+            trouble: None,
+            behind_since: None,
+            reported: None,
+            reported_at: Instant::now(),
+            was_copying,
+            applied: 0,
+            owners_told: false,
+        })
+    }
+
+    pub(super) fn run(
+        &mut self,
+        context: &mut TargetContext,
+        inbox: &Receiver<Input>,
+    ) -> Result<Ended, TargetError> {
+        self.report(context, true)?;
+        loop {
+            let mut inputs = Vec::new();
+            match inbox.recv_timeout(self.wait()) {
+                Ok(input) => inputs.push(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
+            }
+            while inputs.len() < INPUTS_MAX
+                && let Ok(input) = inbox.try_recv()
+            {
+                inputs.push(input);
+            }
+            for input in inputs {
+                if let Some(ended) = self.take(context, input)? {
+                    return Ok(ended);
+                }
+            }
+            self.root.verify().map_err(|lost| {
+                TargetError::Halt(format!(
+                    "{}: {lost}; bring it back, then resume the job",
+                    self.root.display()
+                ))
+            })?;
+            self.work(context)?;
+            self.report(context, false)?;
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let parked = self.replica.poll_timeout();
+        let retry = parked.map(|at| Duration::from_millis(at.0.saturating_sub(wall().0)));
+        let wait = retry.map_or(HEARTBEAT, |retry| retry.min(HEARTBEAT));
+        if self.reported_at.elapsed() < REPORT_EVERY {
+            wait.min(REPORT_EVERY)
+        } else {
+            wait
+        }
+    }
+
+    fn take(
+        &mut self,
+        context: &mut TargetContext,
+        input: Input,
+    ) -> Result<Option<Ended>, TargetError> {
+        match input {
+            Input::Stop => return Ok(Some(Ended::Stop)),
+            Input::Orders(order) => {
+                let same = same_engine(&context.order, &order);
+                context.order = *order;
+                return Ok((!same).then_some(Ended::Again));
+            }
+            Input::Accepted {
+                by,
+                from,
+                accepted,
+                reply,
+            } => {
+                let (verdict, ended) = self.accepted(context, by, from, accepted)?;
+                // The link may be gone again.
+                let _ = reply.send(verdict);
+                return Ok(ended);
+            }
+            Input::Batch {
+                compressed,
+                payload,
+            } => self.batches.push_back((compressed, payload)),
+            Input::Tick(tick) => {
+                self.replica.handle_tick(&tick);
+                if let Some(preview) = &mut self.preview {
+                    preview.tick(&tick);
+                }
+            }
+            Input::Fetched {
+                object,
+                result,
+                staged,
+            } => {
+                let wanted = self.store.write(Durability::Lazy, |t| {
+                    self.replica.handle_fetched(wall(), t, object, result)
+                })?;
+                if let (true, Some(staged)) = (wanted, staged) {
+                    self.disk.keep_staged(object, staged);
+                }
+            }
+            Input::Synced(Ok(())) => {
+                self.store
+                    .write(Durability::Durable, |t| self.replica.handle_synced(t))?;
+                let mut resume = self.resume.lock().unwrap_or_else(PoisonError::into_inner);
+                resume.cursor = self.replica.resume();
+            }
+            Input::Synced(Err(reason)) => {
+                self.replica.handle_sync_failed();
+                self.trouble = Some(format!("the disk cannot be synced: {reason}"));
+                context
+                    .log
+                    .note(format!("the disk cannot be synced: {reason}"));
+            }
+            Input::Explain { path, reply } => {
+                let text = self.explain(context, &path).unwrap_or_else(|e| chain(&e));
+                // Whoever asked may have given up.
+                drop(reply.try_send(text));
+            }
+            Input::Unlinked(reason) => {
+                if self.trouble.as_ref() != Some(&reason) {
+                    context.log.note(format!("no upstream: {reason}"));
+                }
+                self.upstream = None;
+                self.trouble = Some(reason);
+                self.batches.clear();
+            }
+        }
+        Ok(None)
+    }
+
+    fn accepted(
+        &mut self,
+        context: &TargetContext,
+        by: ServerId,
+        from: Option<Cursor>,
+        accepted: Accepted,
+    ) -> Result<(Verdict, Option<Ended>), TargetError> {
+        self.batches.clear();
+        self.upstream = Some(by);
+        self.trouble = None;
+        if let Some(preview) = &mut self.preview {
+            preview.begin(&accepted);
+            return Ok((Verdict::GoOn, None));
+        }
+        if from != self.replica.resume() {
+            return Ok((Verdict::Again, None));
+        }
+        let goes_on = self.store.write(Durability::Lazy, |t| {
+            self.replica.handle_accepted(t, &accepted)
+        })?;
+        if goes_on {
+            return Ok((Verdict::GoOn, None));
+        }
+        // The upstream has another history. What is on the disk is compared and adopted.
+        tracing::warn!(job = %context.order.name, "the source's ledger is another one: adopting");
+        context
+            .log
+            .note("the source's ledger is another one: comparing everything");
+        self.begin_anew()?;
+        Ok((Verdict::Anew, Some(Ended::Again)))
+    }
+
+    /// Empties the ledger; whatever is on the disk will be adopted or replaced.
+    fn begin_anew(&mut self) -> Result<(), TargetError> {
+        self.store.write(Durability::Durable, |t| {
+            for table in cdsync_core::ledger::tables::Table::ALL {
+                loop {
+                    let mut keys = Vec::new();
+                    t.range(table, &[], None, &mut |key, _| {
+                        keys.push(key.to_vec());
+                        if keys.len() < 4096 {
+                            std::ops::ControlFlow::Continue(())
+                        } else {
+                            std::ops::ControlFlow::Break(())
+                        }
+                    })?;
+                    for key in &keys {
+                        t.remove(table, key)?;
+                    }
+                    if keys.is_empty() {
+                        break;
+                    }
+                }
+            }
+            Ok::<_, TargetError>(())
+        })
+    }
+
+    fn work(&mut self, context: &TargetContext) -> Result<(), TargetError> {
+        if self.preview.is_some() {
+            return self.work_preview();
+        }
+        let wall = wall();
+        if self.replica.poll_timeout().is_some_and(|at| at <= wall) {
+            self.store
+                .write(Durability::Lazy, |t| self.replica.handle_timeout(wall, t))?;
+            self.apply(&Contents::new())?;
+        }
+        // What was fetched is published between batches.
+        self.apply(&Contents::new())?;
+        while !self.replica.is_full()
+            && self.replica.is_idle()
+            && let Some((compressed, payload)) = self.batches.pop_front()
+        {
+            let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            match self.batch(compressed, payload) {
+                Ok(()) => self.link.say(LinkOrder::Credit(bytes)),
+                Err(TargetError::Upstream(error)) => {
+                    let reason = chain(&error);
+                    tracing::error!(job = %context.order.name, reason, "a batch is refused");
+                    context
+                        .log
+                        .note(format!("a batch of the upstream is refused: {reason}"));
+                    self.trouble = Some(reason.clone());
+                    self.batches.clear();
+                    self.link.say(LinkOrder::Drop(reason));
+                }
+                Err(error) => return Err(error),
+            }
+            self.ask_sync();
+        }
+        self.sweep()?;
+        while let Some(want) = self.replica.poll_fetch() {
+            self.link.say(LinkOrder::Fetch(want));
+        }
+        self.ask_sync();
+        self.write_log(context);
+        Ok(())
+    }
+
+    fn ask_sync(&mut self) {
+        if self.replica.poll_sync() {
+            let dirty = self.replica.take_dirty();
+            self.syncer.ask(dirty);
+        }
+    }
+
+    fn batch(&mut self, compressed: bool, payload: Bytes) -> Result<(), TargetError> {
+        let (header, contents) = open_batch(&mut self.decompressor, compressed, payload)?;
+        self.replica.handle_batch(header)?;
+        self.apply(&contents)
+    }
+
+    /// Runs steps until there is nothing more to do now.
+    fn apply(&mut self, contents: &Contents) -> Result<(), TargetError> {
+        let (replica, disk) = (&mut self.replica, &self.disk);
+        let mut applied = 0;
+        self.store.write(Durability::Lazy, |t| {
+            while let Some(step) = replica.poll_step(wall(), t)? {
+                applied += step.ops.len() as u64;
+                let results = disk.run(&step, contents);
+                replica.handle_applied(wall(), t, results)?;
+            }
+            Ok::<_, TargetError>(())
+        })?;
+        self.applied += applied;
+        Ok(())
+    }
+
+    /// After a root was taken over: removes what the source does not have.
+    fn sweep(&mut self) -> Result<(), TargetError> {
+        loop {
+            let next = self
+                .store
+                .write(Durability::Lazy, |t| self.replica.poll_sweep(t))?;
+            let Some(folder) = next else { return Ok(()) };
+            let reference = crate::source::dir_ref(&folder);
+            let dir = match self.root.dir(&reference) {
+                Ok(dir) => dir,
+                Err(error) => {
+                    tracing::warn!(%error, "a folder cannot be swept");
+                    continue;
+                }
+            };
+            let mut entries = Vec::new();
+            dir.list(1024, LookWants::default(), &mut |piece| {
+                entries.extend(piece.into_iter().filter_map(|(name, seen)| {
+                    let seen = seen.ok()?;
+                    Some(SweepEntry {
+                        name,
+                        kind: seen.kind,
+                        identity: seen.fingerprint.identity,
+                    })
+                }));
+                std::ops::ControlFlow::Continue(())
+            })?;
+            self.store.write(Durability::Lazy, |t| {
+                self.replica.handle_swept(t, &folder, entries)
+            })?;
+            self.apply(&Contents::new())?;
+        }
+    }
+
+    fn work_preview(&mut self) -> Result<(), TargetError> {
+        let Some(preview) = &mut self.preview else {
+            return Ok(());
+        };
+        while let Some((compressed, payload)) = self.batches.pop_front() {
+            let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            let (header, _) = open_batch(&mut self.decompressor, compressed, payload)?;
+            preview.batch(header)?;
+            self.link.say(LinkOrder::Credit(bytes));
+        }
+        preview.compare(&self.root)?;
+        Ok(())
+    }
+
+    fn write_log(&mut self, context: &TargetContext) {
+        let now = wall();
+        for logged in self.replica.take_logged() {
+            context.log.push(LogLine {
+                number: 0,
+                at: now,
+                op: logged.op,
+                path: logged.path.to_string(),
+                detail: logged
+                    .from
+                    .map(|from| format!("from {from}"))
+                    .unwrap_or_default(),
+                latency_ms: Some(now.0.saturating_sub(logged.hlc.wall().0)),
+                seq: logged.seq,
+            });
+        }
+        if self.disk.owners_kept() && !self.owners_told {
+            self.owners_told = true;
+            context
+                .log
+                .note("owners are not kept: the agent may not set them (it is not root)");
+        }
+        if self.was_copying && self.replica.is_in_sync() {
+            self.was_copying = false;
+            context
+                .log
+                .note(format!("first copy done: {} operations", self.applied));
+        }
+    }
+
+    fn report(&mut self, context: &TargetContext, always: bool) -> Result<(), TargetError> {
+        let in_sync = self.replica.is_in_sync();
+        if in_sync {
+            self.behind_since = None;
+        } else if self.behind_since.is_none() {
+            self.behind_since = Some(Instant::now());
+        }
+        let hurried = always || in_sync || self.preview.is_some();
+        if !hurried && self.reported_at.elapsed() < REPORT_EVERY {
+            return Ok(());
+        }
+        let report = self.make_report()?;
+        if self.reported.as_ref() != Some(&report) {
+            self.reported_at = Instant::now();
+            context
+                .board
+                .target(context.order.job, Some(report.clone()));
+            self.reported = Some(report);
+        }
+        Ok(())
+    }
+
+    fn make_report(&self) -> Result<TargetReport, TargetError> {
+        let parked_count = self.replica.parked_count() as u64;
+        let parked = if parked_count > 0 {
+            self.parked()?
+        } else {
+            Vec::new()
+        };
+        let preview = self.preview.as_ref().map(|p| p.found().clone());
+        let behind = self
+            .behind_since
+            .map_or(0, |since| since.elapsed().as_millis());
+        let state = match () {
+            () if preview.is_some() => TargetState::AwaitingAccept,
+            () if self.upstream.is_none() => TargetState::Unreachable,
+            () if self.replica.is_copying() => TargetState::Copying,
+            () if self.replica.claim() < self.replica.head() => TargetState::Lagging,
+            () if parked_count > 0 => TargetState::Parked,
+            () => TargetState::InSync,
+        };
+        let sweep = self.replica.sweep_failures().first().cloned();
+        Ok(TargetReport {
+            state,
+            upstream: self.upstream,
+            origin: self.replica.origin().unwrap_or(OriginId(0)),
+            claim: self.replica.claim(),
+            head: self.replica.head(),
+            pending_bytes: self.replica.pending_bytes(),
+            oldest_pending_ms: u64::try_from(behind).unwrap_or(u64::MAX),
+            parked_count,
+            parked,
+            preview,
+            last_error: self.trouble.clone().or(sweep),
+        })
+    }
+
+    fn explain(&self, context: &TargetContext, path: &RelPath) -> Result<String, TargetError> {
+        let Some(origin) = self.replica.origin() else {
+            return Ok("it has not heard from an upstream yet".to_owned());
+        };
+        let view = self.store.read()?;
+        let root = cdsync_core::ids::ObjectId::root(origin);
+        let text = crate::roles::describe(&view, root, path, &context.order)?;
+        let (claim, head) = (self.replica.claim(), self.replica.head());
+        Ok(format!(
+            "{text}; holds everything up to record {claim} of {head}"
+        ))
+    }
+
+    fn parked(&self) -> Result<Vec<ParkedReport>, TargetError> {
+        let view = self.store.read()?;
+        let rows = self.replica.parked_rows(&view, REPORT_PARKED)?;
+        rows.into_iter()
+            .map(|(id, row)| {
+                let path = access::path_of(&view, id)?.unwrap_or_else(RelPath::root);
+                Ok(ParkedReport {
+                    path: path.to_string(),
+                    reason: row.reason,
+                    since: row.since,
+                    attempts: row.attempts,
+                    next_try: row.next_try,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Takes a batch frame apart: its header, and the content that belongs to each of its entries.
+fn open_batch(
+    decompressor: &mut Decompressor,
+    compressed: bool,
+    payload: Bytes,
+) -> Result<(BatchHeader, Contents), TargetError> {
+    use cdsync_core::replica::ReplicaError::Contents as Bad;
+    let plain = if compressed {
+        let (len, frame) = payload.split_at_checked(4).ok_or(Bad)?;
+        let len = u32::from_le_bytes(len.try_into().unwrap_or_default()) as usize;
+        if len > BATCH_MAX_BYTES {
+            return Err(Bad.into());
+        }
+        Bytes::from(
+            decompressor
+                .decompress_bounded(frame, len)
+                .map_err(|_| Bad)?,
+        )
+    } else {
+        payload
+    };
+    let (len, _) = plain.split_at_checked(4).ok_or(Bad)?;
+    let len = u32::from_le_bytes(len.try_into().unwrap_or_default()) as usize;
+    let end = len
+        .checked_add(4)
+        .filter(|end| *end <= plain.len())
+        .ok_or(Bad)?;
+    let header: BatchHeader = decode(&plain[4..end]).map_err(|_| Bad)?;
+    let mut at = end;
+    let mut contents = Contents::with_capacity(header.contents.len());
+    for content in &header.contents {
+        let Inline::Here { len, hash, .. } = content else {
+            contents.push(None);
+            continue;
+        };
+        let end = at
+            .checked_add(*len as usize)
+            .filter(|end| *end <= plain.len())
+            .ok_or(Bad)?;
+        contents.push(Some((plain.slice(at..end), *hash)));
+        at = end;
+    }
+    if at != plain.len() {
+        return Err(Bad.into());
+    }
+    Ok((header, contents))
+}
+
+/// Whether new orders can be followed by the engine that runs.
+fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
+    let facts = |order: &JobOrder| {
+        let target = order.target.as_ref();
+        target.map(|t| (t.root.clone(), t.adopt, t.upstreams.clone()))
+    };
+    // A renewed grant alone is no reason to begin anew, but the link must show it: links of a
+    // changed grant end by themselves when the old one ends.
+    old.filter == new.filter && old.paused == new.paused && facts(old) == facts(new)
+}
+
+fn store_has_claim(store: &LedgerStore) -> Result<bool, TargetError> {
+    let view = store.read()?;
+    Ok(view
+        .last(cdsync_core::ledger::tables::Table::Objects)?
+        .is_some())
+}
+
+fn start_link(
+    context: &TargetContext,
+    mailbox: Mailbox<Input>,
+    disk: &Arc<Disk>,
+    resume: &Arc<Mutex<Resume>>,
+) -> Result<LinkHandle, TargetError> {
+    let part = context.part()?;
+    let (orders, inbox) = mpsc::channel(4096);
+    let live = Arc::new(AtomicBool::new(true));
+    let link = LinkContext {
+        job: JobRef {
+            id: context.order.job,
+            name: context.order.name.to_string(),
+        },
+        upstreams: part.upstreams.clone(),
+        grant: part.grant.clone(),
+        paused: context.order.paused,
+        resume: Arc::clone(resume),
+        credit: CREDIT_BYTES,
+        transport: Arc::clone(&context.transport),
+        engine: mailbox,
+        disk: Arc::clone(disk),
+    };
+    let task = context.runtime.spawn(link::run(link, inbox));
+    Ok(LinkHandle { orders, task, live })
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("root", &self.root.display())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,278 @@
+//! The link: keeps a subscription to the best upstream that answers.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cdsync_core::wire::{
+    PeerMessage, RefusedWhy, Signed, Subscribe, Upstream, decode, encode, kind,
+};
+use cdsync_transport::{
+    CloseReason, ConnectError, Connection, FrameError, FrameReader, FrameWriter, PeerExpectation,
+    Transport,
+};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::disk::Disk;
+use super::engine::BATCH_MAX_BYTES;
+use super::{Input, JobRef, LinkOrder, Resume, Verdict, pull};
+use crate::clock::random_id;
+use crate::mailbox::{Gone, Mailbox};
+
+/// The first wait before an upstream is tried again, doubled with each failure.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// The longest wait.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long an upstream may say nothing: three of its ticks and a bit.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// What a link is made from.
+#[derive(Debug)]
+pub(super) struct LinkContext {
+    pub(super) job: JobRef,
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) grant: Signed,
+    pub(super) paused: bool,
+    pub(super) resume: Arc<Mutex<Resume>>,
+    pub(super) credit: u32,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) engine: Mailbox<Input>,
+    pub(super) disk: Arc<Disk>,
+}
+
+/// Why a subscription ended.
+#[derive(Debug, Error)]
+enum LinkError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Closed(#[from] CloseReason),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("it refuses: {reason}")]
+    Refused { why: RefusedWhy, reason: String },
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("it says nothing any more")]
+    Silent,
+    #[error("dropped: {0}")]
+    Dropped(String),
+    #[error("it ended the subscription")]
+    Ended,
+    /// More was claimed since the subscription was asked for.
+    #[error("the cursor moved while it was asked")]
+    Moved,
+    /// The engine begins anew and makes another link.
+    #[error("the target begins anew")]
+    Anew,
+}
+
+impl From<Gone> for LinkError {
+    fn from(_: Gone) -> Self {
+        Self::Anew
+    }
+}
+
+/// Links until aborted, or until the engine is gone.
+pub(super) async fn run(mut context: LinkContext, mut orders: mpsc::Receiver<LinkOrder>) {
+    if context.paused {
+        // The orders that end the pause make a new engine with a new link.
+        let reason = "the job is paused".to_owned();
+        // An engine that is gone needs no word.
+        let _ = context.engine.deliver(Input::Unlinked(reason)).await;
+        return;
+    }
+    let mut wait = RETRY_FIRST;
+    let mut next = 0;
+    while let Some(upstream) = context
+        .upstreams
+        .get(next % context.upstreams.len().max(1))
+        .cloned()
+    {
+        let before = tokio::time::Instant::now();
+        let error = match subscribe(&mut context, &upstream, &mut orders).await {
+            Err(LinkError::Anew) => return,
+            Err(LinkError::Moved) => continue,
+            Err(error) => error,
+            Ok(never) => match never {},
+        };
+        if before.elapsed() > RETRY_MAX {
+            wait = RETRY_FIRST;
+        }
+        let reason = format!("{}: {}", upstream.name, crate::source::chain(&error));
+        tracing::debug!(job = context.job.name, reason, "no subscription");
+        if context
+            .engine
+            .deliver(Input::Unlinked(reason))
+            .await
+            .is_err()
+        {
+            return;
+        }
+        while orders.try_recv().is_ok() {}
+        // Spread by a fifth, so that many targets do not come back at once.
+        let spread = wait.mul_f64(0.9 + (random_id() % 1000) as f64 / 5000.0);
+        tokio::time::sleep(spread).await;
+        wait = (wait * 2).min(RETRY_MAX);
+        next += 1;
+    }
+    let reason = "the orders name no upstream".to_owned();
+    let _ = context.engine.deliver(Input::Unlinked(reason)).await;
+}
+
+enum Never {}
+
+async fn subscribe(
+    context: &mut LinkContext,
+    upstream: &Upstream,
+    orders: &mut mpsc::Receiver<LinkOrder>,
+) -> Result<Never, LinkError> {
+    let expect = PeerExpectation::agent(upstream.server);
+    let connection = context
+        .transport
+        .connect(&upstream.address, &expect)
+        .await?;
+    let (send, recv) = connection.open().await?;
+    let mut writer = FrameWriter::new(send);
+    let mut reader = FrameReader::new(recv).with_max_payload(BATCH_MAX_BYTES);
+    let resume = *context
+        .resume
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let request = Subscribe {
+        job: context.job.id,
+        grant: context.grant.clone(),
+        cursor: resume.cursor,
+        preview: resume.preview,
+    };
+    write(&mut writer, &PeerMessage::Subscribe(request)).await?;
+    let accepted = match read(&mut reader).await? {
+        Received::Message(PeerMessage::Accepted(accepted)) => accepted,
+        Received::Message(PeerMessage::Refused { why, reason }) => {
+            return Err(LinkError::Refused { why, reason });
+        }
+        _ => {
+            return Err(LinkError::Protocol(
+                "a subscription began with something else",
+            ));
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    let by = upstream.server;
+    context
+        .engine
+        .deliver(Input::Accepted {
+            by,
+            from: resume.cursor,
+            accepted,
+            reply,
+        })
+        .await?;
+    match answer.await.unwrap_or(Verdict::Anew) {
+        Verdict::GoOn => {}
+        Verdict::Again => return Err(LinkError::Moved),
+        Verdict::Anew => return Err(LinkError::Anew),
+    }
+    write(
+        &mut writer,
+        &PeerMessage::Credit {
+            bytes: context.credit,
+        },
+    )
+    .await?;
+    receive(context, &connection, writer, reader, orders).await
+}
+
+async fn receive(
+    context: &mut LinkContext,
+    connection: &Arc<dyn Connection>,
+    mut writer: FrameWriter,
+    mut reader: FrameReader,
+    orders: &mut mpsc::Receiver<LinkOrder>,
+) -> Result<Never, LinkError> {
+    // Dropped with this subscription, and every fetch with it.
+    let mut fetches = JoinSet::new();
+    loop {
+        tokio::select! {
+            received = read(&mut reader) => {
+                let input = input_of(received?)?;
+                context.engine.deliver(input).await?;
+            }
+            order = orders.recv() => match order {
+                Some(LinkOrder::Credit(bytes)) => {
+                    write(&mut writer, &PeerMessage::Credit { bytes }).await?;
+                }
+                Some(LinkOrder::Fetch(want)) => {
+                    let fetch = pull::Fetch {
+                        job: context.job.id,
+                        grant: context.grant.clone(),
+                        want,
+                        connection: Arc::clone(connection),
+                        disk: Arc::clone(&context.disk),
+                        engine: context.engine.clone(),
+                    };
+                    fetches.spawn(fetch.run());
+                }
+                Some(LinkOrder::Drop(reason)) => return Err(LinkError::Dropped(reason)),
+                None => return Err(LinkError::Anew),
+            },
+            Some(_) = fetches.join_next(), if !fetches.is_empty() => {}
+        }
+    }
+}
+
+fn input_of(received: Received) -> Result<Input, LinkError> {
+    match received {
+        Received::Batch {
+            compressed,
+            payload,
+        } => Ok(Input::Batch {
+            compressed,
+            payload,
+        }),
+        Received::Message(PeerMessage::Tick(tick)) => Ok(Input::Tick(tick)),
+        Received::Message(PeerMessage::Refused { why, reason }) => {
+            Err(LinkError::Refused { why, reason })
+        }
+        Received::Message(_) => Err(LinkError::Protocol("an upstream sent the wrong message")),
+        Received::End => Err(LinkError::Ended),
+    }
+}
+
+enum Received {
+    Message(PeerMessage),
+    Batch { compressed: bool, payload: Bytes },
+    End,
+}
+
+/// Cancel safe, as the reader keeps what it has.
+async fn read(reader: &mut FrameReader) -> Result<Received, LinkError> {
+    let frame = tokio::time::timeout(SILENCE_MAX, reader.next());
+    let Some(frame) = frame.await.map_err(|_| LinkError::Silent)?? else {
+        return Ok(Received::End);
+    };
+    match frame.kind {
+        kind::BATCH | kind::BATCH_ZSTD => {
+            let compressed = frame.kind == kind::BATCH_ZSTD;
+            Ok(Received::Batch {
+                compressed,
+                payload: frame.payload,
+            })
+        }
+        kind::MESSAGE => decode(&frame.payload)
+            .map(Received::Message)
+            .map_err(|_| LinkError::Protocol("a message does not decode")),
+        _ => Err(LinkError::Protocol("a frame of an unknown kind")),
+    }
+}
+
+pub(super) async fn write(
+    writer: &mut FrameWriter,
+    message: &PeerMessage,
+) -> Result<(), FrameError> {
+    writer
+        .write(kind::MESSAGE, &[Bytes::from(encode(message))])
+        .await
+}

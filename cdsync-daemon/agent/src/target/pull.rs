@@ -1,0 +1,203 @@
+//! Pulling one large content, range by range, into staging.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cdsync_core::ids::JobId;
+use cdsync_core::ledger::object::Hash;
+use cdsync_core::replica::{FetchResult, FetchWant};
+use cdsync_core::wire::{
+    ContentAnswer, ContentHeader, FetchRequest, PeerMessage, Signed, decode, kind,
+};
+use cdsync_delta::{RANGE_BYTES, RootBuilder, range_count, range_hash};
+use cdsync_fs::{ApplyError, StagedWriter};
+use cdsync_transport::{Connection, FrameReader, FrameWriter};
+use tokio::sync::mpsc;
+
+use super::Input;
+use super::disk::Disk;
+use super::link::write;
+use crate::mailbox::Mailbox;
+use crate::source::chain;
+
+/// How many ranges wait for the disk.
+const WRITE_BEHIND: usize = 4;
+/// A range and its hash.
+const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
+
+/// One pull.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    pub(super) job: JobId,
+    pub(super) grant: Signed,
+    pub(super) want: FetchWant,
+    pub(super) connection: Arc<dyn Connection>,
+    pub(super) disk: Arc<Disk>,
+    pub(super) engine: Mailbox<Input>,
+}
+
+/// Why a pull did not bring the content.
+enum Failure {
+    /// The connection or the peer failed: on another connection it may do better.
+    Interrupted,
+    /// An answer that is final for now.
+    Answer(FetchResult),
+}
+
+/// Anything that went wrong on the stream itself.
+fn interrupted<E>(_: E) -> Failure {
+    Failure::Interrupted
+}
+
+fn failed(reason: impl Into<String>) -> Failure {
+    Failure::Answer(FetchResult::Failed(reason.into()))
+}
+
+impl Fetch {
+    /// Pulls, and tells the engine what came of it.
+    pub(super) async fn run(self) {
+        let object = self.want.object;
+        let (result, staged) = match self.pull().await {
+            Ok((result, staged)) => (result, Some(staged)),
+            Err(Failure::Answer(result)) => (result, None),
+            Err(Failure::Interrupted) => (FetchResult::Interrupted, None),
+        };
+        // An engine that is gone asks again when it is back.
+        let _ = self
+            .engine
+            .deliver(Input::Fetched {
+                object,
+                result,
+                staged,
+            })
+            .await;
+    }
+
+    async fn pull(&self) -> Result<(FetchResult, StagedWriter), Failure> {
+        let (send, recv) = self.connection.open().await.map_err(interrupted)?;
+        let mut writer = FrameWriter::new(send);
+        let mut reader = FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES);
+        let request = FetchRequest {
+            job: self.job,
+            grant: self.grant.clone(),
+            object: self.want.object,
+            at_least: self.want.at_least,
+        };
+        write(&mut writer, &PeerMessage::Fetch(request))
+            .await
+            .map_err(interrupted)?;
+        writer.finish().await.map_err(interrupted)?;
+        let header = match message(&mut reader).await? {
+            PeerMessage::Content(ContentAnswer::Follows(header)) => header,
+            PeerMessage::Content(ContentAnswer::Removed { by }) => {
+                return Err(Failure::Answer(FetchResult::Removed(by)));
+            }
+            PeerMessage::Content(ContentAnswer::Unsettled) => {
+                return Err(Failure::Answer(FetchResult::Unsettled));
+            }
+            PeerMessage::Content(ContentAnswer::Unreadable { reason }) => {
+                return Err(failed(format!("the source cannot read it: {reason}")));
+            }
+            PeerMessage::Refused { .. } => return Err(Failure::Interrupted),
+            _ => return Err(failed("the upstream broke the protocol")),
+        };
+        if header.version < self.want.at_least {
+            return Err(failed(
+                "the upstream offers an older version than asked for",
+            ));
+        }
+        self.ranges(header, &mut reader).await
+    }
+
+    async fn ranges(
+        &self,
+        header: ContentHeader,
+        reader: &mut FrameReader,
+    ) -> Result<(FetchResult, StagedWriter), Failure> {
+        let (ranges, inbox) = mpsc::channel(WRITE_BEHIND);
+        let disk = Arc::clone(&self.disk);
+        // It ends by itself when the channel's other end is dropped.
+        let stage = tokio::task::spawn_blocking(move || stage(&disk, header.size, inbox));
+        let mut told = None;
+        for _ in 0..range_count(header.size) {
+            let frame = reader
+                .next()
+                .await
+                .map_err(interrupted)?
+                .ok_or(Failure::Interrupted)?;
+            if frame.kind != kind::RANGE {
+                told = Some(frame);
+                break;
+            }
+            // A closed channel: staging failed, and says why below.
+            if ranges.send(frame.payload).await.is_err() {
+                break;
+            }
+        }
+        drop(ranges);
+        let (staged, root) = stage.await.map_err(interrupted)?.map_err(failed)?;
+        let last = match told {
+            Some(frame) => decode(&frame.payload).map_err(|_| Failure::Interrupted)?,
+            None => message(reader).await?,
+        };
+        match last {
+            PeerMessage::ContentEnd { root: said } if Some(said) == root => {
+                let (version, mtime, size) = (header.version, header.mtime, header.size);
+                Ok((
+                    FetchResult::Staged {
+                        version,
+                        mtime,
+                        size,
+                        hash: said,
+                    },
+                    staged,
+                ))
+            }
+            PeerMessage::Abandon => Err(Failure::Answer(FetchResult::Unsettled)),
+            PeerMessage::ContentEnd { .. } => Err(failed("the content does not match its hash")),
+            _ => Err(Failure::Interrupted),
+        }
+    }
+}
+
+async fn message(reader: &mut FrameReader) -> Result<PeerMessage, Failure> {
+    let frame = reader
+        .next()
+        .await
+        .map_err(interrupted)?
+        .ok_or(Failure::Interrupted)?;
+    if frame.kind != kind::MESSAGE {
+        return Err(Failure::Interrupted);
+    }
+    decode(&frame.payload).map_err(interrupted)
+}
+
+/// Checks and writes ranges as they come. The root hash is `None` when some are missing.
+fn stage(
+    disk: &Disk,
+    size: u64,
+    mut inbox: mpsc::Receiver<Bytes>,
+) -> Result<(StagedWriter, Option<Hash>), String> {
+    let told = |error: ApplyError| chain(&error);
+    let writer = disk
+        .fetch_stager()
+        .map_err(told)?
+        .large(size)
+        .map_err(told)?;
+    let mut root = RootBuilder::new();
+    let single = size <= RANGE_BYTES as u64;
+    while let Some(payload) = inbox.blocking_recv() {
+        let index = root.pushed();
+        let (said, bytes) = payload
+            .split_at_checked(32)
+            .ok_or("the upstream sent a range without a hash")?;
+        let hash = range_hash(index, bytes, single);
+        if hash.0 != said {
+            return Err(format!("range {index} does not match its hash"));
+        }
+        writer.write_range(index, bytes).map_err(told)?;
+        root.push(hash);
+    }
+    let root = root.finish(size).ok().map(Hash);
+    Ok((writer, root))
+}
