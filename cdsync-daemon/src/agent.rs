@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::failure::{Failure, Result};
+use cdsync_agent::{Agent, AgentConfig};
+
+use crate::failure::{Failure, Result, chain};
 use crate::join::Joined;
 use crate::shutdown;
 
@@ -14,12 +16,28 @@ pub(crate) async fn run(data: &Path) -> Result<()> {
 }
 
 /// The one place that knows the agent library.
-#[expect(clippy::unused_async, reason = "it will run the agent")]
 async fn serve(
-    _data: &Path,
+    data: &Path,
     joined: Joined,
-    _shutdown: impl Future<Output = ()> + Send,
+    shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
-    let Joined { name, .. } = joined;
-    Err(Failure::condition(format!("the agent {name} cannot run: it is not part of this build")))
+    let agent = Agent::start(config(data, joined)).map_err(|e| Failure::condition(chain(&e)))?;
+    agent.run(shutdown).await;
+    Ok(())
+}
+
+/// What the agent library needs of a joined server.
+pub(crate) fn config(data: &Path, joined: Joined) -> AgentConfig {
+    AgentConfig {
+        data: data.to_owned(),
+        listen: joined.listen,
+        advertise: joined.advertise,
+        roots: joined.roots,
+        master_address: joined.master_address,
+        server: joined.server,
+        name: joined.name,
+        cluster: joined.cluster,
+        orders_key: joined.orders_key,
+        identity: joined.identity,
+    }
 }

@@ -24,7 +24,7 @@ pub struct AgentConfig {
     pub data: PathBuf,
     /// Where other agents connect to.
     pub listen: SocketAddr,
-    /// What other agents dial: host and port.
+    /// What other agents dial: host and port; port 0 stands for the one that `listen` gets.
     pub advertise: String,
     /// The roots that jobs may use: themselves and everything below.
     pub roots: Vec<PathBuf>,
@@ -75,7 +75,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub fn start(config: AgentConfig) -> Result<Self, AgentError> {
+    pub fn start(mut config: AgentConfig) -> Result<Self, AgentError> {
         let data_error = |source| AgentError::Data {
             folder: config.data.clone(),
             source,
@@ -89,6 +89,9 @@ impl Agent {
             QuicConfig::default(),
         )?;
         let transport = Arc::new(quic);
+        if let Some(host) = config.advertise.strip_suffix(":0") {
+            config.advertise = format!("{host}:{}", transport.local_addr().port());
+        }
         let board = Arc::new(Board::default());
         let serving = Arc::new(Serving::new(config.orders_key, config.cluster, readers));
         let shared: Arc<dyn Transport> = transport.clone();
