@@ -101,8 +101,10 @@ pub struct Replica {
     adopting: bool,
     folders: Folders,
     queue: VecDeque<Queued>,
-    /// Operations under way, with what their results mean.
+    /// Operations planned or under way, with what their results mean.
     running: Vec<Running>,
+    /// Whether they were handed out: nothing joins them any more.
+    issued: bool,
     fetches: Fetches,
     parked: BTreeMap<ObjectId, WallMillis>,
     /// Folders whose times must be set again: something was changed in them.
@@ -186,6 +188,7 @@ impl Replica {
             folders: Folders::default(),
             queue: VecDeque::new(),
             running: Vec::new(),
+            issued: false,
             fetches: Fetches::default(),
             parked: parked
                 .into_iter()

@@ -69,7 +69,7 @@ impl Replica {
         wall: WallMillis,
         t: &mut dyn Tables,
     ) -> Result<Option<Step>, TableError> {
-        if !self.running.is_empty() {
+        if self.issued {
             return Ok(None);
         }
         self.plan_staged(t)?;
@@ -86,6 +86,7 @@ impl Replica {
         if self.running.is_empty() {
             return Ok(None);
         }
+        self.issued = true;
         let ops = self
             .running
             .iter()

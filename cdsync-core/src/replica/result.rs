@@ -20,6 +20,7 @@ impl Replica {
         results: Vec<ApplyResult>,
     ) -> Result<(), TableError> {
         let running = std::mem::take(&mut self.running);
+        self.issued = false;
         debug_assert_eq!(
             running.len(),
             results.len(),
