@@ -92,7 +92,7 @@ impl Coalescer {
     }
 
     /// Tells of a folder, and of those above it, that only a filter's depth had entered so far.
-    fn announce_folder(
+    pub(super) fn announce_folder(
         &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,
@@ -261,10 +261,12 @@ impl Coalescer {
         moves: &Moves,
     ) -> Result<(), TableError> {
         for slot in slots {
-            if found
+            let Some(f) = found.get(slot) else { continue };
+            let told = moves
                 .get(slot)
-                .is_some_and(|f| f.verdict == Verdict::Included)
-            {
+                .and_then(|from| lost.get(from))
+                .is_some_and(|l| l.row.is_announced());
+            if f.verdict == Verdict::Included || told {
                 self.announce_folder(wall, t, slot.0)?;
             }
         }
@@ -338,7 +340,7 @@ impl Coalescer {
     ) -> Result<(), TableError> {
         let Lost { id, row, .. } = gone;
         if let Some(handle) = row.local.as_ref().and_then(|l| l.handle.as_ref()) {
-            t.remove(Table::Handles, handle)?;
+            access::remove_handle(t, handle, id)?;
         }
         if row.state.kind == Kind::Folder {
             bury_below(t, id, record.seq)?;
@@ -390,7 +392,7 @@ impl Coalescer {
     }
 
     /// A folder that was made only for what it contains goes when it contains nothing any more.
-    fn withdraw_folder(
+    pub(super) fn withdraw_folder(
         &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,

@@ -310,7 +310,7 @@ impl Coalescer {
         seen: &Observed,
     ) -> Result<(), TableError> {
         if let Some(old) = row.local.as_ref().and_then(|l| l.handle.as_ref()) {
-            t.remove(Table::Handles, old)?;
+            access::remove_handle(t, old, id)?;
         }
         if let Some(new) = &seen.handle {
             t.put(Table::Handles, new, &id.to_key())?;

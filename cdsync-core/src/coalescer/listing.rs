@@ -182,6 +182,11 @@ impl Coalescer {
             if depth == Depth::Deep {
                 self.listings.deep(id);
             }
+            if verdict == Verdict::Included && !row.is_announced() {
+                // A folder above it was renamed, and now an expression matches this one too.
+                self.announce_folder(wall, t, id)?;
+                return Ok(());
+            }
             if row
                 .local
                 .as_ref()
@@ -212,11 +217,36 @@ impl Coalescer {
             self.pending.due_now(slot, now);
             return Ok(());
         }
+        if let Some(old) = self.moved_from(t, observed)? {
+            // It left a place where the ledger still has it: both are looked at together.
+            self.pending.due_now(old, now);
+            self.pending.due_now(slot, now);
+            return Ok(());
+        }
         if self.listings.defer && self.listings.deferred.len() < self.config.pending_max / 2 {
             self.listings.deferred.push(slot);
             return Ok(());
         }
         self.enter_new(wall, t, slot, observed, verdict)
+    }
+
+    /// Where the ledger has a folder that was found elsewhere.
+    fn moved_from(
+        &self,
+        t: &dyn TablesRead,
+        observed: &Observed,
+    ) -> Result<Option<Slot>, TableError> {
+        let Some(handle) = &observed.handle else {
+            return Ok(None);
+        };
+        let Some(id) = access::folder_by_handle(t, handle)? else {
+            return Ok(None);
+        };
+        let row = live(t, id)?.filter(|row| {
+            let local = row.local.as_ref();
+            local.is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity)
+        });
+        Ok(row.and_then(|row| row.names.into_iter().next()))
     }
 
     /// A folder's listing ended; `itself` was seen behind it, or says why the listing failed.
@@ -248,6 +278,7 @@ impl Coalescer {
                 }
                 self.seen_folders.insert(folder, observed);
                 self.record_folders(wall, t)?;
+                self.withdraw_folder(wall, t, folder)?;
             }
             Err(LookError::Moved) => {
                 // Whatever happened to it, the name that led there tells.

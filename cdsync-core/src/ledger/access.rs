@@ -234,7 +234,7 @@ pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, 
                 continue;
             }
             if let Some(handle) = child.local.and_then(|l| l.handle) {
-                t.remove(Table::Handles, &handle)?;
+                remove_handle(t, &handle, id)?;
             }
             t.remove(Table::Parked, &id.to_key())?;
             put_gone(t, id, by)?;
@@ -380,6 +380,18 @@ fn get<T: DeserializeOwned>(
 pub fn folder_by_handle(t: &dyn TablesRead, handle: &[u8]) -> Result<Option<ObjectId>, TableError> {
     Ok(t.get(Table::Handles, handle)?
         .and_then(|key| ObjectId::from_key(&key)))
+}
+
+/// Forgets a folder's handle, unless another object has it by now: what moved while its new place
+/// was listed is entered there before the old one is known to be gone.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn remove_handle(t: &mut dyn Tables, handle: &[u8], id: ObjectId) -> Result<(), TableError> {
+    if folder_by_handle(t, handle)? == Some(id) {
+        t.remove(Table::Handles, handle)?;
+    }
+    Ok(())
 }
 
 /// A parked object.
