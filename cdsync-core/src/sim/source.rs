@@ -56,6 +56,8 @@ pub struct SourceSim {
     pub filter: Filter,
     /// Whether the first scan has ended.
     pub complete: bool,
+    /// Hints, looks and listings so far, newest last, for a failed run's report.
+    pub history: VecDeque<String>,
     queue: VecDeque<(u64, Hint)>,
     listings: Vec<OpenListing>,
     flushing: bool,
@@ -74,6 +76,7 @@ impl SourceSim {
             tuning,
             filter,
             complete: false,
+            history: VecDeque::new(),
             queue: VecDeque::new(),
             listings: Vec::new(),
             flushing: false,
@@ -163,6 +166,9 @@ impl SourceSim {
         let clock = self.disk.clock;
         let due = self.queue.iter().take_while(|(at, _)| *at <= clock).count();
         let hints: Vec<Hint> = self.queue.drain(..due).map(|(_, hint)| hint).collect();
+        for hint in &hints {
+            self.note(format!("hint {hint:?}"));
+        }
         let now = self.now();
         let machine = self.machine.as_mut().expect("it was looked at above");
         machine
@@ -183,6 +189,14 @@ impl SourceSim {
             (true, false) => self.commit(Durability::Durable),
             (false, _) if !self.tables.is_durable() && !lazy => self.commit(Durability::Durable),
             (false, _) => self.tables.commit(Durability::Lazy),
+        }
+    }
+
+    fn note(&mut self, line: String) {
+        let micros = self.disk.clock / 1000 % 1_000_000_000;
+        self.history.push_back(format!("{micros:>9} us: {line}"));
+        while self.history.len() > 4000 {
+            self.history.pop_front();
         }
     }
 
@@ -244,6 +258,15 @@ impl SourceSim {
             meanwhile(&mut self.disk);
             looked.push(look_one(&mut self.disk, request, meanwhile));
         }
+        for look in &looked {
+            let names = look.names.iter().map(|(name, seen)| match seen {
+                Ok(Some(seen)) => format!("{name}={:?}", seen.fingerprint.identity.inode),
+                Ok(None) => format!("{name}=none"),
+                Err(error) => format!("{name}={error:?}"),
+            });
+            let names: Vec<String> = names.collect();
+            self.note(format!("looked {}: {}", look.folder, names.join(" ")));
+        }
         let (now, wall) = (self.now(), self.disk.wall());
         let machine = self.machine.as_mut().expect("it runs");
         machine
@@ -285,10 +308,12 @@ impl SourceSim {
                 }
             }
             let done = listing.rest.is_empty();
+            let names: Vec<String> = entries.iter().map(|(n, _)| n.to_string()).collect();
+            self.note(format!("listed {}: {} {done}", listing.folder, names.join(" ")));
             let itself = listing.node.clone().map(|node| self.disk.observe(node));
+            let folder = listing.folder;
             let (now, wall) = (self.now(), self.disk.wall());
             let machine = self.machine.as_mut().expect("it runs");
-            let folder = listing.folder;
             machine
                 .handle_listed(now, wall, &mut self.tables, folder, entries)
                 .expect("tables do not fail");
@@ -306,8 +331,11 @@ impl SourceSim {
         let now = self.now();
         if self.flushing && !(self.tuning.delay_us > 0 && self.rng.one_in(2)) {
             let gap = self.receive();
-            let machine = self.machine.as_mut().expect("it runs");
             let hints: Vec<Hint> = self.queue.drain(..).map(|(_, hint)| hint).collect();
+            for hint in &hints {
+                self.note(format!("hint {hint:?}"));
+            }
+            let machine = self.machine.as_mut().expect("it runs");
             machine
                 .handle_hints(now, &self.tables, hints)
                 .expect("tables do not fail");
@@ -315,6 +343,7 @@ impl SourceSim {
                 machine.handle_gap();
             }
             machine.handle_flushed(now);
+            self.note("flushed".to_owned());
             self.flushing = false;
         }
         self.flushing |= self.machine.as_mut().expect("it runs").poll_flush();

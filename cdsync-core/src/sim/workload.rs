@@ -137,9 +137,9 @@ impl Workload {
 
     fn bytes(&mut self) -> Vec<u8> {
         self.counter += 1;
-        let mut bytes = self.counter.to_le_bytes()[..3].to_vec();
+        let mut bytes = format!("{:04}", self.counter).into_bytes();
         let more = [0, 5, 5, 5, 20, 60][self.rng.below(6)];
-        bytes.resize(3 + more, b'.');
+        bytes.resize(4 + more, b'.');
         bytes
     }
 
@@ -282,7 +282,8 @@ impl Workload {
             if disk.node(id).kind == Kind::File {
                 self.counter += 1;
                 let mut bytes = disk.node(id).bytes.clone();
-                for (byte, new) in bytes.iter_mut().zip(self.counter.to_le_bytes()) {
+                let counter = format!("{:04}", self.counter);
+                for (byte, new) in bytes.iter_mut().zip(counter.into_bytes()) {
                     *byte = new;
                 }
                 disk.open_file(id);

@@ -379,9 +379,10 @@ impl World {
     pub fn story(&self) -> String {
         let tail = |lines: &mut dyn Iterator<Item = String>| lines.collect::<Vec<_>>().join("\n");
         format!(
-            "scenario {:#?}\nworkload:\n{}\ntarget:\n{}",
+            "scenario {:#?}\nworkload:\n{}\nsource:\n{}\ntarget:\n{}",
             self.scenario,
             tail(&mut self.workload.history.iter().cloned()),
+            tail(&mut self.source.history.iter().cloned()),
             tail(&mut self.target.history.iter().cloned()),
         )
     }
