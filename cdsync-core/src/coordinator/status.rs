@@ -100,7 +100,7 @@ pub struct JobStatus {
 pub struct SourceStatus {
     /// Its name.
     pub server: Label,
-    /// The root.
+    /// The root, as it was declared.
     pub root: String,
     /// `scanning`, `watching`, `idle`, `halted`, `failed` or `unreachable`.
     pub state: String,
@@ -117,7 +117,7 @@ pub struct SourceStatus {
 pub struct TargetStatus {
     /// Its name.
     pub server: Label,
-    /// The root.
+    /// The root, as it was declared.
     pub root: String,
     /// The state.
     pub state: JobState,
@@ -368,7 +368,7 @@ impl Coordinator {
         };
         SourceStatus {
             server: root.server.name.clone(),
-            root: root.path.to_string(),
+            root: root.path.as_str().to_owned(),
             state: state.to_owned(),
             seq: report.map(|report| report.head),
             runs_done: report.map_or(0, |report| report.run_done.0),
@@ -396,7 +396,7 @@ impl Coordinator {
         };
         let mut status = TargetStatus {
             server: root.server.name.clone(),
-            root: root.path.to_string(),
+            root: root.path.as_str().to_owned(),
             state,
             upstream: None,
             cursor: None,
@@ -465,7 +465,7 @@ fn missing_source(job: &Job) -> Option<SourceStatus> {
     let (name, root) = job.source()?;
     Some(SourceStatus {
         server: name.clone(),
-        root: root.to_string(),
+        root: root.as_str().to_owned(),
         state: "unreachable".to_owned(),
         seq: None,
         runs_done: 0,

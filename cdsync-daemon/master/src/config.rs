@@ -27,7 +27,11 @@ impl MasterConfig {
 
 impl Default for MasterConfig {
     fn default() -> Self {
-        Self { listen: Self::LISTEN, http: Self::HTTP, advertise: None }
+        Self {
+            listen: Self::LISTEN,
+            http: Self::HTTP,
+            advertise: None,
+        }
     }
 }
 

@@ -18,7 +18,9 @@ pub(crate) struct Folder {
 
 impl Folder {
     pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self {
+            path: path.to_owned(),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,7 +70,8 @@ impl Folder {
 
     /// Writes a small file whole, durably and for its owner alone.
     pub(crate) fn write(&self, path: &Path, text: &str) -> Result<(), MasterError> {
-        self.replace(path, text).map_err(|source| self.failed(path, source))
+        self.replace(path, text)
+            .map_err(|source| self.failed(path, source))
     }
 
     fn replace(&self, path: &Path, text: &str) -> io::Result<()> {
@@ -77,8 +80,11 @@ impl Folder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staged)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&staged, path)?;
@@ -88,7 +94,9 @@ impl Folder {
     fn failed(&self, path: &Path, source: io::Error) -> MasterError {
         let path = path.to_owned();
         if source.kind() == io::ErrorKind::NotFound && path == self.config() {
-            return MasterError::NotInitialised { folder: self.path.clone() };
+            return MasterError::NotInitialised {
+                folder: self.path.clone(),
+            };
         }
         MasterError::File { path, source }
     }

@@ -36,7 +36,9 @@ impl Master {
         let folder = Folder::new(data);
         folder.create()?;
         if folder.config().exists() {
-            return Err(MasterError::Exists { folder: data.to_owned() });
+            return Err(MasterError::Exists {
+                folder: data.to_owned(),
+            });
         }
         if let Some(text) = &config.advertise {
             check_address(text)?;
@@ -45,7 +47,9 @@ impl Master {
         let server = ServerId(random::id()?);
         let identity = PeerIdentity::master(authority.cluster(), server);
         authority.save(data)?;
-        authority.issue_local(&identity, CERTIFICATE_VALIDITY)?.save(&folder.node())?;
+        authority
+            .issue_local(&identity, CERTIFICATE_VALIDITY)?
+            .save(&folder.node())?;
         let owner = OwnerToken::new(authority.fingerprint(), random::bytes()?);
         let master = MasterRow {
             instance: random::id()?,
@@ -55,8 +59,10 @@ impl Master {
         };
         rows::initialise(&RedbStore::open(&folder.store())?, &master, &owner.hash())?;
         folder.write(&folder.owner_token(), &format!("{}\n", owner.to_text()))?;
-        let advertise =
-            config.advertise.clone().unwrap_or_else(|| reachable(config.listen).to_string());
+        let advertise = config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| reachable(config.listen).to_string());
         let http = config.http;
         folder.write(&folder.config(), &render(&folder, &config)?)?;
         Ok(Initialised {
@@ -97,19 +103,23 @@ pub fn http_address(data: &Path) -> Result<SocketAddr, MasterError> {
     let folder = Folder::new(data);
     let configured = read_config(&folder)?.http;
     let told = fs::read_to_string(folder.http_address()).ok();
-    Ok(told.and_then(|text| text.trim().parse().ok()).unwrap_or(configured))
+    Ok(told
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(configured))
 }
 
 /// Whether a text has the form `host:port`.
 pub(crate) fn check_address(text: &str) -> Result<(), MasterError> {
     let good = text.len() <= 261
         && text.bytes().all(|b| b.is_ascii_graphic())
-        && text.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok()
-        });
+        && text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if good {
         Ok(())
     } else {
-        Err(MasterError::Advertise { text: text.chars().take(80).collect() })
+        Err(MasterError::Advertise {
+            text: text.chars().take(80).collect(),
+        })
     }
 }

@@ -20,6 +20,8 @@ mod random;
 mod service;
 mod shared;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use config::{MasterConfig, local_address_towards};

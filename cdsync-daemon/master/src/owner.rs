@@ -34,7 +34,9 @@ pub struct OwnerToken {
 
 impl fmt::Debug for OwnerToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnerToken").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+        f.debug_struct("OwnerToken")
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -42,7 +44,10 @@ impl OwnerToken {
     /// A token from 32 random bytes.
     #[must_use]
     pub const fn new(fingerprint: CaFingerprint, secret: [u8; 32]) -> Self {
-        Self { fingerprint, secret }
+        Self {
+            fingerprint,
+            secret,
+        }
     }
 
     /// The authority that the master must show.
@@ -71,19 +76,30 @@ impl FromStr for OwnerToken {
     type Err = OwnerTokenError;
 
     fn from_str(text: &str) -> Result<Self, OwnerTokenError> {
-        let body = text.trim().strip_prefix(PREFIX).ok_or(OwnerTokenError::NotAToken)?;
+        let body = text
+            .trim()
+            .strip_prefix(PREFIX)
+            .ok_or(OwnerTokenError::NotAToken)?;
         if body.len() > 100 {
             return Err(OwnerTokenError::Damaged);
         }
-        let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| OwnerTokenError::Damaged)?;
-        let (rest, check) = bytes.split_last_chunk::<4>().ok_or(OwnerTokenError::Damaged)?;
-        let (fingerprint, secret) =
-            rest.split_first_chunk::<32>().ok_or(OwnerTokenError::Damaged)?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(body)
+            .map_err(|_| OwnerTokenError::Damaged)?;
+        let (rest, check) = bytes
+            .split_last_chunk::<4>()
+            .ok_or(OwnerTokenError::Damaged)?;
+        let (fingerprint, secret) = rest
+            .split_first_chunk::<32>()
+            .ok_or(OwnerTokenError::Damaged)?;
         let secret = secret.try_into().map_err(|_| OwnerTokenError::Damaged)?;
         if checksum(rest) != *check {
             return Err(OwnerTokenError::Damaged);
         }
-        Ok(Self { fingerprint: CaFingerprint(*fingerprint), secret })
+        Ok(Self {
+            fingerprint: CaFingerprint(*fingerprint),
+            secret,
+        })
     }
 }
 
@@ -109,7 +125,10 @@ mod tests {
         assert_eq!(parse("x"), OwnerTokenError::NotAToken);
         assert_eq!(parse(&text[..text.len() - 1]), OwnerTokenError::Damaged);
         assert_eq!(parse(&text.replace("1.", "1.A")), OwnerTokenError::Damaged);
-        assert_eq!(parse(&format!("{PREFIX}{}", "A".repeat(9999))), OwnerTokenError::Damaged);
+        assert_eq!(
+            parse(&format!("{PREFIX}{}", "A".repeat(9999))),
+            OwnerTokenError::Damaged
+        );
         assert!(!format!("{token:?}").contains("secret"));
     }
 }

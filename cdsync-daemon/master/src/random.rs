@@ -7,7 +7,9 @@ pub(crate) fn bytes() -> Result<[u8; 32], MasterError> {
     let mut bytes = [0; 32];
     match getrandom::fill(&mut bytes) {
         Ok(()) => Ok(bytes),
-        Err(error) => Err(MasterError::Machine { detail: format!("no randomness: {error}") }),
+        Err(error) => Err(MasterError::Machine {
+            detail: format!("no randomness: {error}"),
+        }),
     }
 }
 

@@ -57,10 +57,18 @@ fn open(folder: &Folder) -> Result<Opened, MasterError> {
     let store: Arc<dyn Store> = Arc::new(RedbStore::open(&folder.store())?);
     let loaded = rows::load(&*store)?;
     if authority.cluster().0 != loaded.master.cluster {
-        return Err(MasterError::OtherAuthority { folder: folder.path().to_owned() });
+        return Err(MasterError::OtherAuthority {
+            folder: folder.path().to_owned(),
+        });
     }
     let node = own_node(folder, &authority, &loaded)?;
-    Ok(Opened { config, authority, node, store, loaded })
+    Ok(Opened {
+        config,
+        authority,
+        node,
+        store,
+        loaded,
+    })
 }
 
 /// The master's own identity, renewed where half of its time is over.
@@ -123,8 +131,17 @@ impl Master {
         transport: Arc<dyn Transport>,
         quic: Option<Arc<QuicTransport>>,
     ) -> Result<Self, MasterError> {
-        let Opened { config, authority, node, store, loaded } = opened;
-        let failed = |source| MasterError::Http { addr: config.http, source };
+        let Opened {
+            config,
+            authority,
+            node,
+            store,
+            loaded,
+        } = opened;
+        let failed = |source| MasterError::Http {
+            addr: config.http,
+            source,
+        };
         let http = TcpListener::bind(config.http).await.map_err(failed)?;
         let http_addr = http.local_addr().map_err(failed)?;
         let tls = Arc::new(api::ServerTls::new(&folder.node())?);
@@ -146,7 +163,20 @@ impl Master {
         };
         let coordinator = Coordinator::new(identity, key, loaded.servers, loaded.jobs);
         let shared = Arc::new(Shared::new(coordinator, store, authority, facts));
-        Ok(Self { shared, folder, transport, quic, http, tls, http_addr })
+        Ok(Self {
+            shared,
+            folder,
+            transport,
+            quic,
+            http,
+            tls,
+            http_addr,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     /// Where agents connect.
@@ -173,7 +203,15 @@ impl Master {
     /// # Cancel safety
     /// Dropping it closes everything at once; nothing that was stored is lost.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let Self { shared, folder, transport, quic, http, tls, http_addr } = self;
+        let Self {
+            shared,
+            folder,
+            transport,
+            quic,
+            http,
+            tls,
+            http_addr,
+        } = self;
         info!(
             agents = %transport.local_addr(),
             advertised = %shared.facts.advertise,
@@ -182,7 +220,12 @@ impl Master {
             "master serves",
         );
         let stopping = CancellationToken::new();
-        let api = api::serve(Arc::clone(&shared), http, Arc::clone(&tls), stopping.clone());
+        let api = api::serve(
+            Arc::clone(&shared),
+            http,
+            Arc::clone(&tls),
+            stopping.clone(),
+        );
         let api = tokio::spawn(api);
         let agents = agents::serve(Arc::clone(&shared), Arc::clone(&transport));
         let housekeeping = housekeeping(&shared, &folder, quic.as_deref(), &tls);
@@ -234,7 +277,9 @@ async fn renew(
     if node.renew_at() > SystemTime::now() {
         return Ok(());
     }
-    let fresh = shared.authority.issue_local(node.identity(), CERTIFICATE_VALIDITY)?;
+    let fresh = shared
+        .authority
+        .issue_local(node.identity(), CERTIFICATE_VALIDITY)?;
     let (at, saved) = (folder.node(), fresh.clone());
     blocking(move || Ok(saved.save(&at)?)).await?;
     if let Some(quic) = quic {

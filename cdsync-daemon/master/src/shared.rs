@@ -83,7 +83,9 @@ pub(crate) struct Facts {
 
 /// The wall clock.
 pub(crate) fn now() -> WallMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     WallMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -95,7 +97,10 @@ impl Shared {
         facts: Facts,
     ) -> Self {
         Self {
-            state: Mutex::new(State { coordinator, live: HashMap::new() }),
+            state: Mutex::new(State {
+                coordinator,
+                live: HashMap::new(),
+            }),
             store,
             changing: tokio::sync::Mutex::new(()),
             news: watch::Sender::new(0),
@@ -124,7 +129,8 @@ impl Shared {
             }
         }
         drop(state);
-        self.news.send_modify(|count| *count = count.wrapping_add(1));
+        self.news
+            .send_modify(|count| *count = count.wrapping_add(1));
         result
     }
 
@@ -160,7 +166,8 @@ impl Shared {
 
     /// Removes a server for good and ends its connection. The caller holds `changing`.
     pub(crate) async fn remove_server(&self, id: ServerId) -> Result<(), StoreError> {
-        self.store(move |store| rows::revoke_server(store, id, now())).await?;
+        self.store(move |store| rows::revoke_server(store, id, now()))
+            .await?;
         let live = self.input(|state| {
             state.coordinator.handle_removed(id);
             state.live.remove(&id)
@@ -176,7 +183,10 @@ impl Shared {
         let _changing = self.changing.lock().await;
         let server: Option<Server> = self.read(|plan| plan.topology().server(id).cloned());
         match server {
-            Some(server) => self.store(move |store| rows::put_server(store, &server)).await,
+            Some(server) => {
+                self.store(move |store| rows::put_server(store, &server))
+                    .await
+            }
             None => Ok(()),
         }
     }
@@ -222,5 +232,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, MasterError> + Send + 'static,
 ) -> Result<T, MasterError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(MasterError::Machine { detail: error.to_string() }))
+    done.unwrap_or_else(|error| {
+        Err(MasterError::Machine {
+            detail: error.to_string(),
+        })
+    })
 }

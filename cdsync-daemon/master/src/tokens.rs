@@ -35,7 +35,9 @@ pub enum TokenError {
     #[error("a token is good for 1 second to 30 days")]
     Ttl,
     /// A server of this name is a member.
-    #[error("a server named {name} has joined already; next: choose another name, or cdsync server remove {name}")]
+    #[error(
+        "a server named {name} has joined already; next: choose another name, or cdsync server remove {name}"
+    )]
     NameTaken {
         /// The name.
         name: Label,
@@ -62,10 +64,18 @@ pub(crate) fn make(
     fingerprint: CaFingerprint,
     is_taken: impl FnOnce(&Label) -> bool,
 ) -> Result<NewToken, TokenError> {
-    let TokenRequest { name, group, ttl_ms } = request;
+    let TokenRequest {
+        name,
+        group,
+        ttl_ms,
+    } = request;
     let (region, group) = match group.split_once('/') {
         Some((region, group)) => (Label::new(region)?, Label::new(group)?),
-        None => return Err(TokenError::Group { group: group.chars().take(200).collect() }),
+        None => {
+            return Err(TokenError::Group {
+                group: group.chars().take(200).collect(),
+            });
+        }
     };
     if !(TTL_MIN_MS..=TTL_MAX_MS).contains(&ttl_ms) {
         return Err(TokenError::Ttl);
@@ -80,8 +90,18 @@ pub(crate) fn make(
         address: address.to_owned(),
         expires_ms: expires.0,
     };
-    let row = TokenRow { name, region, group, expires, used: false };
-    Ok(NewToken { made, hash: token.secret().hash().0, row })
+    let row = TokenRow {
+        name,
+        region,
+        group,
+        expires,
+        used: false,
+    };
+    Ok(NewToken {
+        made,
+        hash: token.secret().hash().0,
+        row,
+    })
 }
 
 impl Master {
@@ -96,8 +116,9 @@ impl Master {
         let store = RedbStore::open(&folder.store()).map_err(MasterError::from)?;
         let names = rows::server_names(&store).map_err(MasterError::from)?;
         let address = advertised(&config, config.listen);
-        let token =
-            make(request, &address, authority.fingerprint(), |name| names.contains(name))?;
+        let token = make(request, &address, authority.fingerprint(), |name| {
+            names.contains(name)
+        })?;
         rows::put_token(&store, &token.hash, &token.row, now()).map_err(MasterError::from)?;
         Ok(token.made)
     }

@@ -59,7 +59,9 @@ fn check(hello: &Hello) -> Result<(), Ended> {
     check_address(&hello.address).map_err(Ended::protocol)?;
     let bad = |root: &String| root.len() > ROOT_MAX_BYTES || !root.starts_with('/');
     if hello.roots.len() > ROOTS_MAX || hello.roots.iter().any(bad) {
-        return Err(Ended::protocol("the roots are too many, too long or not absolute"));
+        return Err(Ended::protocol(
+            "the roots are too many, too long or not absolute",
+        ));
     }
     Ok(())
 }
@@ -87,7 +89,12 @@ impl Session {
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
         let (orders, ordered) = watch::channel(None);
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let live = Live { generation, connection: Arc::clone(connection), orders, questions };
+        let live = Live {
+            generation,
+            connection: Arc::clone(connection),
+            orders,
+            questions,
+        };
         warn_of_other_masters(shared, &hello);
         let taken = shared.input(|state| {
             // It may have been removed while it said hello.
@@ -99,7 +106,9 @@ impl Session {
         let (name, before, news) = taken.ok_or_else(|| Ended::new(CloseCode::REFUSED, REMOVED))?;
         info!(server = %name, replaced = before.is_some(), "connected");
         if let Some(before) = before {
-            before.connection.close(CloseCode::REPLACED, "a newer connection took its place");
+            before
+                .connection
+                .close(CloseCode::REPLACED, "a newer connection took its place");
         }
         let session = Self {
             shared: Arc::clone(shared),
@@ -128,7 +137,10 @@ impl Session {
 
     fn end(&self) {
         let mine = self.shared.input(|state| {
-            let mine = state.live.get(&self.server).is_some_and(|l| l.generation == self.generation);
+            let mine = state
+                .live
+                .get(&self.server)
+                .is_some_and(|l| l.generation == self.generation);
             if mine {
                 state.live.remove(&self.server);
                 state.coordinator.handle_disconnected(self.server, now());
@@ -175,7 +187,10 @@ impl Session {
 
     /// A new certificate for who the connection's own certificate says it is.
     fn renew(&self, csr: &str) -> Result<MasterMessage, Ended> {
-        let issued = self.shared.authority.issue(csr.as_bytes(), &self.peer, CERTIFICATE_VALIDITY);
+        let issued = self
+            .shared
+            .authority
+            .issue(csr.as_bytes(), &self.peer, CERTIFICATE_VALIDITY);
         let certificate = issued.map_err(Ended::protocol)?;
         info!(server = %self.server, "certificate renewed");
         Ok(MasterMessage::Renewed { certificate })
@@ -218,7 +233,10 @@ impl Session {
         let id = *next_id;
         *next_id += 1;
         pending.insert(id, question.answer);
-        Some(MasterMessage::Ask { id, ask: question.ask })
+        Some(MasterMessage::Ask {
+            id,
+            ask: question.ask,
+        })
     }
 
     fn pending(
@@ -230,7 +248,10 @@ impl Session {
 
 async fn send(writer: &mut FrameWriter, message: &MasterMessage) -> Result<(), Ended> {
     let body = Bytes::from(encode(message));
-    writer.write(kind::CONTROL, &[body]).await.map_err(Ended::protocol)
+    writer
+        .write(kind::CONTROL, &[body])
+        .await
+        .map_err(Ended::protocol)
 }
 
 /// An agent that obeys a later term than this, or the same one of another instance, will not obey.

@@ -38,7 +38,10 @@ pub(super) async fn serve(
         }
     };
     let body = Bytes::from(encode(&reply));
-    writer.write(kind::CONTROL, &[body]).await.map_err(Ended::protocol)?;
+    writer
+        .write(kind::CONTROL, &[body])
+        .await
+        .map_err(Ended::protocol)?;
     writer.finish().await.map_err(Ended::protocol)?;
     // The receiver closes: a close from here could overtake the answer.
     let _ = tokio::time::timeout(FAREWELL, connection.closed()).await;
@@ -49,8 +52,10 @@ const NEXT: &str = "next: cdsync master token --name SERVER --group REGION/GROUP
 
 /// Lets a server in, or says why not.
 async fn join(shared: &Shared, request: JoinRequest) -> Result<JoinReply, String> {
-    let secret: [u8; 32] =
-        request.secret.try_into().map_err(|_| "the secret is not 32 bytes".to_owned())?;
+    let secret: [u8; 32] = request
+        .secret
+        .try_into()
+        .map_err(|_| "the secret is not 32 bytes".to_owned())?;
     check_address(&request.address).map_err(|error| error.to_string())?;
     let hash = JoinSecret::from_bytes(secret).hash().0;
     let token = shared.store(move |store| rows::token(store, &hash)).await;
@@ -99,7 +104,9 @@ async fn admit(shared: &Shared, hash: [u8; 32], server: Server) -> Result<(), St
         ));
     }
     let row = server.clone();
-    let joined = shared.store(move |store| rows::join(store, &hash, &row)).await;
+    let joined = shared
+        .store(move |store| rows::join(store, &hash, &row))
+        .await;
     if !joined.map_err(|error| error.to_string())? {
         return Err(format!("this token was used before; {NEXT}"));
     }

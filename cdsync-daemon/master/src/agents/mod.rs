@@ -42,7 +42,10 @@ async fn one(shared: Arc<Shared>, connection: Arc<dyn Connection>, joins: Arc<Se
             Ok(_permit) => join::serve(&shared, &connection).await,
             Err(_) => Err(Ended::new(CloseCode::BUSY, "too many servers join at once")),
         },
-        Role::Master => Err(Ended::new(CloseCode::REFUSED, "a master does not serve masters")),
+        Role::Master => Err(Ended::new(
+            CloseCode::REFUSED,
+            "a master does not serve masters",
+        )),
     };
     if let Err(ended) = ended {
         debug!(code = %ended.code, reason = %ended.reason, "connection ended");
@@ -59,7 +62,10 @@ struct Ended {
 
 impl Ended {
     fn new(code: CloseCode, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
+        Self {
+            code,
+            reason: reason.into(),
+        }
     }
 
     fn protocol(error: impl std::fmt::Display) -> Self {
@@ -86,7 +92,10 @@ async fn first<T: serde::de::DeserializeOwned>(reader: &mut FrameReader) -> Resu
     let frame = frame.map_err(Ended::protocol)?;
     let frame = frame.ok_or_else(|| Ended::protocol("the stream ended before it began"))?;
     if frame.kind != cdsync_core::wire::kind::CONTROL {
-        return Err(Ended::protocol(format!("a frame of kind {} came first", frame.kind)));
+        return Err(Ended::protocol(format!(
+            "a frame of kind {} came first",
+            frame.kind
+        )));
     }
     cdsync_core::wire::decode(&frame.payload).map_err(Ended::protocol)
 }

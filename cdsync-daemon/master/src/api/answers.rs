@@ -23,7 +23,10 @@ impl ApiError {
             Some((error, next)) => (error.to_owned(), Some(next.to_owned())),
             None => (text, None),
         };
-        Self { status, body: ErrorBody { error, next } }
+        Self {
+            status,
+            body: ErrorBody { error, next },
+        }
     }
 
     pub(super) fn bad(text: impl Into<String>) -> Self {
@@ -56,7 +59,10 @@ impl From<JobRefused> for ApiError {
                 many => {
                     let lines: Vec<String> = many.iter().map(ToString::to_string).collect();
                     let error = format!("job {name} cannot run:\n  {}", lines.join("\n  "));
-                    Self { status, body: ErrorBody { error, next: None } }
+                    Self {
+                        status,
+                        body: ErrorBody { error, next: None },
+                    }
                 }
             },
             JobRefused::Invalid(error) => {
@@ -66,7 +72,13 @@ impl From<JobRefused> for ApiError {
                     text = format!("{text}: {cause}");
                     source = cause.source();
                 }
-                Self { status, body: ErrorBody { error: text, next: None } }
+                Self {
+                    status,
+                    body: ErrorBody {
+                        error: text,
+                        next: None,
+                    },
+                }
             }
             other => Self::new(status, other.to_string()),
         }

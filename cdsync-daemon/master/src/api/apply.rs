@@ -44,9 +44,10 @@ async fn put(
     new_only: bool,
 ) -> Result<Json<Applied>, ApiError> {
     let spec = JobSpec::try_from(request.job).map_err(JobRefused::from)?;
-    let fresh = JobId(random::id().map_err(|error| {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    })?);
+    let fresh =
+        JobId(random::id().map_err(|error| {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        })?);
     let (id, created) = {
         let _changing = shared.changing.lock().await;
         let job = shared.read(|plan| {
@@ -80,9 +81,8 @@ async fn first_word(
             let job = plan.jobs().find(|job| job.id == id)?;
             Some(look(plan, job, created))
         });
-        let applied = applied.ok_or_else(|| {
-            ApiError::new(StatusCode::CONFLICT, "the job was removed meanwhile")
-        })?;
+        let applied = applied
+            .ok_or_else(|| ApiError::new(StatusCode::CONFLICT, "the job was removed meanwhile"))?;
         let decided = applied.undecided.is_empty();
         if decided || timeout_at(deadline, news.changed()).await.is_err() {
             return Ok(applied);
@@ -100,12 +100,19 @@ fn look(plan: &Coordinator, job: &Job, created: bool) -> Applied {
         .collect();
     // What a manual job would replace is known once it was run.
     let never_run = job.spec.mode == Mode::Manual && job.run == 0;
-    let source_silent = status.sources.iter().any(|source| source.state == "unreachable");
+    let source_silent = status
+        .sources
+        .iter()
+        .any(|source| source.state == "unreachable");
     let targets = plan.targets(job);
     let accepted: Vec<Label> = targets
         .iter()
         .filter(|(id, root)| job.is_accepted(*id, root))
-        .filter_map(|(id, _)| plan.topology().server(*id).map(|server| server.name.clone()))
+        .filter_map(|(id, _)| {
+            plan.topology()
+                .server(*id)
+                .map(|server| server.name.clone())
+        })
         .collect();
     let decided = |target: &TargetStatus, word: bool| match target.state {
         _ if accepted.contains(&target.server) => true,
@@ -113,7 +120,10 @@ fn look(plan: &Coordinator, job: &Job, created: bool) -> Applied {
         JobState::AwaitingAccept => {
             never_run
                 || source_silent
-                || target.preview.as_ref().is_some_and(|preview| preview.complete)
+                || target
+                    .preview
+                    .as_ref()
+                    .is_some_and(|preview| preview.complete)
         }
         JobState::Scanning => never_run || source_silent,
         _ => true,
@@ -123,9 +133,18 @@ fn look(plan: &Coordinator, job: &Job, created: bool) -> Applied {
         .filter(|(id, _)| plan.is_connected(*id))
         .filter_map(|(id, _)| {
             let server = plan.topology().server(*id)?;
-            let target = status.targets.iter().find(|target| target.server == server.name)?;
+            let target = status
+                .targets
+                .iter()
+                .find(|target| target.server == server.name)?;
             (!decided(target, plan.has_word(job, *id))).then(|| server.name.clone())
         })
         .collect();
-    Applied { created, missing, undecided, accepted, status }
+    Applied {
+        created,
+        missing,
+        undecided,
+        accepted,
+        status,
+    }
 }

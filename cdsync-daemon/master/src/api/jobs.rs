@@ -22,7 +22,9 @@ pub(super) async fn show(
     Path(name): Path<String>,
 ) -> Result<Json<JobStatus>, ApiError> {
     let name = label(&name)?;
-    Ok(Json(shared.read(|plan| plan.job(&name).map(|job| plan.status(job)))?))
+    Ok(Json(shared.read(|plan| {
+        plan.job(&name).map(|job| plan.status(job))
+    })?))
 }
 
 pub(super) async fn remove(
@@ -44,7 +46,8 @@ pub(super) async fn accept(
     let name = label(&name)?;
     let _changing = shared.changing.lock().await;
     let job = shared.read(|plan| {
-        plan.job(&name).map(|job| job.clone().with_accepted(plan.targets(job)))
+        plan.job(&name)
+            .map(|job| job.clone().with_accepted(plan.targets(job)))
     })?;
     shared.put_job(job.clone()).await?;
     info!(%name, "job accepted");

@@ -72,14 +72,20 @@ fn members(shared: &Shared, name: &Label) -> Result<(JobId, Vec<Member>), ApiErr
         plan.job(name).map(|job: &Job| {
             let targets = plan.targets(job);
             let member = |server: &cdsync_core::topology::Server| {
-                let is_source = job.source().is_some_and(|(source, _)| *source == server.name);
+                let is_source = job
+                    .source()
+                    .is_some_and(|(source, _)| *source == server.name);
                 let is_target = targets.iter().any(|(id, _)| *id == server.id);
                 let role = match (is_source, is_target) {
                     (true, true) => "source and target",
                     (true, false) => "source",
                     _ => "target",
                 };
-                Member { id: server.id, name: server.name.clone(), role }
+                Member {
+                    id: server.id,
+                    name: server.name.clone(),
+                    role,
+                }
             };
             let members = plan.members(job).into_iter().take(MEMBERS_MAX).map(member);
             (job.id, members.collect())
@@ -106,7 +112,9 @@ async fn round(
     }
     let (mut lines, mut missing) = (Vec::new(), Vec::new());
     while let Some(answered) = asked.join_next().await {
-        let Ok((member, answer)) = answered else { continue };
+        let Ok((member, answer)) = answered else {
+            continue;
+        };
         match answer {
             Ok(found) => {
                 if let Some(last) = found.iter().map(|line| line.number).max() {
@@ -114,12 +122,19 @@ async fn round(
                 }
                 lines.extend(found.into_iter().map(|line| entry(&member.name, line)));
             }
-            Err(error) => missing.push(Missing { server: member.name, why: error.to_string() }),
+            Err(error) => missing.push(Missing {
+                server: member.name,
+                why: error.to_string(),
+            }),
         }
     }
     lines.sort_by(|a, b| (a.at_ms, a.seq, &a.server).cmp(&(b.at_ms, b.seq, &b.server)));
     missing.sort_by(|a, b| a.server.cmp(&b.server));
-    LogPage { lines, cursor: write_cursor(positions), missing }
+    LogPage {
+        lines,
+        cursor: write_cursor(positions),
+        missing,
+    }
 }
 
 /// One server's lines after a number. Numbers start anew with the agent: where its newest line lies
@@ -132,7 +147,9 @@ async fn lines_of(
     limit: u32,
 ) -> Result<Vec<LogLine>, AskError> {
     let ask = async |after, limit| {
-        let answer = shared.ask(server, Ask::Log { job, after, limit }, ASK_DEADLINE).await?;
+        let answer = shared
+            .ask(server, Ask::Log { job, after, limit }, ASK_DEADLINE)
+            .await?;
         match answer {
             Answer::Log(lines) => Ok(lines),
             _ => Err(AskError::Refused("it answered something else".to_owned())),
@@ -162,22 +179,29 @@ fn entry(server: &Label, line: LogLine) -> LogEntry {
 }
 
 fn write_cursor(positions: &Positions) -> String {
-    let pairs = positions.iter().flat_map(|(server, number)| {
-        [server.to_le_bytes(), number.to_le_bytes()].concat()
-    });
+    let pairs = positions
+        .iter()
+        .flat_map(|(server, number)| [server.to_le_bytes(), number.to_le_bytes()].concat());
     URL_SAFE_NO_PAD.encode(pairs.collect::<Vec<u8>>())
 }
 
 fn read_cursor(text: Option<&str>) -> Result<Positions, ApiError> {
-    let Some(text) = text else { return Ok(Positions::new()) };
+    let Some(text) = text else {
+        return Ok(Positions::new());
+    };
     let bad = || ApiError::bad("this is not a cursor of the log");
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad())?;
-    let (pairs, []) = bytes.as_chunks::<16>() else { return Err(bad()) };
+    let (pairs, []) = bytes.as_chunks::<16>() else {
+        return Err(bad());
+    };
     if pairs.len() > MEMBERS_MAX {
         return Err(bad());
     }
     let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).map_err(|_| bad());
-    pairs.iter().map(|pair| Ok((number(&pair[..8])?, number(&pair[8..])?))).collect()
+    pairs
+        .iter()
+        .map(|pair| Ok((number(&pair[..8])?, number(&pair[8..])?)))
+        .collect()
 }
 
 #[derive(Debug, Deserialize)]
@@ -202,13 +226,20 @@ pub(super) async fn explain(
     for member in members {
         let (shared, path) = (Arc::clone(&shared), path.as_bytes().to_vec());
         asked.spawn(async move {
-            let answer = shared.ask(member.id, Ask::Explain { job, path }, ASK_DEADLINE).await;
+            let answer = shared
+                .ask(member.id, Ask::Explain { job, path }, ASK_DEADLINE)
+                .await;
             let (lines, error) = match answer {
                 Ok(Answer::Explain(lines)) => (lines, None),
                 Ok(_) => (Vec::new(), Some("it answered something else".to_owned())),
                 Err(error) => (Vec::new(), Some(error.to_string())),
             };
-            Explanation { server: member.name, role: member.role.to_owned(), lines, error }
+            Explanation {
+                server: member.name,
+                role: member.role.to_owned(),
+                lines,
+                error,
+            }
         });
     }
     let mut servers = asked.join_all().await;

@@ -40,7 +40,7 @@ use answers::ApiError;
 const BODY_MAX_BYTES: usize = 4 << 20;
 
 /// Every route, behind the check of the token.
-fn router(shared: &Arc<Shared>) -> Router {
+pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let job = get(jobs::show).put(apply::apply).delete(jobs::remove);
     let routes = Router::new()
         .route("/status", get(servers::status))
@@ -60,6 +60,9 @@ fn router(shared: &Arc<Shared>) -> Router {
         .nest("/api/v1", routes)
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such path"))
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(shared), auth::check))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(shared),
+            auth::check,
+        ))
         .with_state(Arc::clone(shared))
 }

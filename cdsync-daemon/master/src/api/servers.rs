@@ -57,7 +57,12 @@ pub(super) async fn token(
 ) -> Result<Json<TokenMade>, ApiError> {
     let facts = &shared.facts;
     let taken = |name: &Label| shared.read(|plan| plan.topology().by_name(name).is_some());
-    let token = tokens::make(request, &facts.advertise, shared.authority.fingerprint(), taken);
+    let token = tokens::make(
+        request,
+        &facts.advertise,
+        shared.authority.fingerprint(),
+        taken,
+    );
     let NewToken { made, hash, row } = token.map_err(|error| {
         let status = match &error {
             TokenError::NameTaken { .. } | TokenError::Address(_) => StatusCode::CONFLICT,
@@ -66,7 +71,9 @@ pub(super) async fn token(
         ApiError::new(status, error.to_string())
     })?;
     let name = row.name.clone();
-    shared.store(move |store| rows::put_token(store, &hash, &row, now())).await?;
+    shared
+        .store(move |store| rows::put_token(store, &hash, &row, now()))
+        .await?;
     info!(%name, expires = made.expires_ms, "join token made");
     Ok(Json(made))
 }

@@ -44,7 +44,9 @@ struct Shown(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(
+            &self.0.read().unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 }
 
@@ -55,13 +57,18 @@ impl fmt::Debug for ServerTls {
 }
 
 fn failed(error: impl fmt::Display) -> MasterError {
-    MasterError::Tls { detail: error.to_string() }
+    MasterError::Tls {
+        detail: error.to_string(),
+    }
 }
 
 fn certified(node: &Path) -> Result<Arc<CertifiedKey>, MasterError> {
     let pem = |name: &str| CertificateDer::from_pem_file(node.join(name)).map_err(failed);
     let key = PrivateKeyDer::from_pem_file(node.join("node.key")).map_err(failed)?;
-    let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).map_err(failed)?;
+    let key = aws_lc_rs::default_provider()
+        .key_provider
+        .load_private_key(key)
+        .map_err(failed)?;
     let certified = CertifiedKey::new(vec![pem("node.pem")?, pem("ca.pem")?], key);
     certified.keys_match().map_err(failed)?;
     Ok(Arc::new(certified))
@@ -78,7 +85,10 @@ impl ServerTls {
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&shown) as _);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { config: Arc::new(config), shown })
+        Ok(Self {
+            config: Arc::new(config),
+            shown,
+        })
     }
 
     /// Reads the folder again; connections from now on see the new certificate.
@@ -106,7 +116,9 @@ pub(crate) async fn serve(
             accepted = next(&listener, &room) => accepted,
         };
         while tasks.try_join_next().is_some() {}
-        let Some((stream, permit)) = accepted else { continue };
+        let Some((stream, permit)) = accepted else {
+            continue;
+        };
         let (acceptor, router) = (acceptor.clone(), router.clone());
         let stopping = stopping.clone();
         tasks.spawn(async move {

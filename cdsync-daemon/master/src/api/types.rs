@@ -58,7 +58,10 @@ impl TryFrom<JobBody> for JobSpec {
 
     fn try_from(body: JobBody) -> Result<Self, Self::Error> {
         let places = |texts: &[String]| {
-            texts.iter().map(|text| text.parse::<Place>()).collect::<Result<Vec<_>, _>>()
+            texts
+                .iter()
+                .map(|text| text.parse::<Place>())
+                .collect::<Result<Vec<_>, _>>()
         };
         let spec = Self {
             name: body.name,

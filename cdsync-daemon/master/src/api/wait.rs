@@ -36,19 +36,42 @@ pub(super) async fn wait(
     Query(query): Query<WaitQuery>,
 ) -> Result<Json<Waited>, ApiError> {
     let name = label(&name)?;
-    let timeout = query.timeout_ms.map_or(TIMEOUT_DEFAULT, Duration::from_millis).min(TIMEOUT_MAX);
+    let timeout = query
+        .timeout_ms
+        .map_or(TIMEOUT_DEFAULT, Duration::from_millis)
+        .min(TIMEOUT_MAX);
     let started = Instant::now();
-    let mut fence = Fence { shared: &shared, name, deadline: started + timeout };
+    let fence = Fence {
+        shared: &shared,
+        name,
+        deadline: started + timeout,
+    };
     let (outcome, seq) = fence.reach().await?;
     let (done, hopeless, laggards) = match outcome {
         FenceVerdict::Done => (true, false, Vec::new()),
         FenceVerdict::Never(laggards) => (false, true, laggards),
         FenceVerdict::Waiting(laggards) => (false, false, laggards),
-        FenceVerdict::Restart => (false, false, Vec::new()),
+        FenceVerdict::Restart => {
+            let why = "the source's ledger was made anew meanwhile".to_owned();
+            let laggard = Laggard {
+                server: None,
+                state: None,
+                why,
+                pending_changes: 0,
+                paths: Vec::new(),
+            };
+            (false, false, vec![laggard])
+        }
     };
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let laggards = laggards.into_iter().map(Into::into).collect();
-    Ok(Json(Waited { done, hopeless, seq, elapsed_ms, laggards }))
+    Ok(Json(Waited {
+        done,
+        hopeless,
+        seq,
+        elapsed_ms,
+        laggards,
+    }))
 }
 
 impl From<Laggard> for LaggardStatus {
@@ -78,16 +101,18 @@ enum Begun {
 
 impl Fence<'_> {
     /// The last verdict before the deadline, and the number that was to be reached.
-    async fn reach(&mut self) -> Result<(FenceVerdict, Option<u64>), ApiError> {
+    async fn reach(&self) -> Result<(FenceVerdict, Option<u64>), ApiError> {
         loop {
             let answer = match self.begin().await? {
                 Begun::Numbered(answer) => answer,
                 Begun::Ended(verdict) => return Ok((verdict, None)),
             };
             let verdict = self.follow(&answer).await?;
-            if verdict != FenceVerdict::Restart {
+            if verdict != FenceVerdict::Restart || Instant::now() >= self.deadline {
                 return Ok((verdict, Some(answer.seq.0)));
             }
+            // The report or the answer is of a ledger that is gone: give the newer one time.
+            sleep_until((Instant::now() + ASK_PAUSE).min(self.deadline)).await;
         }
     }
 
@@ -97,7 +122,8 @@ impl Fence<'_> {
         loop {
             news.mark_unchanged();
             let (id, start) = self.shared.read(|plan| {
-                plan.job(&self.name).map(|job| (job.id, plan.start_fence(job)))
+                plan.job(&self.name)
+                    .map(|job| (job.id, plan.start_fence(job)))
             })?;
             let laggard = match start {
                 FenceStart::Run(answer) => return Ok(Begun::Numbered(answer)),
@@ -135,10 +161,17 @@ impl Fence<'_> {
     }
 
     fn source_laggard(&self, server: ServerId, why: String) -> Laggard {
-        let server =
-            self.shared.read(|plan| plan.topology().server(server).map(|s| s.name.clone()));
+        let server = self
+            .shared
+            .read(|plan| plan.topology().server(server).map(|s| s.name.clone()));
         let why = format!("the source gave no fence: {why}");
-        Laggard { server, state: None, why, pending_changes: 0, paths: Vec::new() }
+        Laggard {
+            server,
+            state: None,
+            why,
+            pending_changes: 0,
+            paths: Vec::new(),
+        }
     }
 
     /// Waits until all targets hold what the answer speaks of.
@@ -147,7 +180,8 @@ impl Fence<'_> {
         loop {
             news.mark_unchanged();
             let verdict = self.shared.read(|plan| {
-                plan.job(&self.name).map(|job| plan.evaluate_fence(job, answer))
+                plan.job(&self.name)
+                    .map(|job| plan.evaluate_fence(job, answer))
             })?;
             if !matches!(verdict, FenceVerdict::Waiting(_))
                 || timeout_at(self.deadline, news.changed()).await.is_err()

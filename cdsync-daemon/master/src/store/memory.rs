@@ -35,7 +35,9 @@ impl Transaction for MemoryTransaction {
     fn list(&self, collection: Collection) -> Result<Vec<Entry>, StoreError> {
         let rows = self.rows.range((collection, Vec::new())..);
         let rows = rows.take_while(|((of, _), _)| *of == collection);
-        Ok(rows.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+        Ok(rows
+            .map(|((_, key), value)| (key.clone(), value.clone()))
+            .collect())
     }
 
     fn put(&mut self, collection: Collection, key: &[u8], value: &[u8]) -> Result<(), StoreError> {

@@ -29,8 +29,14 @@ pub enum Collection {
 
 impl Collection {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Meta, Self::Servers, Self::Jobs, Self::Tokens, Self::Revoked, Self::Managers];
+    pub const ALL: [Self; 6] = [
+        Self::Meta,
+        Self::Servers,
+        Self::Jobs,
+        Self::Tokens,
+        Self::Revoked,
+        Self::Managers,
+    ];
 
     /// Its name in a store.
     #[must_use]
@@ -131,7 +137,10 @@ mod tests {
         store
             .transact(&mut |tx| {
                 let rows = tx.list(Collection::Jobs)?;
-                let expected = [(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"2".to_vec())];
+                let expected = [
+                    (b"a".to_vec(), b"1".to_vec()),
+                    (b"b".to_vec(), b"2".to_vec()),
+                ];
                 assert_eq!(rows, expected);
                 assert!(tx.list(Collection::Servers)?.is_empty());
                 Ok(())

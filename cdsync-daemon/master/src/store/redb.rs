@@ -5,9 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use redb::backends::FileBackend;
-use redb::{
-    Builder, Database, DatabaseError, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Builder, Database, DatabaseError, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{Collection, Entry, Steps, Store, StoreError, Transaction};
 
@@ -43,7 +41,9 @@ impl RedbStore {
             .open(path)
             .map_err(failed)?;
         let database = FileBackend::new(file).and_then(|file| {
-            Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file)
+            Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(file)
         });
         let database = database.map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => StoreError::Busy,
@@ -79,13 +79,19 @@ struct RedbTransaction {
 
 impl Transaction for RedbTransaction {
     fn get(&self, collection: Collection, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let table = self.transaction.open_table(table(collection)).map_err(failed)?;
+        let table = self
+            .transaction
+            .open_table(table(collection))
+            .map_err(failed)?;
         let value = table.get(key).map_err(failed)?;
         Ok(value.map(|guard| guard.value().to_vec()))
     }
 
     fn list(&self, collection: Collection) -> Result<Vec<Entry>, StoreError> {
-        let table = self.transaction.open_table(table(collection)).map_err(failed)?;
+        let table = self
+            .transaction
+            .open_table(table(collection))
+            .map_err(failed)?;
         let rows = table.iter().map_err(failed)?;
         rows.map(|row| {
             let (key, value) = row.map_err(failed)?;
@@ -95,13 +101,19 @@ impl Transaction for RedbTransaction {
     }
 
     fn put(&mut self, collection: Collection, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        let mut table = self.transaction.open_table(table(collection)).map_err(failed)?;
+        let mut table = self
+            .transaction
+            .open_table(table(collection))
+            .map_err(failed)?;
         table.insert(key, value).map_err(failed)?;
         Ok(())
     }
 
     fn remove(&mut self, collection: Collection, key: &[u8]) -> Result<(), StoreError> {
-        let mut table = self.transaction.open_table(table(collection)).map_err(failed)?;
+        let mut table = self
+            .transaction
+            .open_table(table(collection))
+            .map_err(failed)?;
         table.remove(key).map_err(failed)?;
         Ok(())
     }

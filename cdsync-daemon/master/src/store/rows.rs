@@ -53,14 +53,19 @@ fn read<T: DeserializeOwned>(
     collection: Collection,
     key: &[u8],
 ) -> Result<Option<T>, StoreError> {
-    tx.get(collection, key)?.map(|bytes| decode(collection, &bytes)).transpose()
+    tx.get(collection, key)?
+        .map(|bytes| decode(collection, &bytes))
+        .transpose()
 }
 
 fn all<T: DeserializeOwned>(
     tx: &dyn Transaction,
     collection: Collection,
 ) -> Result<Vec<T>, StoreError> {
-    tx.list(collection)?.iter().map(|(_, value)| decode(collection, value)).collect()
+    tx.list(collection)?
+        .iter()
+        .map(|(_, value)| decode(collection, value))
+        .collect()
 }
 
 /// Everything that a master starts with.
@@ -99,13 +104,21 @@ pub(crate) fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
         let master = master.ok_or_else(|| missing("the master's row is not there"))?;
         let stored = read::<u64>(tx, Collection::Meta, TERM)?;
         let stored = stored.ok_or_else(|| missing("the term is not there"))?;
-        let term = stored.checked_add(1).ok_or_else(|| missing("the term is at its end"))?;
+        let term = stored
+            .checked_add(1)
+            .ok_or_else(|| missing("the term is at its end"))?;
         tx.put(Collection::Meta, TERM, &encode(&term))?;
         let owner = read(tx, Collection::Managers, OWNER)?;
         let owner = owner.ok_or_else(|| missing("the owner's row is not there"))?;
         let servers = all(tx, Collection::Servers)?;
         let jobs = all(tx, Collection::Jobs)?;
-        loaded = Some(Loaded { master, term, owner, servers, jobs });
+        loaded = Some(Loaded {
+            master,
+            term,
+            owner,
+            servers,
+            jobs,
+        });
         Ok(())
     })?;
     loaded.ok_or_else(|| StoreError::Database("the transaction did not run".to_owned()))
@@ -186,8 +199,14 @@ pub(crate) fn join(
     let mut joined = false;
     store.transact(&mut |tx| {
         let row = read::<TokenRow>(tx, Collection::Tokens, hash)?;
-        let Some(row) = row.filter(|row| !row.used) else { return Ok(()) };
-        tx.put(Collection::Tokens, hash, &encode(&TokenRow { used: true, ..row }))?;
+        let Some(row) = row.filter(|row| !row.used) else {
+            return Ok(());
+        };
+        tx.put(
+            Collection::Tokens,
+            hash,
+            &encode(&TokenRow { used: true, ..row }),
+        )?;
         let key = server.id.0.to_be_bytes();
         tx.put(Collection::Servers, &key, &encode(server))?;
         joined = true;

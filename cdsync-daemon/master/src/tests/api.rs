@@ -1,0 +1,127 @@
+//! Who may call the API, and what it says of nonsense.
+
+use axum::http::{Method, StatusCode};
+use cdsync_transport::CaFingerprint;
+use serde_json::{Value, json};
+
+use super::bed::Bed;
+use crate::OwnerToken;
+
+/// Proves that nothing is answered without the owner's token, with a wrong one, or with one of
+/// another master, and that the refusal says what to do.
+#[tokio::test]
+async fn callers_show_the_owners_token() {
+    let bed = Bed::new().await;
+    let foreign = OwnerToken::new(CaFingerprint([1; 32]), [2; 32]).to_text();
+    let mut spoilt = bed.token.clone();
+    spoilt.pop();
+    for (shown, expected) in [
+        (None, StatusCode::UNAUTHORIZED),
+        (Some("Bearer x".to_owned()), StatusCode::FORBIDDEN),
+        (Some(format!("Bearer {foreign}")), StatusCode::FORBIDDEN),
+        (Some(format!("Bearer {spoilt}")), StatusCode::FORBIDDEN),
+        (Some(format!("Basic {}", bed.token)), StatusCode::FORBIDDEN),
+    ] {
+        for path in ["/status", "/nowhere"] {
+            let (status, value) = bed
+                .call_as(shown.as_deref(), Method::GET, path, Value::Null)
+                .await;
+            assert_eq!(status, expected, "{shown:?}");
+            assert!(value["next"].is_string(), "{value}");
+        }
+    }
+    let status = bed.get("/status").await;
+    assert_eq!(status["master"]["address"], "master:7400");
+}
+
+/// Proves that each kind of bad request gets a status and a text of its own.
+#[tokio::test]
+async fn bad_requests_say_why() {
+    let bed = Bed::new().await;
+    let body = |name: &str, source: &str, exclude: &str| {
+        json!({ "job": {
+            "name": name, "mode": "realtime", "source": [source], "target": ["edge:/srv"],
+            "filter": { "exclude": [exclude] },
+        }})
+    };
+    for (method, path, body, status, text) in [
+        (Method::GET, "/jobs/none", Value::Null, 404, "no job none"),
+        (Method::GET, "/jobs/NONE", Value::Null, 400, "not a name"),
+        (
+            Method::POST,
+            "/jobs/none/run",
+            Value::Null,
+            404,
+            "no job none",
+        ),
+        (
+            Method::GET,
+            "/jobs/none/wait",
+            Value::Null,
+            404,
+            "no job none",
+        ),
+        (
+            Method::GET,
+            "/jobs/none/log?cursor=x",
+            Value::Null,
+            400,
+            "cursor",
+        ),
+        (Method::GET, "/nowhere", Value::Null, 404, "no such path"),
+        (
+            Method::POST,
+            "/jobs",
+            body("a", "nobody:/srv", "x"),
+            409,
+            "no server nobody",
+        ),
+        (
+            Method::POST,
+            "/jobs",
+            body("a", "@all:/srv", "x"),
+            400,
+            "exactly one",
+        ),
+        (
+            Method::POST,
+            "/jobs",
+            body("a", "edge:srv", "x"),
+            400,
+            "not a root",
+        ),
+        (
+            Method::POST,
+            "/jobs",
+            body("a", "edge:/srv", "("),
+            400,
+            "exclude list",
+        ),
+        (
+            Method::PUT,
+            "/jobs/b",
+            body("a", "edge:/srv", "x"),
+            400,
+            "not the one in the path",
+        ),
+        (
+            Method::POST,
+            "/tokens",
+            json!({ "name": "a", "group": "asia", "ttl_ms": 60_000 }),
+            400,
+            "REGION/GROUP",
+        ),
+        (
+            Method::POST,
+            "/tokens",
+            json!({ "name": "a", "group": "asia/seoul", "ttl_ms": 1 }),
+            400,
+            "1 second to 30 days",
+        ),
+    ] {
+        let (found, value) = bed.call(method, path, body).await;
+        assert_eq!(found.as_u16(), status, "{path}: {value}");
+        let error = value["error"].as_str().unwrap();
+        assert!(error.contains(text), "{path}: {error}");
+    }
+}
