@@ -38,12 +38,27 @@ impl Failure {
             }
             _ => (what, None),
         };
-        Self { kind, what, next, silent: false }
+        Self {
+            kind,
+            what,
+            next,
+            silent: false,
+        }
     }
 
     /// Exit code 1. A text that ends in `; next: ..` has that split off.
     pub(crate) fn condition(what: impl Into<String>) -> Self {
         Self::new(Kind::Condition, what)
+    }
+
+    /// Exit code 1, with a text that is kept as it is: it may say of several servers what to do.
+    pub(crate) fn told(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Condition,
+            what: what.into(),
+            next: Some(next.into()),
+            silent: false,
+        }
     }
 
     /// Exit code 2.

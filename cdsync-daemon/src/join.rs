@@ -79,16 +79,16 @@ impl Joined {
     pub(crate) fn load(data: &Path) -> Result<Self> {
         let path = data.join(FILE);
         let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Failure::condition(format!(
-                "{} holds no agent",
-                data.display()
-            ))
-            .next(format!("cdsync agent join --data {} --token TOKEN --root PATH", data.display())),
+            std::io::ErrorKind::NotFound => {
+                Failure::condition(format!("{} holds no agent", data.display())).next(format!(
+                    "cdsync agent join --data {} --token TOKEN --root PATH",
+                    data.display()
+                ))
+            }
             _ => Failure::condition(format!("cannot read {}: {error}", path.display())),
         })?;
         let wrong = |what: &str| Failure::usage(format!("{}: {what}", path.display()));
-        let file: AgentFile =
-            toml::from_str(&text).map_err(|error| wrong(&error.to_string()))?;
+        let file: AgentFile = toml::from_str(&text).map_err(|error| wrong(&error.to_string()))?;
         let number = |text: &str| u64::from_str_radix(text, 16).ok();
         let server = ServerId(number(&file.server).ok_or_else(|| wrong("server is not an id"))?);
         let cluster = number(&file.cluster).ok_or_else(|| wrong("cluster is not an id"))?;
@@ -133,18 +133,32 @@ fn hex(key: &[u8; 32]) -> String {
 pub(crate) async fn join(args: JoinArgs) -> Result<()> {
     let data = args.data;
     if data.join(FILE).exists() {
-        return Err(Failure::condition(format!("{} holds an agent already", data.display()))
-            .next(format!("cdsync agent run --data {}", data.display())));
+        return Err(
+            Failure::condition(format!("{} holds an agent already", data.display()))
+                .next(format!("cdsync agent run --data {}", data.display())),
+        );
     }
-    let token: JoinToken =
-        args.token.parse().map_err(|error| Failure::usage(format!("--token: {error}")))?;
-    let roots = args.roots.iter().map(|root| absolute_root(root)).collect::<Result<Vec<_>>>()?;
+    let token: JoinToken = args
+        .token
+        .parse()
+        .map_err(|error| Failure::usage(format!("--token: {error}")))?;
+    let roots = args
+        .roots
+        .iter()
+        .map(|root| absolute_root(root))
+        .collect::<Result<Vec<_>>>()?;
     let advertise = match args.advertise {
-        Some(address) => address,
+        Some(address) if is_address(&address) => address,
+        Some(address) => {
+            let text = format!("--advertise {address:?} is not of the form HOST:PORT");
+            return Err(Failure::usage(text));
+        }
         None => advertised(args.listen, token.addr()).await?,
     };
     let key = NodeKey::generate().map_err(|error| Failure::condition(chain(&error)))?;
-    let csr = key.signing_request().map_err(|error| Failure::condition(chain(&error)))?;
+    let csr = key
+        .signing_request()
+        .map_err(|error| Failure::condition(chain(&error)))?;
     let request = JoinRequest {
         secret: token.secret().as_bytes().to_vec(),
         csr: pem("CERTIFICATE REQUEST", &csr),
@@ -168,7 +182,11 @@ pub(crate) async fn join(args: JoinArgs) -> Result<()> {
         "joined as {} (other agents will dial {}, jobs may use {})",
         file.name,
         Escaped(file.advertise.as_bytes()),
-        args.roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "),
+        file.roots
+            .iter()
+            .map(|root| root.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
     ));
     hint(&format!("next: {next}"));
     Ok(())
@@ -178,12 +196,21 @@ pub(crate) async fn join(args: JoinArgs) -> Result<()> {
 fn absolute_root(root: &Path) -> Result<PathBuf> {
     let refused = |why: String| Failure::usage(format!("--root {}: {why}", root.display()));
     let absolute = std::path::absolute(root).map_err(|error| refused(error.to_string()))?;
-    let text = absolute.to_str().ok_or_else(|| refused("it is not UTF-8".to_owned()))?;
+    let text = absolute
+        .to_str()
+        .ok_or_else(|| refused("it is not UTF-8".to_owned()))?;
     let path = RootPath::new(text).map_err(|error| refused(error.to_string()))?;
     if !absolute.is_dir() {
         hint(&format!("note: {} is not a folder (yet)", root.display()));
     }
     Ok(PathBuf::from(path.as_str()))
+}
+
+fn is_address(text: &str) -> bool {
+    let parts = text
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()));
+    matches!(parts, Some((host, Ok(_))) if !host.is_empty())
 }
 
 /// Where others dial an agent that listens at `listen`.
@@ -192,41 +219,56 @@ async fn advertised(listen: SocketAddr, master: &str) -> Result<String> {
         return Ok(listen.to_string());
     }
     let addresses = tokio::net::lookup_host(master).await.map_err(|error| {
-        Failure::unreachable(format!("cannot resolve the master's address {master}: {error}"))
+        Failure::unreachable(format!(
+            "cannot resolve the master's address {master}: {error}"
+        ))
     })?;
-    let ip = addresses.filter_map(local_address_towards).next().ok_or_else(|| {
-        Failure::unreachable(format!("no route leads to the master at {master}"))
-            .next("check the network, or give --advertise HOST:PORT")
-    })?;
+    let ip = addresses
+        .filter_map(local_address_towards)
+        .next()
+        .ok_or_else(|| {
+            Failure::unreachable(format!("no route leads to the master at {master}"))
+                .next("check the network, or give --advertise HOST:PORT")
+        })?;
     Ok(SocketAddr::new(ip, listen.port()).to_string())
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let lines: Vec<&str> =
-        text.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .filter_map(|line| str::from_utf8(line).ok())
+        .collect();
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
 }
 
 /// Sends the request and reads the reply.
 async fn ask(token: &JoinToken, request: &JoinRequest) -> Result<JoinReply> {
     let address = token.addr();
-    let connection = enrol_connect(address, token.fingerprint()).await.map_err(|error| {
-        let text = format!("cannot join: {}", chain(&error));
-        match error {
-            cdsync_transport::ConnectError::Identity { .. } => Failure::not_permitted(text)
-                .next("ask for a new token: this one is for another master"),
-            _ => Failure::unreachable(text)
-                .next("check that the master runs and that this machine reaches its UDP port"),
-        }
-    })?;
+    let connection = enrol_connect(address, token.fingerprint())
+        .await
+        .map_err(|error| {
+            let text = format!("cannot join: {}", chain(&error));
+            match error {
+                cdsync_transport::ConnectError::Identity { .. } => Failure::not_permitted(text)
+                    .next("ask for a new token: this one is for another master"),
+                _ => Failure::unreachable(text)
+                    .next("check that the master runs and that this machine reaches its UDP port"),
+            }
+        })?;
     let reply = tokio::time::timeout(ANSWER, exchange(&connection, request)).await;
     connection.close(CloseCode::DONE, "joined or refused");
     let lost = |why: String| {
         Failure::unreachable(format!("the master at {address} gave no answer: {why}"))
             .next("cdsync server list at the master: if this server is there, remove it; then ask for a new token")
     };
-    reply.map_err(|_| lost(format!("{ANSWER:?} passed")))?.map_err(lost)
+    reply
+        .map_err(|_| lost(format!("{ANSWER:?} passed")))?
+        .map_err(lost)
 }
 
 async fn exchange(
@@ -236,7 +278,10 @@ async fn exchange(
     let (send, receive) = connection.open().await.map_err(|error| chain(&error))?;
     let mut writer = FrameWriter::new(send);
     let body = Bytes::from(encode(request));
-    writer.write(kind::CONTROL, &[body]).await.map_err(|error| chain(&error))?;
+    writer
+        .write(kind::CONTROL, &[body])
+        .await
+        .map_err(|error| chain(&error))?;
     writer.finish().await.map_err(|error| chain(&error))?;
     let mut reader = FrameReader::new(receive).with_max_payload(REPLY_MAX_BYTES);
     let frame = reader.next().await.map_err(|error| chain(&error))?;
@@ -256,11 +301,18 @@ fn accept(
     let (server, name, cluster, certificate, authority, orders_key) = match reply {
         JoinReply::Refused { reason } => {
             let reason = Escaped(reason.as_bytes()).to_string();
-            return Err(Failure::not_permitted(format!("the master refuses: {reason}")));
+            return Err(Failure::not_permitted(format!(
+                "the master refuses: {reason}"
+            )));
         }
-        JoinReply::Welcome { server, name, cluster, certificate, authority, orders_key } => {
-            (server, name, cluster, certificate, authority, orders_key)
-        }
+        JoinReply::Welcome {
+            server,
+            name,
+            cluster,
+            certificate,
+            authority,
+            orders_key,
+        } => (server, name, cluster, certificate, authority, orders_key),
     };
     let identity = NodeIdentity::new(key, &certificate, &authority)
         .map_err(|error| Failure::not_permitted(chain(&error)))?;
@@ -269,7 +321,9 @@ fn accept(
         && proven.server == server
         && proven.cluster.0 == cluster;
     if !fits {
-        return Err(Failure::not_permitted("the master's answer does not fit the token"));
+        return Err(Failure::not_permitted(
+            "the master's answer does not fit the token",
+        ));
     }
     let file = AgentFile {
         name,
@@ -285,14 +339,18 @@ fn accept(
 }
 
 fn make_folder(data: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(|error| {
-        Failure::condition(format!("cannot make {}: {error}", data.display()))
-    })
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .map_err(|error| Failure::condition(format!("cannot make {}: {error}", data.display())))
 }
 
 /// Writes the folder, `agent.toml` last.
 fn keep(data: &Path, identity: &NodeIdentity, file: &AgentFile) -> Result<()> {
-    identity.save(data).map_err(|error| Failure::condition(chain(&error)))?;
+    identity
+        .save(data)
+        .map_err(|error| Failure::condition(chain(&error)))?;
     let text = toml::to_string(file).map_err(|error| Failure::condition(error.to_string()))?;
     let text = format!(
         "# What this agent was told when it joined. `roots`, `listen` and `advertise` may be changed;\n# they are read at every start.\n{text}"
@@ -303,8 +361,11 @@ fn keep(data: &Path, identity: &NodeIdentity, file: &AgentFile) -> Result<()> {
         if staged.exists() {
             fs::remove_file(&staged)?;
         }
-        let mut out =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+        let mut out = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staged)?;
         out.write_all(text.as_bytes())?;
         out.sync_all()?;
         fs::rename(&staged, &path)?;

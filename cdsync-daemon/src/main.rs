@@ -63,11 +63,17 @@ fn run(cli: Cli) -> Result<()> {
 /// A command that asks a master and ends.
 fn manager(work: impl Future<Output = Result<()>>) -> Result<()> {
     logging::start(logging::QUIET);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::machine(&error))?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(|error| Failure::machine(&error))?
+        .block_on(work)
 }
 
 fn many_threads() -> Result<tokio::runtime::Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     runtime.map_err(|error| Failure::machine(&error))
 }

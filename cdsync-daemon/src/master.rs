@@ -19,8 +19,18 @@ fn failed(error: &MasterError) -> Failure {
 
 /// Makes a master.
 pub(crate) fn init(args: InitArgs) -> Result<()> {
-    let InitArgs { data, listen, http, advertise, json: as_json } = args;
-    let config = MasterConfig { listen, http, advertise };
+    let InitArgs {
+        data,
+        listen,
+        http,
+        advertise,
+        json: as_json,
+    } = args;
+    let config = MasterConfig {
+        listen,
+        http,
+        advertise,
+    };
     let made = Master::init(&data, config).map_err(|error| failed(&error))?;
     let next = format!("cdsync master run --data {}", data.display());
     if as_json {

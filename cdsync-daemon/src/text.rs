@@ -5,7 +5,9 @@ use std::time::Duration;
 /// Reads `500ms`, `60s`, `5m`, `1h` or `7d`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let refused = || format!("{text:?} is not a duration: write 500ms, 60s, 5m, 1h or 7d");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(refused)?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| refused())?;
     let unit_ms = match unit {
@@ -16,7 +18,10 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(refused()),
     };
-    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(refused)
+    number
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
+        .ok_or_else(refused)
 }
 
 /// Milliseconds, at most what fits.
@@ -65,7 +70,11 @@ const fn civil(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
     (year, month, day)
 }
@@ -82,12 +91,25 @@ mod tests {
     /// Proves that the documented durations are read, and that nothing else is.
     #[test]
     fn durations() {
-        for (text, ms) in
-            [("500ms", 500), ("60s", 60_000), ("5m", 300_000), ("1h", 3_600_000), ("0s", 0)]
-        {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("60s", 60_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("0s", 0),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "60", "s", "1.5s", "-1s", "1w", "99999999999999999999s", "1 s"] {
+        for text in [
+            "",
+            "60",
+            "s",
+            "1.5s",
+            "-1s",
+            "1w",
+            "99999999999999999999s",
+            "1 s",
+        ] {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(duration("9999999999999999999d").is_err());

@@ -42,12 +42,18 @@ impl Client {
     pub(super) fn new(address: String, token: OwnerToken, start: String) -> Result<Self> {
         let config = verify::config(token.fingerprint());
         let config = config.map_err(|error| Failure::machine(&error))?;
-        Ok(Self { address, token, tls: TlsConnector::from(Arc::new(config)), start })
+        Ok(Self {
+            address,
+            token,
+            tls: TlsConnector::from(Arc::new(config)),
+            start,
+        })
     }
 
     /// Calls without a body; JSON comes back.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.call(Method::GET, path, None::<&()>, Duration::ZERO).await
+        self.call(Method::GET, path, None::<&()>, Duration::ZERO)
+            .await
     }
 
     /// As [`Client::get`], where the master takes its time.
@@ -72,7 +78,9 @@ impl Client {
 
     /// Removes; nothing comes back.
     pub(crate) async fn delete(&self, path: &str) -> Result<()> {
-        self.exchange(Method::DELETE, path, Bytes::new(), Duration::ZERO).await.map(drop)
+        self.exchange(Method::DELETE, path, Bytes::new(), Duration::ZERO)
+            .await
+            .map(drop)
     }
 
     async fn call<T: DeserializeOwned>(
@@ -83,7 +91,9 @@ impl Client {
         patience: Duration,
     ) -> Result<T> {
         let body = body.map(serde_json::to_vec).transpose();
-        let body = body.map_err(|error| Failure::machine(&error))?.unwrap_or_default();
+        let body = body
+            .map_err(|error| Failure::machine(&error))?
+            .unwrap_or_default();
         let answer = self.exchange(method, path, body.into(), patience).await?;
         serde_json::from_slice(&answer).map_err(|error| {
             Failure::condition(format!("the master's answer does not parse: {error}"))
@@ -109,14 +119,22 @@ impl Client {
             .method(method)
             .uri(format!("/api/v1{path}"))
             .header(header::HOST, &self.address)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token.to_text()))
+            .header(
+                header::AUTHORIZATION,
+                format!("Bearer {}", self.token.to_text()),
+            )
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| Failure::machine(&error))?;
         let answered = async {
-            let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| lost(&error))?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), BODY_MAX_BYTES).collect().await;
+            let body = Limited::new(response.into_body(), BODY_MAX_BYTES)
+                .collect()
+                .await;
             let body = body.map_err(|error| self.unreachable(&error.to_string()))?;
             Ok((status, body.to_bytes()))
         };
@@ -124,7 +142,11 @@ impl Client {
         driving.abort();
         let (status, body) =
             answered.map_err(|_| self.unreachable("it took too long to answer"))??;
-        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(refusal(status, &body))
+        }
     }
 
     async fn dial(&self) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
@@ -134,7 +156,9 @@ impl Client {
         let name = ServerName::try_from(SERVER_NAME).map_err(|error| Failure::machine(&error))?;
         self.tls.connect(name, stream).await.map_err(|error| {
             let why = error.to_string();
-            let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            let tls = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>());
             match tls {
                 Some(rustls::Error::InvalidCertificate(_)) => Failure::not_permitted(format!(
                     "what answers at {} is not the master of this token: {why}",
@@ -146,8 +170,11 @@ impl Client {
     }
 
     fn unreachable(&self, why: &str) -> Failure {
-        Failure::unreachable(format!("the master at {} cannot be reached: {why}", self.address))
-            .next(self.start.clone())
+        Failure::unreachable(format!(
+            "the master at {} cannot be reached: {why}",
+            self.address
+        ))
+        .next(self.start.clone())
     }
 }
 

@@ -34,19 +34,26 @@ pub(crate) fn find(
     let environment = |name| environment(name).filter(|value| !value.is_empty());
     let token_file = || {
         let file = args.token_file.clone();
-        file.or_else(|| environment("CDSYNC_TOKEN_FILE").map(PathBuf::from)).ok_or_else(|| {
-            Failure::usage("--master needs the owner's token")
-                .next("give --token-file FILE, or set CDSYNC_TOKEN_FILE")
-        })
+        file.or_else(|| environment("CDSYNC_TOKEN_FILE").map(PathBuf::from))
+            .ok_or_else(|| {
+                Failure::usage("--master needs the owner's token")
+                    .next("give --token-file FILE, or set CDSYNC_TOKEN_FILE")
+            })
     };
     if let Some(url) = &args.master {
-        return Ok(Found::Remote { address: address(url)?, token_file: token_file()? });
+        return Ok(Found::Remote {
+            address: address(url)?,
+            token_file: token_file()?,
+        });
     }
     if let Some(data) = &args.data {
         return Ok(Found::Folder(data.clone()));
     }
     if let Some(url) = environment("CDSYNC_MASTER") {
-        return Ok(Found::Remote { address: address(&url)?, token_file: token_file()? });
+        return Ok(Found::Remote {
+            address: address(&url)?,
+            token_file: token_file()?,
+        });
     }
     if let Some(data) = environment("CDSYNC_DATA") {
         return Ok(Found::Folder(data.into()));
@@ -60,12 +67,16 @@ pub(crate) fn find(
 fn address(url: &str) -> Result<String> {
     let rest = url.strip_prefix("https://").unwrap_or(url);
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let port = rest.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+    let port = rest
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()));
     match port {
         Some((host, Ok(1..))) if !host.is_empty() && !host.contains(['/', '@']) => {
             Ok(rest.to_owned())
         }
-        _ => Err(Failure::usage(format!("{url:?} is not of the form https://HOST:PORT"))),
+        _ => Err(Failure::usage(format!(
+            "{url:?} is not of the form https://HOST:PORT"
+        ))),
     }
 }
 
@@ -73,7 +84,10 @@ fn address(url: &str) -> Result<String> {
 pub(crate) fn connect(args: &ManagerArgs) -> Result<Client> {
     match find(args, |name| std::env::var(name).ok())? {
         Found::Folder(data) => in_folder(&data),
-        Found::Remote { address, token_file } => {
+        Found::Remote {
+            address,
+            token_file,
+        } => {
             let start = "cdsync master run --data DIR, where the master is".to_owned();
             Client::new(address, read_token(&token_file)?, start)
         }
@@ -108,5 +122,6 @@ fn read_token(path: &Path) -> Result<OwnerToken> {
             _ => Failure::usage(text),
         }
     })?;
-    text.parse().map_err(|error| Failure::not_permitted(format!("{}: {error}", path.display())))
+    text.parse()
+        .map_err(|error| Failure::not_permitted(format!("{}: {error}", path.display())))
 }

@@ -51,12 +51,18 @@ impl TryFrom<RawEntry> for Entry {
                 let refused = || format!("group {text:?} is not of the form \"REGION/GROUP\"");
                 let (region, group) = text.split_once('/').ok_or_else(refused)?;
                 let label = |text: &str| Label::new(text).map_err(|error| error.to_string());
-                Who::Group { region: label(region)?, group: label(group)? }
+                Who::Group {
+                    region: label(region)?,
+                    group: label(group)?,
+                }
             }
             (None, None, Some(region)) => Who::Region(region),
             _ => return Err("name one of server, group (as \"REGION/GROUP\") or region".into()),
         };
-        Ok(Self(Place { who, path: raw.path }))
+        Ok(Self(Place {
+            who,
+            path: raw.path,
+        }))
     }
 }
 
@@ -77,7 +83,10 @@ impl TryFrom<RawFilter> for CheckedFilter {
     type Error = String;
 
     fn try_from(raw: RawFilter) -> std::result::Result<Self, String> {
-        let spec = FilterSpec { include: raw.include, exclude: raw.exclude };
+        let spec = FilterSpec {
+            include: raw.include,
+            exclude: raw.exclude,
+        };
         Filter::new(&spec).map_err(|error| error.to_string())?;
         Ok(Self(spec))
     }
@@ -106,7 +115,9 @@ impl TryFrom<String> for MaxAge {
 pub(crate) fn parse(path: &Path, text: &str) -> Result<JobSpec> {
     let refused = |why: String| Failure::usage(format!("{}: {}", path.display(), why.trim_end()));
     let file: JobFile = toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
+        let line = error
+            .span()
+            .map(|span| 1 + text[..span.start].matches('\n').count());
         match line {
             Some(line) => Failure::usage(format!(
                 "{}:{line}: {}",
@@ -136,7 +147,7 @@ pub(super) fn read(path: &Path) -> Result<JobSpec> {
     } else {
         std::fs::read_to_string(path)
     };
-    let text = text
-        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let text =
+        text.map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     parse(path, &text)
 }

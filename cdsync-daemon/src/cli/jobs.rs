@@ -41,7 +41,8 @@ pub(crate) async fn run(args: JobArgs) -> Result<()> {
                 filter: FilterSpec::default(),
                 max_age_ms: MAX_AGE_MS_DEFAULT,
             };
-            spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
+            spec.validate()
+                .map_err(|error| Failure::usage(error.to_string()))?;
             Some(request(&spec, false))
         }
         _ => None,
@@ -69,12 +70,20 @@ pub(crate) async fn run(args: JobArgs) -> Result<()> {
         }
         JobCommand::List => {
             let jobs: Vec<JobStatus> = client.get("/jobs").await?;
-            if as_json { json(&jobs) } else { say(&show::jobs(&jobs)) }
+            if as_json {
+                json(&jobs)
+            } else {
+                say(&show::jobs(&jobs))
+            }
             Ok(())
         }
         JobCommand::Status { name } => {
             let job: JobStatus = client.get(&format!("/jobs/{name}")).await?;
-            if as_json { json(&job) } else { say(&show::job(&job)) }
+            if as_json {
+                json(&job)
+            } else {
+                say(&show::job(&job))
+            }
             Ok(())
         }
         JobCommand::Run { name, wait } => run_job(&client, &name, wait, as_json).await,
@@ -87,7 +96,9 @@ pub(crate) async fn run(args: JobArgs) -> Result<()> {
             if as_json {
                 json(&serde_json::json!({ "removed": name }));
             } else {
-                say(&format!("job {name} removed; all files stay where they are"));
+                say(&format!(
+                    "job {name} removed; all files stay where they are"
+                ));
             }
             Ok(())
         }
@@ -97,35 +108,47 @@ pub(crate) async fn run(args: JobArgs) -> Result<()> {
 }
 
 fn request(spec: &JobSpec, adopt: bool) -> ApplyRequest {
-    ApplyRequest { job: JobBody::from(spec), adopt, wait_ms: millis(FIRST_WORD) }
+    ApplyRequest {
+        job: JobBody::from(spec),
+        adopt,
+        wait_ms: millis(FIRST_WORD),
+    }
 }
 
-async fn apply(
-    client: &Client,
-    request: &ApplyRequest,
-    is_new: bool,
-    as_json: bool,
-) -> Result<()> {
+async fn apply(client: &Client, request: &ApplyRequest, is_new: bool, as_json: bool) -> Result<()> {
     let name = &request.job.name;
     let (method, path) = if is_new {
         (Method::POST, "/jobs".to_owned())
     } else {
         (Method::PUT, format!("/jobs/{name}"))
     };
-    let applied: Applied = client.send(method, &path, Some(request), FIRST_WORD).await?;
+    let applied: Applied = client
+        .send(method, &path, Some(request), FIRST_WORD)
+        .await?;
     if as_json {
         json(&applied);
     } else {
-        say(&format!("job {name} {}", if applied.created { "made" } else { "changed" }));
+        say(&format!(
+            "job {name} {}",
+            if applied.created { "made" } else { "changed" }
+        ));
         for server in &applied.missing {
-            say(&format!("{server} is not connected: its part begins when its agent runs"));
+            say(&format!(
+                "{server} is not connected: its part begins when its agent runs"
+            ));
         }
         for server in &applied.undecided {
-            say(&format!("{server} has not said yet whether its root is empty"));
+            say(&format!(
+                "{server} has not said yet whether its root is empty"
+            ));
         }
     }
     if let Some(text) = show::refusals(&applied) {
-        let adopt = if is_new { "" } else { " (or cdsync job apply -f FILE --adopt)" };
+        let adopt = if is_new {
+            ""
+        } else {
+            " (or cdsync job apply -f FILE --adopt)"
+        };
         let failure = Failure::condition(format!("job {name} waits to be accepted\n{text}"))
             .next(format!("cdsync job accept {name}{adopt}"));
         return Err(if as_json { failure.silently() } else { failure });
@@ -149,8 +172,9 @@ async fn command(
     as_json: bool,
 ) -> Result<()> {
     let path = format!("/jobs/{name}/{verb}");
-    let status: JobStatus =
-        client.send(Method::POST, &path, None::<&()>, Duration::ZERO).await?;
+    let status: JobStatus = client
+        .send(Method::POST, &path, None::<&()>, Duration::ZERO)
+        .await?;
     if as_json {
         json(&status);
     } else {
@@ -162,7 +186,9 @@ async fn command(
 
 async fn run_job(client: &Client, name: &Label, wait: bool, as_json: bool) -> Result<()> {
     let path = format!("/jobs/{name}/run");
-    let asked: RunAsked = client.send(Method::POST, &path, None::<&()>, Duration::ZERO).await?;
+    let asked: RunAsked = client
+        .send(Method::POST, &path, None::<&()>, Duration::ZERO)
+        .await?;
     if !wait {
         if as_json {
             json(&asked);
@@ -178,7 +204,10 @@ async fn run_job(client: &Client, name: &Label, wait: bool, as_json: bool) -> Re
             return waited_for(name, &waited, as_json);
         }
         if !as_json {
-            hint(&format!("job {name}: still on its way{}", show::laggards(&waited.laggards)));
+            hint(&format!(
+                "job {name}: still on its way{}",
+                show::laggards(&waited.laggards)
+            ));
         }
     }
 }
@@ -194,14 +223,26 @@ fn waited_for(name: &Label, waited: &Waited, as_json: bool) -> Result<()> {
     }
     if waited.done {
         if !as_json {
-            let seq = waited.seq.map_or_else(String::new, |seq| format!(" (up to {seq})"));
-            say(&format!("job {name}: every target holds all{seq}, after {} ms", waited.elapsed_ms));
+            let seq = waited
+                .seq
+                .map_or_else(String::new, |seq| format!(" (up to {seq})"));
+            say(&format!(
+                "job {name}: every target holds all{seq}, after {} ms",
+                waited.elapsed_ms
+            ));
         }
         return Ok(());
     }
-    let why = if waited.hopeless { "waiting does not help" } else { "time is over" };
-    let text = format!("job {name} is not equal everywhere: {why}{}", show::laggards(&waited.laggards));
-    let failure = Failure::condition(text).next(format!("cdsync job status {name}"));
+    let why = if waited.hopeless {
+        "waiting does not help"
+    } else {
+        "time is over"
+    };
+    let text = format!(
+        "job {name} is not equal everywhere: {why}{}",
+        show::laggards(&waited.laggards)
+    );
+    let failure = Failure::told(text, format!("cdsync job status {name}"));
     Err(if as_json { failure.silently() } else { failure })
 }
 
@@ -212,9 +253,16 @@ async fn explain(client: &Client, name: &Label, path: &OsStr, as_json: bool) -> 
     let bytes = if bytes == b"." { b"" } else { bytes };
     let encoded = URL_SAFE_NO_PAD.encode(bytes);
     let explained: Explained = client
-        .get_slowly(&format!("/jobs/{name}/explain?path={encoded}"), Duration::from_secs(10))
+        .get_slowly(
+            &format!("/jobs/{name}/explain?path={encoded}"),
+            Duration::from_secs(10),
+        )
         .await?;
-    let silent = explained.servers.iter().filter(|server| server.error.is_some()).count();
+    let silent = explained
+        .servers
+        .iter()
+        .filter(|server| server.error.is_some())
+        .count();
     if as_json {
         json(&explained);
     } else {

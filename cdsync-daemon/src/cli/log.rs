@@ -17,8 +17,9 @@ const FOLLOW: Duration = Duration::from_secs(30);
 /// Shows the log; with `follow` until it is interrupted. As JSON, one object per line when
 /// following, else one array.
 pub(super) async fn log(client: &Client, name: &Label, follow: bool, as_json: bool) -> Result<()> {
-    let page: LogPage =
-        client.get_slowly(&format!("/jobs/{name}/log"), Duration::from_secs(20)).await?;
+    let page: LogPage = client
+        .get_slowly(&format!("/jobs/{name}/log"), Duration::from_secs(20))
+        .await?;
     let mut told = BTreeSet::new();
     if !follow {
         if as_json {
@@ -26,7 +27,9 @@ pub(super) async fn log(client: &Client, name: &Label, follow: bool, as_json: bo
         } else {
             page.lines.iter().for_each(|line| say(&text(line)));
             if page.lines.is_empty() && page.missing.is_empty() {
-                hint(&format!("nothing yet; next: cdsync job log {name} --follow"));
+                hint(&format!(
+                    "nothing yet; next: cdsync job log {name} --follow"
+                ));
             }
             missing(&page, &mut told);
         }
@@ -43,8 +46,11 @@ pub(super) async fn log(client: &Client, name: &Label, follow: bool, as_json: bo
             }
         }
         missing(&page, &mut told);
-        let path =
-            format!("/jobs/{name}/log?cursor={}&wait_ms={}", page.cursor, FOLLOW.as_millis());
+        let path = format!(
+            "/jobs/{name}/log?cursor={}&wait_ms={}",
+            page.cursor,
+            FOLLOW.as_millis()
+        );
         page = client.get_slowly(&path, FOLLOW).await?;
     }
 }
@@ -52,14 +58,24 @@ pub(super) async fn log(client: &Client, name: &Label, follow: bool, as_json: bo
 /// Says once which servers are silent, and again when one fell silent anew.
 fn missing(page: &LogPage, told: &mut BTreeSet<Label>) {
     let silent: BTreeSet<Label> = page.missing.iter().map(|one| one.server.clone()).collect();
-    for one in page.missing.iter().filter(|one| !told.contains(&one.server)) {
+    for one in page
+        .missing
+        .iter()
+        .filter(|one| !told.contains(&one.server))
+    {
         hint(&format!("note: no lines from {}: {}", one.server, one.why));
     }
     *told = silent;
 }
 
 fn text(line: &LogEntry) -> String {
-    let mut text = format!("{}  {:<12}  {:<10}  {}", time(line.at_ms), line.server, line.op, line.path);
+    let mut text = format!(
+        "{}  {:<12}  {:<10}  {}",
+        time(line.at_ms),
+        line.server,
+        line.op,
+        line.path
+    );
     if !line.detail.is_empty() {
         text.push_str(&format!("  ({})", line.detail));
     }

@@ -49,8 +49,12 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
             if args.manager.json {
                 json(&serde_json::json!({ "removed": name }));
             } else {
-                say(&format!("server {name} removed; its files stay where they are"));
-                hint(&format!("next: stop the agent on {name}; jobs that name it: cdsync job list"));
+                say(&format!(
+                    "server {name} removed; its files stay where they are"
+                ));
+                hint(&format!(
+                    "next: stop the agent on {name}; jobs that name it: cdsync job list"
+                ));
             }
         }
     }
@@ -58,8 +62,15 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
 }
 
 fn servers(list: &[ServerStatus]) -> String {
-    let mut table =
-        Table::new(["SERVER", "REGION/GROUP", "STATE", "SEEN", "ADDRESS", "WATCHING", "ROOTS"]);
+    let mut table = Table::new([
+        "SERVER",
+        "REGION/GROUP",
+        "STATE",
+        "SEEN",
+        "ADDRESS",
+        "WATCHING",
+        "ROOTS",
+    ]);
     for server in list {
         let state = match server.state {
             ServerState::Connected => "connected",
@@ -69,7 +80,9 @@ fn servers(list: &[ServerStatus]) -> String {
             server.name.to_string(),
             format!("{}/{}", server.region, server.group),
             state.to_owned(),
-            server.last_seen_ms.map_or_else(|| "-".to_owned(), |ms| format!("{} ago", ago(ms))),
+            server
+                .last_seen_ms
+                .map_or_else(|| "-".to_owned(), |ms| format!("{} ago", ago(ms))),
             server.address.clone(),
             server.watching.clone().unwrap_or_else(|| "-".to_owned()),
             server.roots.join(" "),

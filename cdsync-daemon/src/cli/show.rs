@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use cdsync_core::coordinator::{JobState, JobStatus, PreviewStatus, TargetStatus};
+use cdsync_core::ids::Label;
 use cdsync_core::job::Mode;
+use cdsync_core::path::Escaped;
 use cdsync_master::api::types::{Applied, LaggardStatus};
 
 use crate::output::Table;
@@ -16,18 +18,30 @@ fn mode(mode: Mode) -> &'static str {
     }
 }
 
+fn place(server: &Label, root: &str) -> String {
+    format!("{server}:{}", Escaped(root.as_bytes()))
+}
+
 /// A line for each job.
 pub(super) fn jobs(list: &[JobStatus]) -> String {
     let mut table = Table::new(["JOB", "MODE", "STATE", "SOURCE", "TARGETS", "BEHIND", "WHY"]);
     for job in list {
         let source = job.sources.first();
-        let equal = job.targets.iter().filter(|t| t.state == JobState::InSync).count();
-        let behind = job.targets.iter().map(|target| target.pending_changes).max();
+        let equal = job
+            .targets
+            .iter()
+            .filter(|t| t.state == JobState::InSync)
+            .count();
+        let behind = job
+            .targets
+            .iter()
+            .map(|target| target.pending_changes)
+            .max();
         table.row([
             job.name.to_string(),
             mode(job.mode).to_owned(),
             job.state.to_string(),
-            source.map_or_else(String::new, |s| format!("{}:{}", s.server, s.root)),
+            source.map_or_else(String::new, |s| place(&s.server, &s.root)),
             format!("{equal} of {} in sync", job.targets.len()),
             behind.unwrap_or(0).to_string(),
             job.reason.clone().unwrap_or_default(),
@@ -49,21 +63,26 @@ pub(super) fn job(job: &JobStatus) -> String {
     let mut sources = Table::new(["SOURCE", "STATE", "SEQ", "ERROR"]);
     for source in &job.sources {
         sources.row([
-            format!("{}:{}", source.server, source.root),
+            place(&source.server, &source.root),
             source.state.clone(),
-            source.seq.map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
+            source
+                .seq
+                .map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
             source.last_error.clone().unwrap_or_default(),
         ]);
     }
     text.push_str(&sources.text());
     text.push('\n');
-    let mut targets =
-        Table::new(["TARGET", "STATE", "CURSOR", "BEHIND", "CONTENT", "OLDEST", "FROM", "ERROR"]);
+    let mut targets = Table::new([
+        "TARGET", "STATE", "CURSOR", "BEHIND", "CONTENT", "OLDEST", "FROM", "ERROR",
+    ]);
     for target in &job.targets {
         targets.row([
-            format!("{}:{}", target.server, target.root),
+            place(&target.server, &target.root),
             target.state.to_string(),
-            target.cursor.map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
+            target
+                .cursor
+                .map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
             target.pending_changes.to_string(),
             bytes(target.pending_bytes),
             ago(target.oldest_pending_ms),
@@ -111,7 +130,7 @@ fn parked(target: &TargetStatus) -> String {
 
 /// What taking over a root would do.
 fn waiting(target: &TargetStatus, preview: &PreviewStatus) -> String {
-    let mut text = format!("\n{}:{} is not empty", target.server, target.root);
+    let mut text = format!("\n{} is not empty", place(&target.server, &target.root));
     if !preview.complete {
         text.push_str("; it is still being compared. Until now taking it over");
     } else if preview.source_empty {
@@ -120,7 +139,11 @@ fn waiting(target: &TargetStatus, preview: &PreviewStatus) -> String {
         text.push_str("; taking it over");
     }
     text.push_str(" would\n");
-    let _ = writeln!(text, "  keep    {}", count(preview.equal, "equal file", "equal files"));
+    let _ = writeln!(
+        text,
+        "  keep    {}",
+        count(preview.equal, "equal file", "equal files")
+    );
     let mut line = |verb: &str, number: u64, one: &str, many: &str, names: &[String]| {
         let _ = write!(text, "  {verb} {}", count(number, one, many));
         if !names.is_empty() {
@@ -134,7 +157,13 @@ fn waiting(target: &TargetStatus, preview: &PreviewStatus) -> String {
     let names = &preview.replaced_names;
     line("replace", preview.replaced, "file", "files", names);
     let names = &preview.removed_names;
-    line("remove ", preview.removed, "file or folder", "files and folders", names);
+    line(
+        "remove ",
+        preview.removed,
+        "file or folder",
+        "files and folders",
+        names,
+    );
     text.push_str("  (what is replaced or removed goes to the job's trash)\n");
     text
 }
@@ -153,8 +182,8 @@ pub(super) fn refusals(applied: &Applied) -> Option<String> {
         .map(|target| match &target.preview {
             Some(preview) => waiting(target, preview).trim_start().to_owned(),
             None => format!(
-                "{}:{} is not empty; what would be replaced there is not known yet\n",
-                target.server, target.root
+                "{} is not empty; what would be replaced there is not known yet\n",
+                place(&target.server, &target.root)
             ),
         })
         .collect();

@@ -14,11 +14,15 @@ use crate::text::millis;
 
 /// Makes a join token: through the running master, or in the folder of one that does not run.
 pub(crate) async fn token(args: TokenArgs) -> Result<()> {
-    let request =
-        TokenRequest { name: args.name, group: args.group, ttl_ms: millis(args.ttl) };
+    let request = TokenRequest {
+        name: args.name,
+        group: args.group,
+        ttl_ms: millis(args.ttl),
+    };
     let client = connect(&args.manager)?;
-    let made: Result<TokenMade> =
-        client.send(Method::POST, "/tokens", Some(&request), Duration::ZERO).await;
+    let made: Result<TokenMade> = client
+        .send(Method::POST, "/tokens", Some(&request), Duration::ZERO)
+        .await;
     let made = match (made, find(&args.manager, |name| std::env::var(name).ok())?) {
         (Err(failure), Found::Folder(data)) if failure.kind() == Kind::Unreachable => {
             // A store that is busy has a master that runs and did not answer.
@@ -29,7 +33,10 @@ pub(crate) async fn token(args: TokenArgs) -> Result<()> {
         }
         (made, _) => made?,
     };
-    let join = format!("cdsync agent join --data DIR --token {} --root PATH", made.token);
+    let join = format!(
+        "cdsync agent join --data DIR --token {} --root PATH",
+        made.token
+    );
     if args.manager.json {
         json(&json!({
             "token": made.token, "address": made.address, "expires_ms": made.expires_ms,

@@ -39,7 +39,10 @@ fn refused(why: &'static str) -> Error {
 /// A configuration that takes only a master of this authority.
 pub(super) fn config(fingerprint: CaFingerprint) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Verifier { fingerprint, provider: Arc::clone(&provider) };
+    let verifier = Verifier {
+        fingerprint,
+        provider: Arc::clone(&provider),
+    };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -104,7 +107,9 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
