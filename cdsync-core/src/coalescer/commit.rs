@@ -343,6 +343,7 @@ impl Coalescer {
             access::remove_handle(t, handle, id)?;
         }
         if row.state.kind == Kind::Folder {
+            self.listings.gone(id);
             bury_below(t, id, record.seq)?;
             self.folders.forget();
         }
@@ -375,6 +376,7 @@ impl Coalescer {
         )?;
         if row.state.kind == Kind::Folder {
             self.folders.forget();
+            self.listings.met(id);
             if !self.filter.is_trivial() {
                 // The verdict on everything below it may be another one now.
                 self.listings.deep(id);

@@ -110,6 +110,7 @@ impl Coalescer {
             lost |= !self.look_again(now, slot, waiting);
         }
         if let (true, Some(own)) = (lost, own) {
+            self.listings.owe(folder);
             self.pending.due_now(own, now);
         }
         Ok(())
@@ -143,6 +144,7 @@ impl Coalescer {
             if row.state.kind == Kind::Folder {
                 // Something may have moved in from where the filter did not look.
                 self.seen_folders.entry(*id).or_insert_with(|| seen.clone());
+                self.listings.met(*id);
                 return Ok(());
             }
             return self.compare_same(wall, t, *id, row.clone(), seen, waiting.what);

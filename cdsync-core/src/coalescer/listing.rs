@@ -30,6 +30,9 @@ pub(super) struct Listings {
     /// together with what vanished, so that renames are seen as such.
     deferred: Vec<Slot>,
     defer: bool,
+    /// Folders that were not where the ledger had them when they were to be listed, or whose names
+    /// could not be looked at: listed once they are met again.
+    owed: BTreeMap<ObjectId, Depth>,
     /// Names taken out for a look that is under way.
     pub(super) looking: BTreeMap<Slot, Waiting>,
 }
@@ -72,6 +75,23 @@ impl Listings {
     /// Lists a folder and everything below it.
     pub(super) fn deep(&mut self, folder: ObjectId) {
         self.push(folder, Depth::Deep);
+    }
+
+    /// Lists a folder once it is met again.
+    pub(super) fn owe(&mut self, folder: ObjectId) {
+        self.owed.entry(folder).or_insert(Depth::Shallow);
+    }
+
+    /// A folder was met where it is now.
+    pub(super) fn met(&mut self, folder: ObjectId) {
+        if let Some(depth) = self.owed.remove(&folder) {
+            self.push(folder, depth);
+        }
+    }
+
+    /// A folder is gone for good.
+    pub(super) fn gone(&mut self, folder: ObjectId) {
+        self.owed.remove(&folder);
     }
 
     fn push(&mut self, folder: ObjectId, depth: Depth) {
@@ -179,6 +199,7 @@ impl Coalescer {
             return Ok(());
         }
         if row.state.kind == Kind::Folder {
+            self.listings.met(id);
             if depth == Depth::Deep {
                 self.listings.deep(id);
             }
@@ -283,6 +304,7 @@ impl Coalescer {
             Err(LookError::Moved) => {
                 // Whatever happened to it, the name that led there tells.
                 if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
+                    self.listings.owed.insert(folder, listing.depth);
                     self.pending.due_now(slot, now);
                 }
             }
