@@ -274,6 +274,7 @@ impl Coalescer {
         let mut new_names: BTreeMap<Slot, Option<ObjectId>> = BTreeMap::new();
         // First everything leaves its old name, then everything takes its new one.
         let mut moving = BTreeMap::new();
+        let mut removed = Vec::new();
         for slot in slots {
             let Some(gone) = lost.remove(slot) else {
                 continue;
@@ -293,8 +294,11 @@ impl Coalescer {
             if moves.values().any(|from| from == slot) {
                 moving.insert(slot.clone(), gone);
             } else {
-                self.remove(t, &mut record, gone)?;
+                removed.push(gone);
             }
+        }
+        for gone in removed {
+            self.remove(t, &mut record, gone)?;
         }
         for slot in slots {
             let Some(seen) = found.remove(slot) else {

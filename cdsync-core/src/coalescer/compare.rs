@@ -83,7 +83,7 @@ impl Coalescer {
                 }
             }
         }
-        self.recall_vanished(t, &mut round)?;
+        self.recall_vanished(now, t, &mut round)?;
         let moves = self.pair(&mut round);
         self.record_round(wall, t, round, &moves)?;
         self.record_folders(wall, t)
@@ -172,7 +172,12 @@ impl Coalescer {
     }
 
     /// What appeared may be something that vanished in an earlier round and waits for its flush.
-    fn recall_vanished(&mut self, t: &dyn TablesRead, round: &mut Round) -> Result<(), TableError> {
+    fn recall_vanished(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        round: &mut Round,
+    ) -> Result<(), TableError> {
         let met: Vec<Identity> = round
             .found
             .values()
@@ -190,6 +195,8 @@ impl Coalescer {
             let Some(waiting) = self.pending.take(&slot) else {
                 continue;
             };
+            // Something else may be at the old name by now, which waited for the same flush.
+            self.pending.due_now(slot.clone(), now);
             round.lost.entry(slot).or_insert(Lost { id, row, waiting });
         }
         Ok(())
