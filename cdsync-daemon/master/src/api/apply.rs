@@ -125,7 +125,8 @@ fn look(plan: &Coordinator, job: &Job, created: bool) -> Applied {
                     .as_ref()
                     .is_some_and(|preview| preview.complete)
         }
-        JobState::Scanning => never_run || source_silent,
+        // It may not have reached its upstream yet.
+        JobState::Scanning | JobState::Unreachable => never_run || source_silent,
         _ => true,
     };
     let undecided = targets
