@@ -607,13 +607,19 @@ fn apply(coordinator: &mut Coordinator, step: Step, now: &mut WallMillis) {
         }
         Step::RemoveJob(number) => coordinator.handle_job_removed(JobId(number)),
         Step::Pause(number) => {
-            job(coordinator, number).map(|job| coordinator.handle_job(job.with_pause()));
+            if let Some(job) = job(coordinator, number) {
+                coordinator.handle_job(job.with_pause());
+            }
         }
         Step::Resume(number) => {
-            job(coordinator, number).map(|job| coordinator.handle_job(job.with_resume()));
+            if let Some(job) = job(coordinator, number) {
+                coordinator.handle_job(job.with_resume());
+            }
         }
         Step::Run(number) => {
-            job(coordinator, number).map(|job| coordinator.handle_job(job.with_run()));
+            if let Some(job) = job(coordinator, number) {
+                coordinator.handle_job(job.with_run());
+            }
         }
         Step::Time(ms) => {
             now.0 += u64::from(ms);
