@@ -16,7 +16,7 @@ use crate::ids::ObjectId;
 use crate::path::{Name, NameSetDigest, PATH_MAX_BYTES, RelPath};
 
 /// The most folders between an object and its root; a walk that is longer found a damaged ledger.
-const DEPTH_MAX: usize = PATH_MAX_BYTES / 2;
+pub(crate) const DEPTH_MAX: usize = PATH_MAX_BYTES / 2;
 
 /// Where a name is: its folder's object and its bytes.
 pub type Slot = (ObjectId, Name);

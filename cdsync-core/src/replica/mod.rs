@@ -34,7 +34,7 @@ use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::{self, Folders, meta, put_meta};
 use crate::ledger::object::Seq;
 use crate::ledger::record::Record;
-use crate::ledger::rows::Progress;
+use crate::ledger::rows::{ParkedWhat, Progress};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::RelPath;
 use crate::time::{Hlc, WallMillis};
@@ -107,6 +107,18 @@ pub struct Replica {
     issued: bool,
     fetches: Fetches,
     parked: BTreeMap<ObjectId, WallMillis>,
+    /// Noted among the parked rows while they are planned or under way.
+    intended: BTreeSet<ObjectId>,
+    /// Parked objects that are to be moved: no other record is applied before they are, because
+    /// what lies at or below their names would go astray.
+    blocking: BTreeSet<ObjectId>,
+    /// What is left of a record whose moves come first.
+    rest: Option<structure::Rest>,
+    /// Records up to this number may have been applied before a crash without a trace in the
+    /// ledger.
+    suspect: Option<Seq>,
+    /// Retries were planned: one after another.
+    retrying: bool,
     /// Folders whose times must be set again: something was changed in them.
     touched: BTreeSet<ObjectId>,
     /// Ends of batches, for claims.
@@ -145,6 +157,8 @@ enum Then {
     Moved(Vec<(ObjectId, access::Slot)>),
     /// A name was emptied.
     Removed(Seq, access::Slot),
+    /// A file that may have been replaced before a crash is the one that is known, or not.
+    Probed(access::Slot),
     /// Content was looked for before it is fetched.
     Adopted(Box<crate::ledger::object::ObjectState>),
     /// Something foreign was removed.
@@ -190,10 +204,19 @@ impl Replica {
             running: Vec::new(),
             issued: false,
             fetches: Fetches::default(),
+            blocking: parked
+                .iter()
+                .filter(|(_, row)| matches!(row.what, ParkedWhat::Move { .. }))
+                .map(|(id, _)| *id)
+                .collect(),
             parked: parked
                 .into_iter()
                 .map(|(id, row)| (id, row.next_try))
                 .collect(),
+            intended: BTreeSet::new(),
+            rest: None,
+            suspect: None,
+            retrying: false,
             touched: BTreeSet::new(),
             marks: VecDeque::new(),
             batch_end: None,
@@ -261,7 +284,10 @@ impl Replica {
     /// Whether the batch before was taken in, so that the next may come.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.running.is_empty() && self.batch_end.is_none()
+        self.queue.is_empty()
+            && self.running.is_empty()
+            && self.rest.is_none()
+            && self.batch_end.is_none()
     }
 
     /// Whether no more records should be asked for until something that waits is done.
@@ -285,17 +311,28 @@ impl Replica {
         t: &mut dyn Tables,
         accepted: &Accepted,
     ) -> Result<bool, TableError> {
+        if self.origin.is_some() && self.suspect.is_none() {
+            self.suspect = Some(accepted.head);
+        }
         match self.origin {
             Some(origin) if origin != accepted.origin => return Ok(false),
             Some(_) if self.progress.claim > Seq(0) && !accepted.resumed => return Ok(false),
             Some(_) => {}
             None => {
                 self.origin = Some(accepted.origin);
+                self.suspect = Some(Seq(0));
                 put_meta(t, ORIGIN, &accepted.origin)?;
             }
         }
         // What was read but not claimed comes again.
         self.queue.clear();
+        if let Some(rest) = self.rest.take() {
+            // Its rows are written: what was noted is done by a retry.
+            for id in rest.noted().collect::<Vec<_>>() {
+                self.intended.remove(&id);
+                self.parked.insert(id, WallMillis(0));
+            }
+        }
         self.batch_end = None;
         self.marks.clear();
         self.fetches.clear();

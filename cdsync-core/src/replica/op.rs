@@ -112,7 +112,7 @@ pub enum ApplyOp {
         id: ObjectId,
         /// Where.
         at: Place,
-        /// What it is known by.
+        /// What it is known by; all zero for whatever is there.
         identity: Identity,
         /// What it is.
         kind: Kind,
@@ -159,6 +159,16 @@ pub struct Step {
     pub ops: Vec<ApplyOp>,
     /// One after another, in their order.
     pub ordered: bool,
+}
+
+impl Step {
+    /// Whether it moves objects. Then the transaction in which it was polled must be durable
+    /// before it is carried out, and the one in which it was answered before the next step is: a
+    /// disk that is more than one move ahead of its ledger cannot be told from a foreign one.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, ApplyOp::Move(_)))
+    }
 }
 
 /// What an operation came to.

@@ -1,12 +1,14 @@
 //! Objects that could not be applied, and when they are tried again.
 
+use std::collections::BTreeMap;
+
 use super::{ApplyOp, MoveOne, Place, Replica, Then};
 use crate::ids::ObjectId;
-use crate::ledger::access::{live, parked_row, put_parked, remove_parked};
+use crate::ledger::access::{self, FolderAt, live, parked_row, put_parked, remove_parked};
 use crate::ledger::object::{Kind, ObjectState, Seq};
 use crate::ledger::rows::{ParkedRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
-use crate::path::NameSetDigest;
+use crate::path::{Name, NameSetDigest, RelPath};
 use crate::time::WallMillis;
 
 /// The first wait, doubled with each attempt.
@@ -35,6 +37,9 @@ impl Replica {
         if !self.running.is_empty() {
             return Ok(());
         }
+        if !self.blocking.is_empty() {
+            return self.retry_moves(wall, t);
+        }
         let due: Vec<ObjectId> = self
             .parked
             .iter()
@@ -42,6 +47,7 @@ impl Replica {
             .map(|(id, _)| *id)
             .take(RETRY_BATCH)
             .collect();
+        self.retrying = !due.is_empty();
         for id in due {
             let Some(row) = parked_row(t, id)? else {
                 self.parked.remove(&id);
@@ -67,32 +73,13 @@ impl Replica {
                 self.plan_content(wall, t, row.seq, &state, None, None)
             }
             ParkedWhat::Meta(state) => self.retry_meta(t, id, state),
-            ParkedWhat::Move { from } => {
-                let folder = self.folders.at(t, from.0)?;
-                let (Some(folder), Some((to, _)), Some(live)) =
-                    (folder, self.place_of(t, id)?, live(t, id)?)
-                else {
-                    return self.unpark(t, id);
-                };
-                let Some(local) = live.local else {
-                    return self.unpark(t, id);
-                };
-                let identity = local.fingerprint.identity;
-                let place = Place {
-                    folder,
-                    name: from.1.clone(),
-                };
-                let one = MoveOne {
-                    id,
-                    from: place,
-                    to,
-                    identity,
-                };
-                self.run(ApplyOp::Move(vec![one]), Then::Moved(vec![(id, from)]));
-                Ok(())
-            }
+            ParkedWhat::Move { .. } => Ok(()),
             ParkedWhat::Remove { at, identity, kind } => {
-                let Some(folder) = self.folders.at(t, at.0)? else {
+                let still = access::name(t, at.0, &at.1)?.and_then(|row| row.remnant);
+                let fresh = access::name(t, at.0, &at.1)?.is_none() && row.attempts == 0;
+                let folder = self.folders.at(t, at.0)?;
+                let (Some(folder), true) = (folder, fresh || still == Some(identity)) else {
+                    // Its folder went too, or the name was taken by something else since.
                     return self.unpark(t, id);
                 };
                 let place = Place {
@@ -112,6 +99,79 @@ impl Replica {
             }
             ParkedWhat::Content(_) => self.unpark(t, id),
         }
+    }
+
+    /// Tries all moves that are parked, together: they may have to change places.
+    fn retry_moves(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<(), TableError> {
+        let mut from = BTreeMap::new();
+        for id in self.blocking.clone() {
+            match parked_row(t, id)? {
+                Some(ParkedRow {
+                    what: ParkedWhat::Move { from: slot },
+                    attempts,
+                    ..
+                }) if live(t, id)?.is_some_and(|row| row.local.is_some()) => {
+                    self.parked
+                        .insert(id, WallMillis(wall.0 + wait_ms(id, attempts + 1)));
+                    from.insert(id, slot);
+                }
+                _ => self.unpark(t, id)?,
+            }
+        }
+        let mut moves = Vec::with_capacity(from.len());
+        for (id, slot) in &from {
+            let Some(row) = live(t, *id)? else { continue };
+            let (Some((parent, name)), Some(local)) = (row.slot().cloned(), row.local) else {
+                continue;
+            };
+            let (old, new) = (folder_before(t, slot.0, &from)?, folder_before(t, parent, &from)?);
+            let (Some(old), Some(new)) = (old, new) else {
+                continue;
+            };
+            self.touched.extend([old.id, new.id]);
+            let place = |folder, name: &Name| Place {
+                folder,
+                name: name.clone(),
+            };
+            moves.push(MoveOne {
+                id: *id,
+                from: place(old, &slot.1),
+                to: place(new, &name),
+                identity: local.fingerprint.identity,
+            });
+        }
+        from.retain(|id, _| moves.iter().any(|one| one.id == *id));
+        for id in self.blocking.clone() {
+            if !from.contains_key(&id) {
+                self.unpark(t, id)?;
+            }
+        }
+        if !moves.is_empty() {
+            self.run(ApplyOp::Move(moves), Then::Moved(from.into_iter().collect()));
+        }
+        Ok(())
+    }
+
+    /// Notes what is about to be done, in the same transaction as the rows that say it is done.
+    pub(super) fn intend(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        seq: Seq,
+        what: ParkedWhat,
+    ) -> Result<(), TableError> {
+        self.parked.remove(&id);
+        self.intended.insert(id);
+        let row = ParkedRow {
+            seq,
+            reason: "it is being done".to_owned(),
+            since: wall,
+            attempts: 0,
+            next_try: WallMillis(0),
+            what,
+        };
+        put_parked(t, id, &row)
     }
 
     fn retry_meta(
@@ -171,6 +231,12 @@ impl Replica {
         let since = before.map_or(wall, |row| row.since);
         let next_try = WallMillis(wall.0 + wait_ms(id, attempts));
         self.parked.insert(id, next_try);
+        self.intended.remove(&id);
+        if matches!(what, ParkedWhat::Move { .. }) {
+            self.blocking.insert(id);
+        } else {
+            self.blocking.remove(&id);
+        }
         put_parked(
             t,
             id,
@@ -208,7 +274,9 @@ impl Replica {
     }
 
     pub(super) fn unpark(&mut self, t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
-        if self.parked.remove(&id).is_some() {
+        let known = self.parked.remove(&id).is_some();
+        if self.intended.remove(&id) || known {
+            self.blocking.remove(&id);
             remove_parked(t, id)?;
         }
         Ok(())
@@ -223,8 +291,38 @@ impl Replica {
         t: &dyn TablesRead,
         most: usize,
     ) -> Result<Vec<(ObjectId, ParkedRow)>, TableError> {
-        crate::ledger::access::parked(t, most)
+        let mut rows = access::parked(t, most.saturating_add(self.intended.len()))?;
+        rows.retain(|(id, _)| !self.intended.contains(id));
+        rows.truncate(most);
+        Ok(rows)
     }
+}
+
+/// Where a folder was before these objects moved.
+fn folder_before(
+    t: &dyn TablesRead,
+    id: ObjectId,
+    from: &BTreeMap<ObjectId, (ObjectId, Name)>,
+) -> Result<Option<FolderAt>, TableError> {
+    let mut names = Vec::new();
+    let mut at = id;
+    while !at.is_root() {
+        let slot = match from.get(&at) {
+            Some(slot) => Some(slot.clone()),
+            None => live(t, at)?.and_then(|row| row.names.into_iter().next()),
+        };
+        let Some((parent, name)) = slot.filter(|_| names.len() < access::DEPTH_MAX) else {
+            return Ok(None);
+        };
+        names.push(name);
+        at = parent;
+    }
+    let local = live(t, id)?.and_then(|row| row.local);
+    Ok(Some(FolderAt {
+        id,
+        path: RelPath::from_names_upwards(&names),
+        identity: local.map(|l| l.fingerprint.identity),
+    }))
 }
 
 /// Doubling from a second to a minute, spread by 20 % with the object's own number: many objects

@@ -72,8 +72,14 @@ impl Replica {
         if self.issued {
             return Ok(None);
         }
-        self.plan_staged(t)?;
-        let mut ordered = false;
+        let mut ordered = std::mem::take(&mut self.retrying);
+        if self.running.is_empty() && !self.blocking.is_empty() {
+            // What was to be moved is not where the ledger has it: nothing else until it is.
+            return Ok(None);
+        }
+        if self.running.is_empty() {
+            self.plan_staged(t)?;
+        }
         if self.running.is_empty() {
             ordered = self.plan_queue(wall, t)?;
         }
@@ -85,6 +91,11 @@ impl Replica {
         }
         if self.running.is_empty() {
             return Ok(None);
+        }
+        if ordered {
+            // What must go goes first, so that it does not take along what comes instead.
+            self.running
+                .sort_by_key(|r| !matches!(r.op, ApplyOp::Remove { .. } | ApplyOp::Move(_)));
         }
         self.issued = true;
         let ops = self
@@ -98,6 +109,12 @@ impl Replica {
     /// Takes records from the queue until there is something to do that the next one must wait
     /// for. Returns whether the operations must be done one after another.
     fn plan_queue(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<bool, TableError> {
+        if let Some(rest) = self.rest.take() {
+            self.plan_rest(wall, t, rest)?;
+            if !self.running.is_empty() {
+                return Ok(true);
+            }
+        }
         let mut busy = BTreeSet::new();
         while let Some(queued) = self.queue.front() {
             if queued
@@ -120,7 +137,7 @@ impl Replica {
             if simple {
                 self.plan_simple(wall, t, &queued)?;
             } else {
-                self.plan_structure(wall, t, &queued)?;
+                self.plan_structure(wall, t, queued)?;
                 if !self.running.is_empty() {
                     return Ok(true);
                 }
@@ -280,6 +297,9 @@ impl Replica {
     ) -> Result<(), TableError> {
         let id = state.id;
         let adopt = self.adopting;
+        if !adopt && !matches!(content, Some((_, Inline::Here { .. }))) {
+            self.suspect_name(t, seq, state, &at, over)?;
+        }
         match content {
             Some((
                 index,
@@ -333,6 +353,63 @@ impl Replica {
             }
             Some((_, Inline::Pull | Inline::Sent)) | None => self.fetches.want(seq, state.clone()),
         }
+        Ok(())
+    }
+
+    /// A file may have been published before a crash that lost its row, and no content comes now to
+    /// replace it: what is at its name is moved out of the way, if it is not what is known.
+    fn suspect_name(
+        &mut self,
+        t: &mut dyn Tables,
+        seq: Seq,
+        state: &ObjectState,
+        at: &Place,
+        over: Option<Identity>,
+    ) -> Result<(), TableError> {
+        if self.suspect.is_none_or(|upto| seq > upto) {
+            return Ok(());
+        }
+        let slot = (at.folder.id, at.name.clone());
+        match live(t, state.id)?.and_then(|row| row.local.map(|l| (l, row.state))) {
+            Some((local, held)) => {
+                let op = ApplyOp::SetMeta {
+                    id: state.id,
+                    at: Some(at.clone()),
+                    identity: local.fingerprint.identity,
+                    kind: Kind::File,
+                    meta: held.meta,
+                };
+                self.run(op, Then::Probed(slot));
+                Ok(())
+            }
+            None if over.is_none() => self.clear_name(t, seq, state.id, at.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whatever is at an object's name goes to the trash.
+    pub(super) fn clear_name(
+        &mut self,
+        t: &mut dyn Tables,
+        seq: Seq,
+        id: ObjectId,
+        at: Place,
+    ) -> Result<(), TableError> {
+        let identity = Identity::default();
+        let slot = (at.folder.id, at.name.clone());
+        let row = NameRow {
+            object: Some(id),
+            remnant: Some(identity),
+        };
+        put_name(t, slot.0, &slot.1, row)?;
+        let op = ApplyOp::Remove {
+            id: ObjectId::default(),
+            at,
+            identity,
+            kind: Kind::File,
+            below: crate::path::NameSetDigest::default(),
+        };
+        self.run(op, Then::Removed(seq, slot));
         Ok(())
     }
 

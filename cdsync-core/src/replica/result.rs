@@ -63,6 +63,12 @@ impl Replica {
                 (Then::Touched, ApplyResult::Failed(reason)) => {
                     self.not_touched(wall, t, &op, reason)?;
                 }
+                (Then::Probed(slot), ApplyResult::Done(seen)) => {
+                    if seen.is_empty() {
+                        self.replaced(t, &op, slot)?;
+                    }
+                }
+                (Then::Probed(slot), ApplyResult::Failed(_)) => self.replaced(t, &op, slot)?,
                 (Then::Swept, ApplyResult::Failed(reason)) => self.sweep.failed(reason),
                 (Then::Swept, _) => {}
                 // Only an adoption can be not equal.
@@ -214,6 +220,23 @@ impl Replica {
         row.local = Some(local_of(seen));
         self.unpark(t, id)?;
         put_live(t, id, row)
+    }
+
+    /// What is at an object's name is not what the ledger knows: it goes.
+    fn replaced(&mut self, t: &mut dyn Tables, op: &ApplyOp, slot: Slot) -> Result<(), TableError> {
+        let ApplyOp::SetMeta { id, at: Some(at), .. } = op else {
+            return Ok(());
+        };
+        let Some(mut row) = live(t, *id)? else {
+            return Ok(());
+        };
+        if row.slot() != Some(&slot) {
+            return Ok(());
+        }
+        row.local = None;
+        let seq = row.state.version.seq;
+        put_live(t, *id, row)?;
+        self.clear_name(t, seq, *id, at.clone())
     }
 
     fn not_touched(

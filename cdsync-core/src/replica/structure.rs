@@ -1,8 +1,11 @@
 //! Records that move, replace or remove: planned one at a time.
 //!
-//! Everything leaves its old name before anything takes a new one, in the rows as on the disk.
-//! Places are named by the paths from before the record, because the disk opens all folders
-//! before it moves the first.
+//! Everything leaves its old name before anything takes a new one, in the rows as on the disk, and
+//! moves are done before anything else is planned. Their places are named by the paths from before
+//! the record, because the disk opens all folders before it moves the first.
+//!
+//! What is planned is noted among the parked rows before it is done: rows that are durable while
+//! the disk is behind them are made true by a retry after the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,22 +14,48 @@ use crate::ids::ObjectId;
 use crate::ledger::access::{
     self, Slot, bury_below, digest_below, live, put_gone, put_live, put_name,
 };
-use crate::ledger::object::{Identity, Kind, ObjectState};
+use crate::ledger::object::{Identity, Kind, ObjectState, Seq};
 use crate::ledger::record::Record;
-use crate::ledger::rows::{LiveObject, NameRow};
+use crate::ledger::rows::{LiveObject, NameRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::NameSetDigest;
 use crate::time::WallMillis;
 
 /// What the record does to the names, as far as it is news.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Layout {
     /// The object that each name gets.
     next: BTreeMap<Slot, ObjectId>,
     /// Objects that are on the disk and change their name.
     moves: Vec<(ObjectId, Slot, Slot)>,
+}
+
+/// What is left of a record once its moves are done.
+#[derive(Debug)]
+pub(super) struct Rest {
+    queued: Queued,
+    removals: Vec<Removal>,
+    renamed: BTreeSet<ObjectId>,
     /// What stays at a name until the content that replaces it is here.
     stays: BTreeMap<Slot, Identity>,
+}
+
+#[derive(Debug)]
+struct Removal {
+    id: ObjectId,
+    slot: Slot,
+    identity: Identity,
+    kind: Kind,
+    below: NameSetDigest,
+    /// Noted among the parked rows: not for what was never published.
+    noted: bool,
+}
+
+impl Rest {
+    /// Removals that were noted and not planned yet.
+    pub(super) fn noted(&self) -> impl Iterator<Item = ObjectId> {
+        self.removals.iter().filter(|r| r.noted).map(|r| r.id)
+    }
 }
 
 impl Replica {
@@ -34,57 +63,66 @@ impl Replica {
         &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,
-        queued: &Queued,
+        queued: Queued,
     ) -> Result<(), TableError> {
-        let record = &queued.record;
-        let mut layout = self.layout(t, record)?;
+        let layout = layout(t, &queued.record)?;
         let moves = self.plan_moves(t, &layout)?;
-        self.plan_removals(t, record, &mut layout)?;
-        let renamed = self.rename_rows(t, record, &mut layout)?;
-        if !moves.is_empty() {
-            let from = layout
-                .moves
-                .iter()
-                .map(|(id, from, _)| (*id, from.clone()))
-                .collect();
-            self.run(ApplyOp::Move(moves), Then::Moved(from));
+        let mut rest = Rest {
+            queued,
+            removals: Vec::new(),
+            renamed: BTreeSet::new(),
+            stays: BTreeMap::new(),
+        };
+        let leaving = leave(t, &layout, &mut rest)?;
+        self.remove_rows(wall, t, &layout, &mut rest)?;
+        self.take(t, leaving, &mut rest)?;
+        if moves.is_empty() {
+            return self.plan_rest(wall, t, rest);
+        }
+        let seq = rest.queued.record.seq;
+        let from: Vec<(ObjectId, Slot)> = layout
+            .moves
+            .into_iter()
+            .filter(|(id, ..)| moves.iter().any(|one| one.id == *id))
+            .map(|(id, from, _)| (id, from))
+            .collect();
+        for (id, from) in &from {
+            let what = ParkedWhat::Move { from: from.clone() };
+            self.intend(wall, t, *id, seq, what)?;
+        }
+        self.run(ApplyOp::Move(moves), Then::Moved(from));
+        self.rest = Some(rest);
+        Ok(())
+    }
+
+    /// Plans what a record wants besides its moves, which are done.
+    pub(super) fn plan_rest(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        rest: Rest,
+    ) -> Result<(), TableError> {
+        let Rest {
+            queued,
+            removals,
+            renamed,
+            stays,
+        } = rest;
+        let record = &queued.record;
+        for removal in removals {
+            self.plan_removal(t, record.seq, removal)?;
         }
         for state in &record.objects {
             if renamed.contains(&state.id) {
-                self.plan_renamed(wall, t, queued, state)?;
+                self.plan_renamed(wall, t, &queued, state)?;
                 continue;
             }
             let name = record.names.iter().find(|n| n.object == Some(state.id));
             let slot = name.map(|n| (n.parent, n.name.clone()));
-            let over = slot
-                .as_ref()
-                .and_then(|slot| layout.stays.get(slot).copied());
-            self.plan_object(wall, t, queued, state, slot, over)?;
+            let over = slot.as_ref().and_then(|slot| stays.get(slot).copied());
+            self.plan_object(wall, t, &queued, state, slot, over)?;
         }
         Ok(())
-    }
-
-    fn layout(&mut self, t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {
-        let mut layout = Layout::default();
-        for name in &record.names {
-            let slot = (name.parent, name.name.clone());
-            let Some(id) = name.object else { continue };
-            let row = access::object(t, id)?;
-            if row.as_ref().is_some_and(|row| row.seq() > record.seq) {
-                continue;
-            }
-            layout.next.insert(slot.clone(), id);
-            let Some(row) = row.and_then(crate::ledger::rows::ObjectRow::into_live) else {
-                continue;
-            };
-            let Some(from) = row.slot().cloned() else {
-                continue;
-            };
-            if row.local.is_some() && from != slot {
-                layout.moves.push((id, from, slot));
-            }
-        }
-        Ok(layout)
     }
 
     fn plan_moves(
@@ -121,87 +159,79 @@ impl Replica {
         }))
     }
 
-    fn plan_removals(
+    fn remove_rows(
         &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
-        record: &Record,
-        layout: &mut Layout,
+        layout: &Layout,
+        rest: &mut Rest,
     ) -> Result<(), TableError> {
         let moved: BTreeSet<ObjectId> = layout.moves.iter().map(|(id, ..)| *id).collect();
-        for id in &record.removed {
-            self.fetches.remove(*id);
-            let Some(row) = live(t, *id)? else { continue };
-            if row.state.version.seq >= record.seq {
+        let removed = rest.queued.record.removed.clone();
+        let seq = rest.queued.record.seq;
+        for id in removed {
+            self.fetches.remove(id);
+            let Some(row) = live(t, id)? else { continue };
+            if row.state.version.seq >= seq {
                 continue;
             }
-            self.unpark(t, *id)?;
+            self.unpark(t, id)?;
             let kind = row.state.kind;
             let below = match kind {
-                Kind::Folder => digest_below(t, *id)?,
+                Kind::Folder => digest_below(t, id)?,
                 _ => NameSetDigest::default(),
             };
             for slot in row.names.clone() {
-                self.plan_removal(t, record, layout, &moved, &row, &slot, below)?;
+                let Some(identity) = vacate(t, layout, &moved, &row, &slot, rest)? else {
+                    continue;
+                };
+                let what = ParkedWhat::Remove {
+                    at: slot.clone(),
+                    identity,
+                    kind,
+                };
+                self.intend(wall, t, id, seq, what)?;
+                rest.removals.push(Removal {
+                    id,
+                    slot,
+                    identity,
+                    kind,
+                    below,
+                    noted: true,
+                });
             }
             if kind == Kind::Folder {
-                bury_below(t, *id, record.seq)?;
+                bury_below(t, id, seq)?;
                 self.folders.forget();
             }
-            put_gone(t, *id, record.seq)?;
+            put_gone(t, id, seq)?;
         }
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one removal's facts, used once")]
     fn plan_removal(
         &mut self,
         t: &mut dyn Tables,
-        record: &Record,
-        layout: &mut Layout,
-        moved: &BTreeSet<ObjectId>,
-        row: &LiveObject,
-        slot: &Slot,
-        below: NameSetDigest,
+        seq: Seq,
+        removal: Removal,
     ) -> Result<(), TableError> {
-        let remnant = access::name(t, slot.0, &slot.1)?.and_then(|n| n.remnant);
-        let held = row.local.as_ref().map(|l| l.fingerprint.identity);
-        put_name(
-            t,
-            slot.0,
-            &slot.1,
-            NameRow {
-                object: None,
-                remnant: None,
-            },
-        )?;
-        let Some(identity) = held.or(remnant) else {
-            return Ok(());
-        };
-        let next = layout.next.get(slot);
-        if next.is_some_and(|next| moved.contains(next)) {
-            // The move puts what it finds in its way into the trash.
-            return Ok(());
-        }
-        let replacing = next.and_then(|next| record.objects.iter().find(|s| s.id == *next));
-        if replacing.is_some_and(|s| s.kind != Kind::Folder) && row.state.kind != Kind::Folder {
-            layout.stays.insert(slot.clone(), identity);
-            return Ok(());
-        }
-        let Some(at) = self.place_at(t, slot)? else {
-            return Ok(());
+        let Removal {
+            id,
+            slot,
+            identity,
+            kind,
+            below,
+            ..
+        } = removal;
+        let Some(at) = self.place_at(t, &slot)? else {
+            // The folder that it was in went with it.
+            return self.unpark(t, id);
         };
         self.touched.insert(at.folder.id);
         // Until it is done the name remembers what is still there.
-        put_name(
-            t,
-            slot.0,
-            &slot.1,
-            NameRow {
-                object: None,
-                remnant: Some(identity),
-            },
-        )?;
-        let (id, kind) = (row.state.id, row.state.kind);
+        let object = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
+        let remnant = Some(identity);
+        put_name(t, slot.0, &slot.1, NameRow { object, remnant })?;
         let op = ApplyOp::Remove {
             id,
             at,
@@ -209,46 +239,22 @@ impl Replica {
             kind,
             below,
         };
-        self.run(op, Then::Removed(record.seq, slot.clone()));
+        self.run(op, Then::Removed(seq, slot));
         Ok(())
     }
 
-    /// Gives objects that have rows their new names. Returns which.
-    fn rename_rows(
+    /// Gives objects that have rows their new names.
+    fn take(
         &mut self,
         t: &mut dyn Tables,
-        record: &Record,
-        layout: &mut Layout,
-    ) -> Result<BTreeSet<ObjectId>, TableError> {
-        let mut renamed = BTreeMap::new();
-        for (slot, id) in &layout.next {
-            let Some(row) = live(t, *id)? else { continue };
-            let Some(from) = row.slot().cloned() else {
-                continue;
-            };
-            if from == *slot {
-                continue;
-            }
-            let remnant = access::name(t, from.0, &from.1)?.and_then(|n| n.remnant);
-            put_name(
-                t,
-                from.0,
-                &from.1,
-                NameRow {
-                    object: None,
-                    remnant: None,
-                },
-            )?;
-            if let (None, Some(identity)) = (&row.local, remnant) {
-                self.remove_remnant(t, record, &row, &from, identity)?;
-            }
-            renamed.insert(*id, (slot.clone(), row));
-        }
-        for (id, (slot, mut row)) in renamed.clone() {
+        leaving: BTreeMap<ObjectId, (Slot, LiveObject)>,
+        rest: &mut Rest,
+    ) -> Result<(), TableError> {
+        for (id, (slot, mut row)) in leaving {
             let remnant = row
                 .local
                 .is_none()
-                .then(|| layout.stays.get(&slot).copied())
+                .then(|| rest.stays.get(&slot).copied())
                 .flatten();
             put_name(
                 t,
@@ -264,41 +270,8 @@ impl Replica {
                 self.folders.forget();
             }
             put_live(t, id, row)?;
+            rest.renamed.insert(id);
         }
-        Ok(renamed.into_keys().collect())
-    }
-
-    /// What sat at the old name of something that was never published there.
-    fn remove_remnant(
-        &mut self,
-        t: &mut dyn Tables,
-        record: &Record,
-        row: &LiveObject,
-        from: &Slot,
-        identity: Identity,
-    ) -> Result<(), TableError> {
-        let Some(at) = self.place_at(t, from)? else {
-            return Ok(());
-        };
-        put_name(
-            t,
-            from.0,
-            &from.1,
-            NameRow {
-                object: None,
-                remnant: Some(identity),
-            },
-        )?;
-        let (id, kind) = (row.state.id, row.state.kind);
-        let below = NameSetDigest::default();
-        let op = ApplyOp::Remove {
-            id,
-            at,
-            identity,
-            kind,
-            below,
-        };
-        self.run(op, Then::Removed(record.seq, from.clone()));
         Ok(())
     }
 
@@ -324,4 +297,97 @@ impl Replica {
         }
         self.plan_object(wall, t, queued, state, None, None)
     }
+}
+
+fn layout(t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {
+    let mut layout = Layout::default();
+    for name in &record.names {
+        let slot = (name.parent, name.name.clone());
+        let Some(id) = name.object else { continue };
+        let row = access::object(t, id)?;
+        if row.as_ref().is_some_and(|row| row.seq() > record.seq) {
+            continue;
+        }
+        layout.next.insert(slot.clone(), id);
+        let Some(row) = row.and_then(crate::ledger::rows::ObjectRow::into_live) else {
+            continue;
+        };
+        let Some(from) = row.slot().cloned() else {
+            continue;
+        };
+        if row.local.is_some() && from != slot {
+            layout.moves.push((id, from, slot));
+        }
+    }
+    Ok(layout)
+}
+
+/// Takes objects that have rows away from their old names.
+fn leave(
+    t: &mut dyn Tables,
+    layout: &Layout,
+    rest: &mut Rest,
+) -> Result<BTreeMap<ObjectId, (Slot, LiveObject)>, TableError> {
+    let mut leaving = BTreeMap::new();
+    for (slot, id) in &layout.next {
+        let Some(row) = live(t, *id)? else { continue };
+        let Some(from) = row.slot().cloned() else {
+            continue;
+        };
+        if from == *slot {
+            continue;
+        }
+        let remnant = access::name(t, from.0, &from.1)?.and_then(|n| n.remnant);
+        let nothing = NameRow {
+            object: None,
+            remnant: None,
+        };
+        put_name(t, from.0, &from.1, nothing)?;
+        if let (None, Some(identity)) = (&row.local, remnant) {
+            // What sat at the old name of something that was never published there.
+            rest.removals.push(Removal {
+                id: *id,
+                slot: from,
+                identity,
+                kind: row.state.kind,
+                below: NameSetDigest::default(),
+                noted: false,
+            });
+        }
+        leaving.insert(*id, (slot.clone(), row));
+    }
+    Ok(leaving)
+}
+
+/// Empties the name row of a removed object. Returns what must go from the disk there.
+fn vacate(
+    t: &mut dyn Tables,
+    layout: &Layout,
+    moved: &BTreeSet<ObjectId>,
+    row: &LiveObject,
+    slot: &Slot,
+    rest: &mut Rest,
+) -> Result<Option<Identity>, TableError> {
+    let remnant = access::name(t, slot.0, &slot.1)?.and_then(|n| n.remnant);
+    let held = row.local.as_ref().map(|l| l.fingerprint.identity);
+    let nothing = NameRow {
+        object: None,
+        remnant: None,
+    };
+    put_name(t, slot.0, &slot.1, nothing)?;
+    let Some(identity) = held.or(remnant) else {
+        return Ok(None);
+    };
+    let next = layout.next.get(slot);
+    if next.is_some_and(|next| moved.contains(next)) {
+        // The move puts what it finds in its way into the trash.
+        return Ok(None);
+    }
+    let objects = &rest.queued.record.objects;
+    let replacing = next.and_then(|next| objects.iter().find(|s| s.id == *next));
+    if replacing.is_some_and(|s| s.kind != Kind::Folder) && row.state.kind != Kind::Folder {
+        rest.stays.insert(slot.clone(), identity);
+        return Ok(None);
+    }
+    Ok(Some(identity))
 }

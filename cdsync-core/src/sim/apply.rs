@@ -256,7 +256,8 @@ fn remove(
         let mut found = NameSetDigest::default();
         digest(disk, id, &RelPath::root(), &mut found);
         if found != below {
-            return Err(format!("{} holds other names than known", path(at)));
+            // Foreign content: one by one into the trash, but for what the filter excludes.
+            disk.foreign_removals += 1;
         }
     }
     clear(disk, folder, at);

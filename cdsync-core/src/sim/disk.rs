@@ -73,6 +73,8 @@ pub struct Disk {
     pub watched: bool,
     /// What was moved out of the way.
     pub trash: Vec<Trashed>,
+    /// How often a folder was removed that held more or less than was known.
+    pub foreign_removals: u64,
 }
 
 impl Disk {
@@ -90,6 +92,7 @@ impl Disk {
             events: Vec::new(),
             watched: true,
             trash: Vec::new(),
+            foreign_removals: 0,
         };
         for _ in [ROOT, OUTSIDE] {
             let id = disk.new_node(Kind::Folder, 0o755);

@@ -352,11 +352,17 @@ impl SourceSim {
     /// Reads content as it is now, with the proof that it did not change. The inner `None`: it
     /// changes.
     pub fn read(&mut self, at: &ContentAt, meanwhile: &mut Meanwhile<'_>) -> Option<Vec<u8>> {
-        let folder = self.disk.open(&at.folder).ok()?;
-        let id = self.disk.child(folder, &at.name)?;
-        if self.disk.observe(id).fingerprint != at.fingerprint {
+        let Ok(folder) = self.disk.open(&at.folder) else {
+            self.note(format!("not read {}: folder {:?} moved", at.object, at.folder));
+            return None;
+        };
+        let seen = self.disk.look(folder, &at.name).map(|seen| seen.fingerprint);
+        if seen != Some(at.fingerprint) {
+            let wanted = at.fingerprint;
+            self.note(format!("not read {}: {seen:?} for {wanted:?}", at.object));
             return None;
         }
+        let id = self.disk.child(folder, &at.name)?;
         let bytes = self.disk.node(id).bytes.clone();
         meanwhile(&mut self.disk);
         (self.disk.observe(id).fingerprint == at.fingerprint).then_some(bytes)

@@ -59,6 +59,8 @@ pub struct TargetSim {
     staged: BTreeMap<ObjectId, (Seq, Vec<u8>)>,
     working: Option<Working>,
     syncing: Option<u64>,
+    /// Whether the step before moved something.
+    moved: bool,
     rng: Rng,
 }
 
@@ -83,6 +85,7 @@ impl TargetSim {
             staged: BTreeMap::new(),
             working: None,
             syncing: None,
+            moved: false,
             rng: Rng::new(seed),
         }
     }
@@ -301,6 +304,10 @@ impl TargetSim {
         else {
             return;
         };
+        if step.moves() || std::mem::replace(&mut self.moved, step.moves()) {
+            self.tables.commit(Durability::Durable);
+        }
+        self.moved = step.moves();
         // Folders first and in their order, then the rest in any.
         let count = step.ops.len();
         let (mut first, mut rest): (Vec<usize>, Vec<usize>) = (0..count)
