@@ -43,7 +43,7 @@ const FILE: &str = "agent.toml";
 /// What `agent.toml` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AgentFile {
+pub(crate) struct AgentFile {
     name: Label,
     listen: SocketAddr,
     advertise: String,
@@ -129,8 +129,16 @@ fn hex(key: &[u8; 32]) -> String {
     key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Joins.
+/// Joins, and says so.
 pub(crate) async fn join(args: JoinArgs) -> Result<()> {
+    let (as_json, data) = (args.json, args.data.clone());
+    let file = enrol(args).await?;
+    tell(&data, &file, as_json);
+    Ok(())
+}
+
+/// Joins: shows the token to the master and keeps what it answers in the folder.
+pub(crate) async fn enrol(args: JoinArgs) -> Result<AgentFile> {
     let data = args.data;
     if data.join(FILE).exists() {
         return Err(
@@ -170,13 +178,17 @@ pub(crate) async fn join(args: JoinArgs) -> Result<()> {
     let reply = ask(&token, &request).await?;
     let (identity, file) = accept(&token, key, reply, roots, args.listen, advertise)?;
     keep(&data, &identity, &file)?;
+    Ok(file)
+}
+
+fn tell(data: &Path, file: &AgentFile, as_json: bool) {
     let next = format!("cdsync agent run --data {}", data.display());
-    if args.json {
+    if as_json {
         json(&serde_json::json!({
             "name": file.name, "server": file.server, "master": file.master,
             "advertise": file.advertise, "roots": file.roots, "next": next,
         }));
-        return Ok(());
+        return;
     }
     say(&format!(
         "joined as {} (other agents will dial {}, jobs may use {})",
@@ -189,7 +201,6 @@ pub(crate) async fn join(args: JoinArgs) -> Result<()> {
             .join(", "),
     ));
     hint(&format!("next: {next}"));
-    Ok(())
 }
 
 /// A root as the master and the agent will name it.

@@ -82,7 +82,7 @@ impl OrdersKeeper {
         self.current.as_ref()
     }
 
-    /// Takes new orders, durably, if they are newer.
+    /// Takes orders, durably, if they are newer, or the same plan with a fresh lease.
     ///
     /// # Errors
     /// [`OrdersError`].
@@ -93,7 +93,8 @@ impl OrdersKeeper {
             if got.term == obeyed.term && orders.instance != current.instance {
                 return Err(OrdersError::OtherMaster { term: got.term });
             }
-            if got <= obeyed {
+            let refreshed = got == obeyed && orders.lease_until >= current.lease_until;
+            if got <= obeyed && !refreshed {
                 return Err(OrdersError::Old { obeyed, got });
             }
         }

@@ -1,6 +1,6 @@
 //! What managers type: each command is a call or two of the master's API.
 
-mod client;
+pub(crate) mod client;
 mod connect;
 mod jobfile;
 pub(crate) mod jobs;

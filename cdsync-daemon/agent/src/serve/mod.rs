@@ -5,7 +5,7 @@ mod fetch;
 mod readers;
 mod subscription;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use cdsync_transport::{
     CloseCode, Connection, FrameError, FrameReader, FrameWriter, Role, Stream, Transport,
 };
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::wall;
@@ -49,10 +49,11 @@ pub(crate) struct Serving {
     fetches: Semaphore,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Entry {
     slot: Slot,
-    paused: bool,
+    /// Subscriptions end when it turns true, or when the job is no more.
+    paused: watch::Sender<bool>,
 }
 
 /// Why a stream ends before its time.
@@ -94,7 +95,15 @@ impl Serving {
     }
 
     pub(crate) fn put(&self, job: JobId, slot: Slot, paused: bool) {
-        self.jobs().insert(job, Entry { slot, paused });
+        match self.jobs().entry(job) {
+            btree_map::Entry::Occupied(mut entry) => {
+                entry.get_mut().slot = slot;
+                entry.get().paused.send_replace(paused);
+            }
+            btree_map::Entry::Vacant(entry) => {
+                entry.insert(Entry { slot, paused: watch::Sender::new(paused) });
+            }
+        }
     }
 
     pub(crate) fn remove(&self, job: JobId) {
@@ -111,7 +120,7 @@ impl Serving {
         peer: ServerId,
         job: JobId,
         grant: &Signed,
-    ) -> Result<Arc<Served>, ServeError> {
+    ) -> Result<(Arc<Served>, watch::Receiver<bool>), ServeError> {
         let refuse = |reason: &str| ServeError::refused(RefusedWhy::Grant, reason);
         let grant: Grant = grant
             .verify(&self.key)
@@ -127,29 +136,24 @@ impl Serving {
                 "the grant has ended; the master must be reached for a new one",
             ));
         }
-        let Some(entry) = self.jobs().get(&job).cloned() else {
+        let entry = self.jobs().get(&job).map(|e| (Arc::clone(&e.slot), e.paused.subscribe()));
+        let Some((slot, paused)) = entry else {
             return Err(ServeError::refused(
                 RefusedWhy::NoSuchJob,
                 "this server is not a source of that job (yet)",
             ));
         };
-        if entry.paused {
+        if *paused.borrow() {
             return Err(ServeError::refused(
                 RefusedWhy::NotServing,
                 "the job is paused",
             ));
         }
-        let served = entry
-            .slot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        served.ok_or_else(|| {
-            ServeError::refused(
-                RefusedWhy::NotServing,
-                "the source is not running: see its state",
-            )
-        })
+        let served = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let served = served.ok_or_else(|| {
+            ServeError::refused(RefusedWhy::NotServing, "the source is not running: see its state")
+        })?;
+        Ok((served, paused))
     }
 }
 
@@ -240,11 +244,18 @@ async fn serve_request(
     }
     match decode::<PeerMessage>(&frame.payload) {
         Ok(PeerMessage::Subscribe(subscribe)) => {
-            let served = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
-            subscription::serve(&served, &subscribe, serving, writer, reader).await
+            let (served, mut paused) = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
+            tokio::select! {
+                ended = subscription::serve(&served, &subscribe, serving, writer, reader) => ended,
+                // An error: the job is no more.
+                _ = paused.wait_for(|paused| *paused) => {
+                    let reason = "the job was paused or removed";
+                    Err(ServeError::refused(RefusedWhy::NotServing, reason))
+                }
+            }
         }
         Ok(PeerMessage::Fetch(request)) => {
-            let served = serving.entitled(peer, request.job, &request.grant)?;
+            let (served, _) = serving.entitled(peer, request.job, &request.grant)?;
             let permit = serving
                 .fetches
                 .acquire()
