@@ -225,12 +225,7 @@ impl Coalescer {
                 .iter()
                 .any(|slot| lost.contains_key(slot) && !moves.values().any(|f| f == slot))
         });
-        let gone: Vec<Slot> = lost
-            .keys()
-            .filter(|s| !moves.values().any(|f| f == *s))
-            .cloned()
-            .collect();
-        let mut implied = BTreeSet::new();
+        let left: BTreeSet<ObjectId> = lost.keys().map(|slot| slot.0).collect();
         for slots in groups {
             for slot in &slots {
                 // A folder removed by an earlier group took what was below it along.
@@ -242,10 +237,7 @@ impl Coalescer {
             }
             self.record_group(wall, t, &slots, &mut lost, &mut found, moves)?;
         }
-        for slot in gone {
-            implied.insert(slot.0);
-        }
-        for folder in implied {
+        for folder in left {
             self.withdraw_folder(wall, t, folder)?;
         }
         Ok(())

@@ -215,7 +215,10 @@ impl Coalescer {
             {
                 self.note_handle(t, id, row, &observed)?;
             }
-            // Its own times are compared when it is listed itself.
+            if depth == Depth::Shallow {
+                // Else its own metadata is compared when it is listed itself.
+                self.seen_folders.insert(id, observed);
+            }
             return Ok(());
         }
         self.compare_same(wall, t, id, row, &observed, What::default())

@@ -223,6 +223,8 @@ impl Coalescer {
         partner: Option<Slot>,
     ) -> Result<(), TableError> {
         if slot.1.is_reserved() {
+            // Not looked at, but its folder has another time now.
+            self.pending.folder(slot.0);
             return Ok(());
         }
         if self.pending.len() >= self.config.pending_max && self.pending.get(&slot).is_none() {
