@@ -1,1 +1,33 @@
-//! End-to-end tests that drive the built binary.
+//! What the end-to-end tests are made with: clusters of real processes, folders to work in, random
+//! changes, and a comparison that shares no code with the program.
+//!
+//! ```text
+//!   Cluster   a master and agents, each its own process on its own address of 127/8
+//!   Space     folders; as root each on a tmpfs of its own
+//!   Churn     seeded random changes of a tree
+//!   compare   two trees, entry by entry, byte by byte
+//! ```
+//!
+//! Everything here panics when something goes wrong: it is only for tests.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a library for tests: it speaks to whoever runs them, and fails by panicking"
+)]
+
+mod binary;
+mod churn;
+mod cluster;
+mod compare;
+mod random;
+mod space;
+mod wait;
+
+pub use binary::cdsync;
+pub use churn::{Churn, make_tree};
+pub use cluster::{Cluster, Said, job_file};
+pub use compare::{assert_equal, differences};
+pub use random::{Random, seed};
+pub use space::{Space, is_root};
+pub use wait::wait_until;

@@ -1,0 +1,482 @@
+//! A master and agents as processes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::binary::cdsync;
+use crate::compare::{assert_equal, differences};
+use crate::space::Space;
+use crate::wait::wait_until;
+
+/// How long a process may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The lines of a process's log that are shown when a test fails.
+const LOG_LINES: usize = 40;
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to stdout.
+    pub out: String,
+    /// What it wrote to stderr.
+    pub err: String,
+}
+
+impl Said {
+    /// What it wrote to stdout, as JSON.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("not JSON ({e}): {self:?}"))
+    }
+
+    /// It ended with this exit code.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{}{}", self.out, self.err);
+        self
+    }
+}
+
+/// A process of the cluster, running or not.
+#[derive(Debug)]
+struct Process {
+    child: Option<Child>,
+    data: PathBuf,
+    kind: &'static str,
+    /// Another user that it runs as.
+    user: Option<u32>,
+}
+
+/// A master and agents, each its own process on its own address. All end when it is dropped; when
+/// that is because the test failed, the ends of their logs are printed.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Where sources and targets lie.
+    pub space: Space,
+    network: [u8; 3],
+    processes: BTreeMap<String, Process>,
+    binary: PathBuf,
+}
+
+impl Cluster {
+    /// Makes and starts a master, on the first address of a free part of 127/8.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start() -> Self {
+        let space = Space::new();
+        let mut cluster = Self {
+            space,
+            network: free_network(),
+            processes: BTreeMap::new(),
+            binary: cdsync().to_owned(),
+        };
+        cluster.init_master();
+        cluster.up("master");
+        cluster
+    }
+
+    fn init_master(&mut self) {
+        let data = self.space.path().join("data-master");
+        let (listen, http) = (self.address(1, 7400), self.address(1, 7480));
+        let text = data.to_str().unwrap();
+        let args = [
+            "master", "init", "--data", text, "--listen", &listen, "--http", &http,
+        ];
+        self.cdsync(args).expect(0);
+        let process = Process {
+            child: None,
+            data,
+            kind: "master",
+            user: None,
+        };
+        self.processes.insert("master".to_owned(), process);
+    }
+
+    /// An address of this cluster.
+    #[must_use]
+    pub fn address(&self, host: u8, port: u16) -> String {
+        let [a, b, c] = self.network;
+        format!("{a}.{b}.{c}.{host}:{port}")
+    }
+
+    /// Where an agent listens: the master has the first address, agents follow as they join.
+    #[must_use]
+    pub fn agent_address(&self, host: u8) -> String {
+        self.address(host, 7410)
+    }
+
+    /// The data folder of a process.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    #[must_use]
+    pub fn data(&self, name: &str) -> &Path {
+        &self.processes[name].data
+    }
+
+    /// A token for a server.
+    ///
+    /// # Panics
+    /// When the master makes none.
+    #[must_use]
+    pub fn token(&self, name: &str, group: &str) -> String {
+        let said = self.cdsync(["master", "token", "--name", name, "--group", group]);
+        said.expect(0).out.trim().to_owned()
+    }
+
+    /// Joins and starts an agent in the group `eu/one` that may use one root.
+    pub fn agent(&mut self, name: &str, root: &Path) {
+        self.agent_in(name, "eu/one", &[root]);
+    }
+
+    /// Joins and starts an agent.
+    pub fn agent_in(&mut self, name: &str, group: &str, roots: &[&Path]) {
+        self.join(name, group, roots, None);
+        self.up(name);
+    }
+
+    /// Joins and starts an agent of another user, who gets its data folder. It runs a copy of the
+    /// program, because the build folder may be closed to others.
+    pub fn agent_as(&mut self, name: &str, user: u32, roots: &[&Path]) {
+        let copy = self.space.path().join("cdsync");
+        if !copy.exists() {
+            fs::copy(&self.binary, &copy).unwrap();
+        }
+        self.join(name, "eu/one", roots, Some(user));
+        self.up(name);
+    }
+
+    fn join(&mut self, name: &str, group: &str, roots: &[&Path], user: Option<u32>) {
+        let data = self.space.path().join(format!("data-{name}"));
+        let token = self.token(name, group);
+        let host = u8::try_from(self.processes.len() + 1).unwrap();
+        let listen = self.agent_address(host);
+        let mut command = Command::new(&self.binary);
+        command.args(["agent", "join", "--token", &token, "--listen", &listen]);
+        command.arg("--data").arg(&data);
+        for root in roots {
+            command.arg("--root").arg(root);
+        }
+        run(&mut command).expect(0);
+        if let Some(user) = user {
+            give(&data, user);
+        }
+        let process = Process {
+            child: None,
+            data,
+            kind: "agent",
+            user,
+        };
+        self.processes.insert(name.to_owned(), process);
+    }
+
+    /// Starts a process that is stopped. Returns when it answers (a master) or is connected (an
+    /// agent whose master runs).
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn up(&mut self, name: &str) {
+        self.spawn(name);
+        if name == "master" {
+            wait_until(PATIENCE, "the master answers", || {
+                self.cdsync(["status"]).code == 0
+            });
+        } else if self.processes["master"].child.is_some() {
+            wait_until(PATIENCE, &format!("{name} is connected"), || {
+                self.server_state(name).as_deref() == Some("connected")
+            });
+        }
+    }
+
+    /// Starts a process and does not wait for it.
+    ///
+    /// # Panics
+    /// When it runs already, or cannot be started.
+    pub fn spawn(&mut self, name: &str) {
+        let log = self.log_path(name);
+        let out = File::options().create(true).append(true).open(log).unwrap();
+        let copy = self.space.path().join("cdsync");
+        let process = self.processes.get_mut(name).unwrap();
+        assert!(process.child.is_none(), "{name} runs already");
+        let mut command = match process.user {
+            None => Command::new(&self.binary),
+            Some(user) => {
+                let mut command = Command::new("setpriv");
+                let ids = [format!("--reuid={user}"), format!("--regid={user}")];
+                command
+                    .args(ids)
+                    .args(["--clear-groups", "--inh-caps=-all"]);
+                command.arg(copy);
+                command
+            }
+        };
+        command
+            .args([process.kind, "run", "--data"])
+            .arg(&process.data);
+        command.stdin(Stdio::null());
+        command.stdout(out.try_clone().unwrap()).stderr(out);
+        process.child = Some(command.spawn().unwrap());
+    }
+
+    /// Ends a process politely (SIGTERM) and waits for that.
+    ///
+    /// # Panics
+    /// When it does not end, or not with exit code 0.
+    pub fn stop(&mut self, name: &str) {
+        let mut child = self.take(name);
+        signal(&child, Signal::TERM);
+        wait_until(PATIENCE, &format!("{name} ends"), || {
+            child.try_wait().unwrap().is_some()
+        });
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{name} ended with {status}");
+    }
+
+    /// Ends a process at once (SIGKILL).
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill(&mut self, name: &str) {
+        let mut child = self.take(name);
+        signal(&child, Signal::KILL);
+        child.wait().unwrap();
+    }
+
+    fn take(&mut self, name: &str) -> Child {
+        let process = self.processes.get_mut(name).unwrap();
+        process
+            .child
+            .take()
+            .unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    /// Whether a process has not ended by itself.
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub fn is_alive(&mut self, name: &str) -> bool {
+        let child = self.processes.get_mut(name).unwrap().child.as_mut();
+        child.unwrap().try_wait().unwrap().is_none()
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.space.path().join(format!("{name}.log"))
+    }
+
+    /// What a process logged since it was first started.
+    #[must_use]
+    pub fn log(&self, name: &str) -> String {
+        let bytes = fs::read(self.log_path(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Runs a manager's command against this cluster's master.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    #[track_caller]
+    pub fn cdsync<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Said {
+        run(self.command().args(args))
+    }
+
+    /// A command with its environment set for this cluster's master.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        let data = self.space.path().join("data-master");
+        command.env("CDSYNC_DATA", data).stdin(Stdio::null());
+        command
+            .env_remove("CDSYNC_MASTER")
+            .env_remove("CDSYNC_TOKEN_FILE");
+        command
+    }
+
+    /// Runs a command of words separated by spaces, which must do what it says, and gives its JSON.
+    ///
+    /// # Panics
+    /// When it does not end with exit code 0.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self, words: &str) -> Value {
+        let said = self.cdsync(words.split(' ').chain(["--json"]));
+        said.expect(0).json()
+    }
+
+    /// Applies a job file.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    #[track_caller]
+    pub fn apply(&self, text: &str, more: &[&str]) -> Said {
+        let file = self.space.path().join("job.toml");
+        fs::write(&file, text).unwrap();
+        let args = ["job", "apply", "-f", file.to_str().unwrap()];
+        self.cdsync(args.into_iter().chain(more.iter().copied()))
+    }
+
+    /// Makes a realtime job from one server's folder to others', `(server, path)` each.
+    #[track_caller]
+    pub fn job(&self, name: &str, source: (&str, &Path), targets: &[(&str, &Path)]) {
+        self.apply(&job_file(name, source, targets, ""), &[])
+            .expect(0);
+    }
+
+    /// Waits until every target of a job holds all.
+    ///
+    /// # Panics
+    /// When that does not come within a minute.
+    #[track_caller]
+    pub fn wait(&self, job: &str) {
+        let said = self.cdsync(["job", "wait", job, "--timeout", "60s"]);
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    }
+
+    /// Two folders of a job are equal.
+    ///
+    /// # Panics
+    /// When they are not: with the differences, and what the servers know of the first ones.
+    #[track_caller]
+    pub fn assert_equal(&self, job: &str, source: &Path, target: &Path) {
+        let found = differences(source, target);
+        for line in found.iter().take(3) {
+            let path = line.split(": ").next().unwrap_or_default();
+            let said = self.cdsync(["job", "explain", job, "--", path]);
+            eprintln!("{path}\n{}{}", said.out, said.err);
+            let log = self.cdsync(["job", "log", job]).out;
+            for line in log.lines().filter(|line| line.contains(path)) {
+                eprintln!("  {line}");
+            }
+        }
+        assert_equal(source, target);
+    }
+
+    /// The number up to which a job's source has recorded changes.
+    #[must_use]
+    #[track_caller]
+    pub fn source_seq(&self, job: &str) -> u64 {
+        let status = self.json(&format!("job status {job}"));
+        status["sources"][0]["seq"].as_u64().expect("a number")
+    }
+
+    /// The state of a server, as `server list` has it.
+    #[must_use]
+    pub fn server_state(&self, name: &str) -> Option<String> {
+        let list = self.json("server list");
+        let found = list
+            .as_array()?
+            .iter()
+            .find(|server| server["name"] == name)?;
+        Some(found["state"].as_str()?.to_owned())
+    }
+
+    fn tell(&self) {
+        let mut text = String::new();
+        for name in self.processes.keys() {
+            let log = self.log(name);
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(LOG_LINES);
+            let _ = writeln!(text, "--- {name}\n{}", lines[last..].join("\n"));
+        }
+        eprintln!("{text}");
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
+        for process in self.processes.values_mut() {
+            if let Some(mut child) = process.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// The text of a job file: `(server, path)` for the source and each target, and further lines.
+#[must_use]
+pub fn job_file(
+    name: &str,
+    source: (&str, &Path),
+    targets: &[(&str, &Path)],
+    more: &str,
+) -> String {
+    let place = |(server, path): &(&str, &Path)| {
+        let key = match server.strip_prefix('@') {
+            None => format!("server = {server:?}"),
+            Some(group) if group.contains('/') => format!("group = {group:?}"),
+            Some(region) => format!("region = {region:?}"),
+        };
+        format!("{{ {key}, path = {:?} }}", path.to_str().expect("UTF-8"))
+    };
+    let targets: Vec<String> = targets.iter().map(place).collect();
+    format!(
+        "name = {name:?}\nsource = [{}]\ntarget = [{}]\n{more}\n",
+        place(&source),
+        targets.join(", ")
+    )
+}
+
+#[track_caller]
+fn run(command: &mut Command) -> Said {
+    let output = command.output().expect("cdsync can be run");
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.unwrap(), signal).unwrap();
+}
+
+fn give(folder: &Path, user: u32) {
+    std::os::unix::fs::chown(folder, Some(user), Some(user)).unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        std::os::unix::fs::chown(entry.unwrap().path(), Some(user), Some(user)).unwrap();
+    }
+}
+
+/// A part of 127/8 in which nobody has the master's port. Each process and each test of it tries
+/// others first.
+fn free_network() -> [u8; 3] {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let process = std::process::id().to_le_bytes();
+    // 127.0 and 127.1 are left to others.
+    let second = 2 + process[0] % 250;
+    (0..=u8::MAX)
+        .map(|_| {
+            [
+                127,
+                second,
+                NEXT.fetch_add(1, Ordering::Relaxed) ^ process[1],
+            ]
+        })
+        .find(|[a, b, c]| UdpSocket::bind(format!("{a}.{b}.{c}.1:7400")).is_ok())
+        .expect("a free network of 127/8")
+}

@@ -1,0 +1,138 @@
+//! An independent comparison of two trees.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+
+/// At most so many differences are told.
+const TOLD_MAX: usize = 40;
+
+/// What is compared of one entry, beside content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    kind: &'static str,
+    mode: u32,
+    owner: (u32, u32),
+    /// Seconds and nanoseconds.
+    mtime: (i64, i64),
+    size: u64,
+    link: Option<Vec<u8>>,
+}
+
+/// How two trees differ: one line for each difference, names escaped. `.cdsync` is left out at
+/// every depth, and the two top folders themselves are not compared.
+///
+/// # Panics
+/// When a tree cannot be read.
+#[must_use]
+pub fn differences(left: &Path, right: &Path) -> Vec<String> {
+    let (a, b) = (read(left), read(right));
+    let mut told = Vec::new();
+    for (path, one) in &a {
+        match b.get(path) {
+            None => told.push(format!("{}: only left", shown(path))),
+            Some(other) => compare(left, right, path, one, other, &mut told),
+        }
+    }
+    for path in b.keys().filter(|path| !a.contains_key(*path)) {
+        told.push(format!("{}: only right", shown(path)));
+    }
+    told
+}
+
+/// Two trees are equal.
+///
+/// # Panics
+/// When they are not, with the differences.
+#[track_caller]
+pub fn assert_equal(left: &Path, right: &Path) {
+    let found = differences(left, right);
+    assert!(
+        found.is_empty(),
+        "{} and {} differ in {} places:\n{}",
+        left.display(),
+        right.display(),
+        found.len(),
+        found[..found.len().min(TOLD_MAX)].join("\n")
+    );
+}
+
+fn compare(left: &Path, right: &Path, path: &[u8], a: &Entry, b: &Entry, told: &mut Vec<String>) {
+    if a != b {
+        told.push(format!("{}: {a:?} | {b:?}", shown(path)));
+    } else if a.kind == "file" {
+        let name = Path::new(std::ffi::OsStr::from_bytes(path));
+        let content = |top: &Path| fs::read(top.join(name)).unwrap_or_default();
+        if content(left) != content(right) {
+            told.push(format!("{}: content", shown(path)));
+        }
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    path.escape_ascii().to_string()
+}
+
+fn read(top: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![Vec::new()];
+    while let Some(folder) = folders.pop() {
+        let path = top.join(std::ffi::OsStr::from_bytes(&folder));
+        let listed = fs::read_dir(&path);
+        // What vanishes while the tree is read is not there.
+        let listed = match listed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.is_empty() => continue,
+            other => other.unwrap_or_else(|e| panic!("cannot list {}: {e}", path.display())),
+        };
+        for entry in listed.map_while(Result::ok) {
+            let name = entry.file_name().into_vec();
+            if name == b".cdsync" {
+                continue;
+            }
+            let mut below = folder.clone();
+            if !below.is_empty() {
+                below.push(b'/');
+            }
+            below.extend(name);
+            let Ok(meta) = fs::symlink_metadata(entry.path()) else {
+                continue;
+            };
+            if meta.is_dir() {
+                folders.push(below.clone());
+            }
+            found.insert(below, describe(&entry.path(), &meta));
+        }
+    }
+    found
+}
+
+fn describe(path: &Path, meta: &Metadata) -> Entry {
+    let kind = match meta.file_type() {
+        t if t.is_file() => "file",
+        t if t.is_dir() => "folder",
+        t if t.is_symlink() => "symlink",
+        t if t.is_fifo() => "fifo",
+        t if t.is_socket() => "socket",
+        _ => "device",
+    };
+    let link = meta.is_symlink().then(|| {
+        let target = fs::read_link(path).unwrap_or_default();
+        target.into_os_string().into_vec()
+    });
+    Entry {
+        kind,
+        // A symlink has no mode of its own.
+        mode: if meta.is_symlink() {
+            0
+        } else {
+            meta.mode() & 0o7777
+        },
+        owner: (meta.uid(), meta.gid()),
+        mtime: (meta.mtime(), meta.mtime_nsec()),
+        size: if meta.is_file() { meta.len() } else { 0 },
+        link,
+    }
+}

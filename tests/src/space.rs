@@ -1,0 +1,116 @@
+//! Folders to work in.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tempfile::TempDir;
+
+/// Whether this process is root.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A temporary folder with folders in it. As root, where mounting is permitted, each of these is a
+/// filesystem of its own (tmpfs), as on several machines; else they are plain.
+#[derive(Debug)]
+pub struct Space {
+    top: TempDir,
+    mounted: Vec<PathBuf>,
+}
+
+impl Space {
+    /// Makes the temporary folder.
+    ///
+    /// # Panics
+    /// When it cannot.
+    #[must_use]
+    pub fn new() -> Self {
+        let top = tempfile::Builder::new()
+            .prefix(&format!("cdsync-e2e-{}-", std::process::id()))
+            .tempdir()
+            .expect("a temporary folder");
+        // Agents of other users must get through.
+        fs::set_permissions(top.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self {
+            top,
+            mounted: Vec::new(),
+        }
+    }
+
+    /// The temporary folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.top.path()
+    }
+
+    /// Makes a folder, on a filesystem of its own if possible.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn folder(&mut self, name: &str) -> PathBuf {
+        let path = self.plain_folder(name);
+        if is_root() {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            match mount(
+                "cdsync-e2e",
+                &path,
+                "tmpfs",
+                flags,
+                Some(c"size=1g,mode=755"),
+            ) {
+                Ok(()) => self.mounted.push(path.clone()),
+                Err(error) => eprintln!("no filesystem of its own for {name}: {error}"),
+            }
+        }
+        path
+    }
+
+    /// Makes a folder on the filesystem of the temporary folder.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn plain_folder(&mut self, name: &str) -> PathBuf {
+        let path = self.top.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
+    /// Whether a folder is a filesystem of its own, made here.
+    #[must_use]
+    pub fn is_mounted(&self, path: &Path) -> bool {
+        self.mounted.iter().any(|mounted| mounted == path)
+    }
+
+    /// Moves a mounted filesystem to another path, which is made; its contents go along.
+    ///
+    /// # Panics
+    /// When it was not mounted here, or cannot be moved.
+    pub fn move_mount(&mut self, from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        // Where mounts are shared between namespaces, they cannot be moved: bound elsewhere, then
+        // unmounted, comes to the same.
+        rustix::mount::mount_bind(from, to).unwrap();
+        unmount(from, UnmountFlags::DETACH).unwrap();
+        let at = self.mounted.iter().position(|path| path == from);
+        self.mounted[at.expect("it was mounted here")] = to.to_owned();
+    }
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        for path in self.mounted.drain(..).rev() {
+            if let Err(error) = unmount(&path, UnmountFlags::DETACH) {
+                eprintln!("cannot unmount {}: {error}", path.display());
+            }
+        }
+    }
+}

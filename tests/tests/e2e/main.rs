@@ -1,0 +1,8 @@
+//! Drives the built program: real processes, real sockets, real files.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and speak to whoever runs them"
+)]
+
+mod changes;
