@@ -155,6 +155,9 @@ impl Coalescer {
             {
                 return Ok(());
             }
+            if self.is_elsewhere(now, t, &slot, &seen, &waiting, round)? {
+                return Ok(());
+            }
             let found = Found {
                 observed: seen,
                 verdict,
@@ -169,6 +172,31 @@ impl Coalescer {
             round.lost.insert(slot, Lost { id, row, waiting });
         }
         Ok(())
+    }
+
+    /// Whether a folder that appeared is one that the ledger has elsewhere, at a name that was not
+    /// looked at yet: then both are looked at again, together.
+    fn is_elsewhere(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        slot: &Slot,
+        seen: &Observed,
+        waiting: &Waiting,
+        round: &Round,
+    ) -> Result<bool, TableError> {
+        let Some(old) = self.moved_from(t, seen)? else {
+            return Ok(false);
+        };
+        let known = old == *slot
+            || round.lost.contains_key(&old)
+            || self.listings.looking.contains_key(&old)
+            || self.vanished.contains_key(&seen.fingerprint.identity);
+        if known || !self.look_again(now, slot.clone(), waiting.clone()) {
+            return Ok(false);
+        }
+        self.pending.due_now(old, now);
+        Ok(true)
     }
 
     /// What appeared may be something that vanished in an earlier round and waits for its flush.

@@ -255,7 +255,7 @@ impl Coalescer {
     }
 
     /// Where the ledger has a folder that was found elsewhere.
-    fn moved_from(
+    pub(super) fn moved_from(
         &self,
         t: &dyn TablesRead,
         observed: &Observed,

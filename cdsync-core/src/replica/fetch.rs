@@ -178,8 +178,13 @@ impl Replica {
                 if version > fetch.state.content_seq {
                     fetch.state.meta.mtime = mtime;
                     fetch.state.content_seq = version;
+                    let seq = fetch.seq;
                     self.hold = self.hold.max(version);
+                    hold_back(&mut self.marks, seq, version);
                 }
+                let Some(fetch) = self.fetches.wanted.get_mut(&id) else {
+                    return Ok(false);
+                };
                 fetch.state.content = crate::ledger::object::Content::Data {
                     size,
                     hash: Some(hash),
@@ -190,6 +195,7 @@ impl Replica {
             }
             FetchResult::Removed(by) => {
                 self.hold = self.hold.max(by);
+                hold_back(&mut self.marks, fetch.seq, by);
                 self.fetches.remove(id);
                 self.unpark(t, id)?;
             }
@@ -243,5 +249,12 @@ impl Replica {
             );
         }
         Ok(())
+    }
+}
+
+/// Ends of batches from this record on are claimed only together with a later number.
+fn hold_back(marks: &mut std::collections::VecDeque<super::Mark>, from: Seq, until: Seq) {
+    for mark in marks.iter_mut().filter(|mark| mark.seq >= from) {
+        mark.hold = mark.hold.max(until);
     }
 }

@@ -287,6 +287,7 @@ impl Replica {
         self.queue.is_empty()
             && self.running.is_empty()
             && self.rest.is_none()
+            && self.touched.is_empty()
             && self.batch_end.is_none()
     }
 

@@ -37,9 +37,6 @@ impl Replica {
         if !self.running.is_empty() {
             return Ok(());
         }
-        if !self.blocking.is_empty() {
-            return self.retry_moves(wall, t);
-        }
         let due: Vec<ObjectId> = self
             .parked
             .iter()
@@ -48,6 +45,10 @@ impl Replica {
             .take(RETRY_BATCH)
             .collect();
         self.retrying = !due.is_empty();
+        let blocked = !self.blocking.is_empty();
+        if due.iter().any(|id| self.blocking.contains(id)) {
+            self.retry_moves(wall, t)?;
+        }
         for id in due {
             let Some(row) = parked_row(t, id)? else {
                 self.parked.remove(&id);
@@ -56,7 +57,11 @@ impl Replica {
             // Whatever comes of it, not at once again.
             self.parked
                 .insert(id, WallMillis(wall.0 + wait_ms(id, row.attempts + 1)));
-            self.retry(wall, t, id, row)?;
+            // What waits for a move may be a folder to move to; the rest comes behind.
+            let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder);
+            if !blocked || folder {
+                self.retry(wall, t, id, row)?;
+            }
         }
         Ok(())
     }

@@ -94,8 +94,12 @@ impl Replica {
         }
         if ordered {
             // What must go goes first, so that it does not take along what comes instead.
-            self.running
-                .sort_by_key(|r| !matches!(r.op, ApplyOp::Remove { .. } | ApplyOp::Move(_)));
+            self.running.sort_by_key(|running| match running.op {
+                ApplyOp::Remove { .. } => 0,
+                ApplyOp::MakeFolder { .. } => 1,
+                ApplyOp::Move(_) => 2,
+                _ => 3,
+            });
         }
         self.issued = true;
         let ops = self
@@ -134,6 +138,13 @@ impl Replica {
             };
             busy.extend(queued.record.objects.iter().map(|state| state.id));
             self.log(t, &queued.record)?;
+            if self.is_suspect(queued.record.seq) {
+                // Whatever was done of it, its folders may not have got their times again.
+                let parents = queued.record.names.iter().map(|name| name.parent);
+                let objects = queued.record.objects.iter();
+                let folders = objects.filter(|o| o.kind == Kind::Folder).map(|o| o.id);
+                self.touched.extend(parents.chain(folders));
+            }
             if simple {
                 self.plan_simple(wall, t, &queued)?;
             } else {
@@ -185,7 +196,11 @@ impl Replica {
                 }
                 self.plan_change(wall, t, seq, state, content, row)
             }
-            (Some(ObjectRow::Live(_)), None) if state.id.is_root() => Ok(()),
+            (Some(ObjectRow::Live(mut row)), None) if state.id.is_root() => {
+                row.state = state.clone();
+                self.touched.insert(state.id);
+                put_live(t, state.id, row)
+            }
             (Some(ObjectRow::Live(mut row)), None) => {
                 // Known, not here: being fetched, parked, or already gone at the source.
                 row.state = state.clone();
@@ -351,9 +366,18 @@ impl Replica {
                 };
                 self.run(op, Then::Adopted(Box::new(state.clone())));
             }
+            None if state.content_seq < seq && !self.retrying => {
+                // An earlier record's, which is claimed already as parked: it stays so.
+                let reason = "its content is still to come".to_owned();
+                return self.park_content(wall, t, seq, state.clone(), reason);
+            }
             Some((_, Inline::Pull | Inline::Sent)) | None => self.fetches.want(seq, state.clone()),
         }
         Ok(())
+    }
+
+    fn is_suspect(&self, seq: Seq) -> bool {
+        self.suspect.is_some_and(|upto| seq <= upto)
     }
 
     /// A file may have been published before a crash that lost its row, and no content comes now to
@@ -366,7 +390,7 @@ impl Replica {
         at: &Place,
         over: Option<Identity>,
     ) -> Result<(), TableError> {
-        if self.suspect.is_none_or(|upto| seq > upto) {
+        if !self.is_suspect(seq) {
             return Ok(());
         }
         let slot = (at.folder.id, at.name.clone());

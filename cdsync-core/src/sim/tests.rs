@@ -59,6 +59,7 @@ fn seeds() {
     }
     let count = variable("CDSYNC_SEEDS").unwrap_or(2000);
     let first = variable("CDSYNC_FIRST").unwrap_or(0);
+    let shown = variable("CDSYNC_SHOW").map_or(10, |n| usize::try_from(n).unwrap_or(10));
     let mut failures = Vec::new();
     for seed in first..first + count {
         if let Err(failed) = run_with_story(seed, false) {
@@ -69,6 +70,6 @@ fn seeds() {
         failures.is_empty(),
         "{} of {count} seeds failed:\n{}",
         failures.len(),
-        failures[..failures.len().min(10)].join("\n")
+        failures[..failures.len().min(shown)].join("\n")
     );
 }

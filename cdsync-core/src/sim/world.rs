@@ -258,7 +258,8 @@ impl World {
                 session.to_source.push_back((now + latency, want));
             }
         }
-        if self.target.reported > before && self.source.tables.is_durable() {
+        let settled = !self.target.is_working() && self.source.tables.is_durable();
+        if self.target.reported > before && settled {
             let (source, target) = (&self.source.tables, &self.target.tables);
             let claim = self.target.reported;
             check::claim_is_held(source, target, &self.target.disk, claim)
