@@ -192,6 +192,8 @@ pub struct Coalescer {
     flush: FlushState,
     /// Folders whose own metadata is compared once a round ends.
     seen_folders: BTreeMap<ObjectId, Observed>,
+    /// Every folder of the ledger was told of: it was made under a filter that carries all.
+    told_all: bool,
     /// The last record of a round, which still takes the metadata of its folders.
     open: Option<Record>,
     announced: Seq,
@@ -225,6 +227,7 @@ impl Coalescer {
         now: WallMillis,
     ) -> Result<Self, TableError> {
         let ledger = LedgerWriter::open(t, fresh, incarnation, root, now)?;
+        let told_all = filter.is_trivial() && ledger.origin() == fresh;
         Ok(Self {
             config,
             filter,
@@ -235,6 +238,7 @@ impl Coalescer {
             vanished: BTreeMap::new(),
             flush: FlushState::Idle,
             seen_folders: BTreeMap::new(),
+            told_all,
             open: None,
             announced: Seq(0),
             written: true,

@@ -24,12 +24,13 @@ pub struct BatchLimits {
 }
 
 impl Default for BatchLimits {
-    /// 512 records or 1 MiB, whichever is reached first; files up to 64 KiB inline.
+    /// 512 records or 1 MiB, whichever is reached first; files up to one range of 256 KiB inline:
+    /// a stream of its own costs more than it saves below that.
     fn default() -> Self {
         Self {
             records: 512,
             bytes: 1 << 20,
-            inline: 64 << 10,
+            inline: 256 << 10,
         }
     }
 }

@@ -54,6 +54,12 @@ impl Replica {
         }
     }
 
+    /// Whether a sweep is under way: whether [`Replica::poll_sweep`] has anything to say.
+    #[must_use]
+    pub fn is_sweeping(&self) -> bool {
+        self.sweep.state == State::Running
+    }
+
     /// The next folder whose entries are wanted for the sweep.
     ///
     /// # Errors

@@ -5,14 +5,14 @@ mod fetch;
 mod readers;
 mod subscription;
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::ids::{JobId, ServerId};
 use cdsync_core::wire::{
-    Grant, PeerMessage, RefusedWhy, Signed, VerifyingKey, decode, encode, kind,
+    Grant, PeerMessage, RefusedWhy, SignError, Signed, VerifyingKey, decode, encode, kind,
 };
 use cdsync_transport::{
     CloseCode, Connection, FrameError, FrameReader, FrameWriter, Role, Stream, Transport,
@@ -33,6 +33,8 @@ const REQUEST_MAX_BYTES: usize = 64 << 10;
 const CONNECTIONS_MAX: usize = 4096;
 /// How many streams of one connection are served at once.
 const STREAMS_MAX: usize = 64;
+/// How many grants are remembered as verified: one for each target and job, of the usual size.
+const VERIFIED_MAX: usize = 64;
 /// How many fetches run at once, over all connections: each holds five ranges of 256 KiB.
 const FETCHES_MAX: usize = 16;
 
@@ -45,6 +47,7 @@ pub(crate) struct Serving {
     key: VerifyingKey,
     cluster: u64,
     jobs: Mutex<BTreeMap<JobId, Entry>>,
+    verified: Mutex<VecDeque<(Signed, Grant)>>,
     pub(crate) readers: Readers,
     fetches: Semaphore,
 }
@@ -89,6 +92,7 @@ impl Serving {
             key,
             cluster,
             jobs: Mutex::default(),
+            verified: Mutex::default(),
             readers,
             fetches,
         }
@@ -114,6 +118,21 @@ impl Serving {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A grant whose signature is the master's. The newest ones are remembered, whole: checking a
+    /// signature takes longer than a small fetch.
+    fn verified(&self, signed: &Signed) -> Result<Grant, SignError> {
+        let mut known = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, grant)) = known.iter().find(|(seen, _)| seen == signed) {
+            return Ok(grant.clone());
+        }
+        let grant: Grant = signed.verify(&self.key)?;
+        if known.len() >= VERIFIED_MAX {
+            known.pop_front();
+        }
+        known.push_back((signed.clone(), grant.clone()));
+        Ok(grant)
+    }
+
     /// The running source of a job, if this peer may fetch it.
     fn entitled(
         &self,
@@ -122,9 +141,7 @@ impl Serving {
         grant: &Signed,
     ) -> Result<(Arc<Served>, watch::Receiver<bool>), ServeError> {
         let refuse = |reason: &str| ServeError::refused(RefusedWhy::Grant, reason);
-        let grant: Grant = grant
-            .verify(&self.key)
-            .map_err(|e| refuse(&e.to_string()))?;
+        let grant = self.verified(grant).map_err(|e| refuse(&e.to_string()))?;
         if grant.cluster != self.cluster || grant.job != job {
             return Err(refuse("the grant is for another job"));
         }

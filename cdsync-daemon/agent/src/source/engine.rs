@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdsync_core::change::changes;
 use cdsync_core::coalescer::{Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, What};
@@ -31,6 +31,9 @@ const INPUTS_MAX: usize = 64;
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// The engine wakes at least so often, to see that its root is still there.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// While a scan runs, what it writes is made durable in groups, this far apart: a commit waits for
+/// the disk, and nobody waits for one record of many.
+const GROUP_COMMITS: Duration = Duration::from_millis(20);
 /// More records at once than this are told as one line in the job's log.
 const LOG_LINES_MAX: u64 = 2_000;
 
@@ -54,6 +57,9 @@ pub(super) struct Engine {
     running: Option<u64>,
     run_done: (u64, Seq),
     fences: Vec<Reply>,
+    /// Something was written and is not durable yet, since the last durable commit.
+    uncommitted: bool,
+    committed_at: Instant,
     logged: Seq,
     last_error: Option<String>,
     reported: Option<SourceReport>,
@@ -120,6 +126,8 @@ impl Engine {
             running: None,
             run_done,
             fences: Vec::new(),
+            uncommitted: true,
+            committed_at: Instant::now(),
             logged: head,
             last_error: None,
             reported: None,
@@ -158,9 +166,10 @@ impl Engine {
     }
 
     fn wait(&self) -> Duration {
+        let most = if self.uncommitted { GROUP_COMMITS } else { HEARTBEAT };
         match self.coalescer.poll_timeout() {
-            Some(due) => self.clock.until(due).min(HEARTBEAT),
-            None => HEARTBEAT,
+            Some(due) => self.clock.until(due).min(most),
+            None => most,
         }
     }
 
@@ -211,6 +220,15 @@ impl Engine {
         if waiting.ended {
             return Err(SourceError::WatcherEnded);
         }
+        let idle = inputs.iter().all(|input| matches!(input, Input::Wake))
+            && waiting.hints.is_empty()
+            && !waiting.gap
+            && self.coalescer.poll_timeout().is_none_or(|due| due > self.clock.now())
+            && !self.coalescer.is_scanning()
+            && !self.uncommitted;
+        if idle {
+            return Ok(());
+        }
         let store = Arc::clone(&self.store);
         let wrote = store.write(Durability::Lazy, |t| {
             self.take_inputs(t, inputs, waiting)?;
@@ -221,7 +239,9 @@ impl Engine {
         self.root
             .verify()
             .map_err(|lost| SourceError::lost(&part.root, &lost))?;
-        if wrote {
+        self.uncommitted |= wrote;
+        let grouped = self.coalescer.is_scanning() && self.committed_at.elapsed() < GROUP_COMMITS;
+        if self.uncommitted && !grouped {
             self.commit()?;
         }
         self.end_scan()?;
@@ -349,6 +369,8 @@ impl Engine {
         self.store
             .write(Durability::Durable, |t| put_meta(t, COMPLETE, &complete))?;
         self.coalescer.handle_committed(head);
+        self.uncommitted = false;
+        self.committed_at = Instant::now();
         self.announce.send_replace(Announced {
             head,
             bytes: self.coalescer.bytes(),
@@ -398,6 +420,10 @@ impl Engine {
         let head = self.coalescer.announced();
         let from = std::mem::replace(&mut self.logged, head);
         if head.0 <= from.0 {
+            return Ok(());
+        }
+        if !self.complete {
+            // The first scan: every file there is.
             return Ok(());
         }
         if head.0 - from.0 > LOG_LINES_MAX {

@@ -69,6 +69,8 @@ pub(super) struct Engine {
     was_copying: bool,
     applied: u64,
     owners_told: bool,
+    /// Something was fetched and waits to be published.
+    fetched: bool,
 }
 
 impl Engine {
@@ -155,6 +157,7 @@ impl Engine {
             was_copying,
             applied: 0,
             owners_told: false,
+            fetched: false,
         })
     }
 
@@ -246,6 +249,7 @@ impl Engine {
                 })?;
                 if let (true, Some(staged)) = (wanted, staged) {
                     self.disk.keep_staged(object, staged);
+                    self.fetched = true;
                 }
             }
             Input::Synced(Ok(())) => {
@@ -369,7 +373,9 @@ impl Engine {
             }
             self.ask_sync();
         }
-        self.sweep()?;
+        if self.replica.is_sweeping() {
+            self.sweep()?;
+        }
         while let Some(want) = self.replica.poll_fetch() {
             self.link.say(LinkOrder::Fetch(want));
         }
