@@ -34,7 +34,7 @@ use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::{self, Folders, meta, put_meta};
 use crate::ledger::object::Seq;
 use crate::ledger::record::Record;
-use crate::ledger::rows::{ParkedWhat, Progress};
+use crate::ledger::rows::{ParkedRow, ParkedWhat, Progress};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::RelPath;
 use crate::time::{Hlc, WallMillis};
@@ -117,6 +117,8 @@ pub struct Replica {
     /// Records up to this number may have been applied before a crash without a trace in the
     /// ledger.
     suspect: Option<Seq>,
+    /// What objects were parked for before they were to be moved.
+    displaced: BTreeMap<ObjectId, (WallMillis, ParkedRow)>,
     /// Retries were planned: one after another.
     retrying: bool,
     /// Folders whose times must be set again: something was changed in them.
@@ -181,7 +183,8 @@ impl Replica {
     /// [`TableError`]; not retryable within the transaction.
     pub fn open(t: &mut dyn Tables, filter: Filter, adopt: bool) -> Result<Self, TableError> {
         let origin = meta(t, ORIGIN)?;
-        let adopting = match meta(t, ADOPTING)? {
+        let known = meta(t, ADOPTING)?;
+        let adopting = match known {
             Some(adopting) => adopting,
             None => {
                 put_meta(t, ADOPTING, &adopt)?;
@@ -215,7 +218,8 @@ impl Replica {
                 .collect(),
             intended: BTreeSet::new(),
             rest: None,
-            suspect: None,
+            suspect: known.is_none().then_some(Seq(0)),
+            displaced: BTreeMap::new(),
             retrying: false,
             touched: BTreeSet::new(),
             marks: VecDeque::new(),
@@ -312,16 +316,13 @@ impl Replica {
         t: &mut dyn Tables,
         accepted: &Accepted,
     ) -> Result<bool, TableError> {
-        if self.origin.is_some() && self.suspect.is_none() {
-            self.suspect = Some(accepted.head);
-        }
+        self.suspect.get_or_insert(accepted.head);
         match self.origin {
             Some(origin) if origin != accepted.origin => return Ok(false),
             Some(_) if self.progress.claim > Seq(0) && !accepted.resumed => return Ok(false),
             Some(_) => {}
             None => {
                 self.origin = Some(accepted.origin);
-                self.suspect = Some(Seq(0));
                 put_meta(t, ORIGIN, &accepted.origin)?;
             }
         }

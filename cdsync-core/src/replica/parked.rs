@@ -166,7 +166,13 @@ impl Replica {
         seq: Seq,
         what: ParkedWhat,
     ) -> Result<(), TableError> {
-        self.parked.remove(&id);
+        let before = parked_row(t, id)?.filter(|row| {
+            matches!(what, ParkedWhat::Move { .. })
+                && matches!(row.what, ParkedWhat::Content(_) | ParkedWhat::Meta(_))
+        });
+        if let (Some(next), Some(before)) = (self.parked.remove(&id), before) {
+            self.displaced.insert(id, (next, before));
+        }
         self.intended.insert(id);
         let row = ParkedRow {
             seq,
@@ -279,12 +285,28 @@ impl Replica {
     }
 
     pub(super) fn unpark(&mut self, t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
+        self.displaced.remove(&id);
         let known = self.parked.remove(&id).is_some();
         if self.intended.remove(&id) || known {
             self.blocking.remove(&id);
             remove_parked(t, id)?;
         }
         Ok(())
+    }
+
+    /// An object was moved: what it was parked for before is still to be done.
+    pub(super) fn unpark_moved(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+    ) -> Result<(), TableError> {
+        let before = self.displaced.remove(&id);
+        self.unpark(t, id)?;
+        let Some((next, row)) = before else {
+            return Ok(());
+        };
+        self.parked.insert(id, next);
+        put_parked(t, id, &row)
     }
 
     /// Parked objects for a report, at most `most`.

@@ -141,7 +141,7 @@ impl Replica {
     ) -> Result<(), TableError> {
         self.folders.forget();
         for ((id, _), seen) in from.iter().zip(seen) {
-            self.unpark(t, *id)?;
+            self.unpark_moved(t, *id)?;
             let Some(mut row) = live(t, *id)? else {
                 continue;
             };
