@@ -30,6 +30,9 @@ pub(super) struct Listings {
     /// together with what vanished, so that renames are seen as such.
     deferred: Vec<Slot>,
     defer: bool,
+    /// A scan is running, or what it found is still looked at: folders that move meanwhile are
+    /// listed where they come to, because the scan may have been there before.
+    scanning: bool,
     /// Folders that were not where the ledger had them when they were to be listed, or whose names
     /// could not be looked at: listed once they are met again.
     owed: BTreeMap<ObjectId, Depth>,
@@ -64,6 +67,7 @@ impl Listings {
 
     pub(super) fn start(&mut self, root: ObjectId, defer: bool) {
         self.defer |= defer;
+        self.scanning = true;
         self.push(root, Depth::Deep);
     }
 
@@ -80,6 +84,14 @@ impl Listings {
     /// Lists a folder once it is met again.
     pub(super) fn owe(&mut self, folder: ObjectId) {
         self.owed.entry(folder).or_insert(Depth::Shallow);
+    }
+
+    pub(super) fn is_scanning(&self) -> bool {
+        self.scanning
+    }
+
+    pub(super) fn end_scan(&mut self) {
+        self.scanning = false;
     }
 
     /// A folder was met where it is now.

@@ -325,6 +325,9 @@ impl Coalescer {
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
     pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
+        if self.listings.is_idle() && self.pending.len() == 0 {
+            self.listings.end_scan();
+        }
         self.ledger.save(t)?;
         Ok(std::mem::take(&mut self.written))
     }

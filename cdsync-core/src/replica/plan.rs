@@ -189,6 +189,16 @@ impl Replica {
         let seq = queued.record.seq;
         let content = content_of(queued, state.id);
         match (object(t, state.id)?, slot) {
+            (Some(ObjectRow::Live(row)), _)
+                if row.state.version.seq > seq
+                    && row.local.is_none()
+                    && content.is_some()
+                    && !self.parked.contains_key(&state.id)
+                    && self.fetches.get_mut(state.id).is_none() =>
+            {
+                // It was wanted on a subscription that ended, and renamed or changed since.
+                self.plan_content(wall, t, seq, &row.state, content, over)
+            }
             (Some(row), _) if row.seq() > seq => Ok(()),
             (Some(ObjectRow::Live(row)), _) if row.local.is_some() => {
                 if row.state.version.seq == seq && row.state == *state {
