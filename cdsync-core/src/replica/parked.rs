@@ -92,6 +92,7 @@ impl Replica {
                     name: at.1.clone(),
                 };
                 let below = NameSetDigest::default();
+                self.touched.insert(place.folder.id);
                 let op = ApplyOp::Remove {
                     id,
                     at: place,

@@ -231,6 +231,11 @@ impl Replica {
                 if !self.parent_is_live(t, slot.0)? {
                     return Ok(());
                 }
+                // Taken in for the second time, the name still knows what sits there.
+                let over = match access::name(t, slot.0, &slot.1)? {
+                    Some(noted) if noted.object == Some(state.id) => over.or(noted.remnant),
+                    _ => over,
+                };
                 put_name(
                     t,
                     slot.0,

@@ -343,7 +343,11 @@ fn leave(
             remnant: None,
         };
         put_name(t, from.0, &from.1, nothing)?;
-        if let (None, Some(identity)) = (&row.local, remnant) {
+        let moved_here = layout
+            .next
+            .get(&from)
+            .is_some_and(|next| layout.moves.iter().any(|(id, ..)| id == next));
+        if let (None, Some(identity), false) = (&row.local, remnant, moved_here) {
             // What sat at the old name of something that was never published there.
             rest.removals.push(Removal {
                 id: *id,

@@ -117,6 +117,7 @@ pub struct World {
     filter: Filter,
     rng: Rng,
     source_back: u64,
+    target_crashed: bool,
     target_back: u64,
     session_back: u64,
 }
@@ -152,6 +153,7 @@ impl World {
             filter,
             rng: Rng::new(seed ^ 0xd4),
             source_back: 0,
+            target_crashed: false,
             target_back: 0,
             session_back: 0,
         }
@@ -216,6 +218,7 @@ impl World {
         }
         if target && self.target.machine.is_some() {
             self.target.crash();
+            self.target_crashed = true;
             self.session = None;
             self.target_back = now + pause;
         }
@@ -259,7 +262,8 @@ impl World {
             }
         }
         let settled = !self.target.is_working() && self.source.tables.is_durable();
-        if self.target.reported > before && settled {
+        // After a crash a disk is ahead of its ledger until the records came again.
+        if self.target.reported > before && settled && !self.target_crashed {
             let (source, target) = (&self.source.tables, &self.target.tables);
             let claim = self.target.reported;
             check::claim_is_held(source, target, &self.target.disk, claim)
