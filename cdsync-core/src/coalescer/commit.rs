@@ -361,8 +361,10 @@ impl Coalescer {
         gone: Lost,
         seen: &Found,
     ) -> Result<Option<ObjectId>, TableError> {
+        let mut what = seen.what;
+        what.merge(gone.what());
         let Lost { id, mut row, .. } = gone;
-        let content = moved_content_differs(&row, &seen.observed, seen.what);
+        let content = moved_content_differs(&row, &seen.observed, what);
         row.names = vec![slot.clone()];
         put_name(
             t,

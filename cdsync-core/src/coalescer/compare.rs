@@ -24,6 +24,13 @@ pub(super) struct Lost {
     waiting: Waiting,
 }
 
+impl Lost {
+    /// What was hinted at the name that it left.
+    pub(super) fn what(&self) -> What {
+        self.waiting.what
+    }
+}
+
 /// A name behind which something is that the ledger does not have there.
 #[derive(Debug)]
 pub(super) struct Found {

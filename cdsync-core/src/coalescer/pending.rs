@@ -175,7 +175,14 @@ impl Coalescer {
             };
             let slot = folder.map(|folder| (folder, name));
             if let Some(partner) = partner.clone() {
-                self.hint(now, t, partner, What::LOOK, slot.clone())?;
+                // What was written under the old name moved along.
+                let before = slot.as_ref().and_then(|slot| self.pending.get(slot));
+                let what = What {
+                    written: before.is_some_and(|w| w.what.written),
+                    closed: before.is_some_and(|w| w.what.closed),
+                    ..What::LOOK
+                };
+                self.hint(now, t, partner, what, slot.clone())?;
             }
             if let Some(slot) = slot {
                 self.hint(now, t, slot, hint.what, partner)?;
