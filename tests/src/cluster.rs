@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::binary::cdsync;
 use crate::compare::{assert_equal, differences};
-use crate::space::Space;
+use crate::space::{Space, is_root};
 use crate::wait::wait_until;
 
 /// How long a process may take to start or to end.
@@ -64,6 +64,8 @@ struct Process {
     kind: &'static str,
     /// Another user that it runs as.
     user: Option<u32>,
+    /// A folder that it sees at another path, in a mount namespace of its own.
+    bound: Option<(PathBuf, PathBuf)>,
 }
 
 /// A master and agents, each its own process on its own address. All end when it is dropped; when
@@ -109,6 +111,7 @@ impl Cluster {
             data,
             kind: "master",
             user: None,
+            bound: None,
         };
         self.processes.insert("master".to_owned(), process);
     }
@@ -167,6 +170,20 @@ impl Cluster {
         self.up(name);
     }
 
+    /// Joins and starts an agent that sees its folder `own` at the path `root`, as on a machine of
+    /// its own: so several servers of a group can have one path. `false` where this machine does not
+    /// permit mount namespaces; then nothing was done.
+    pub fn agent_bound(&mut self, name: &str, group: &str, root: &Path, own: &Path) -> bool {
+        if !run(namespace().arg("true")).code.eq(&0) {
+            return false;
+        }
+        self.join(name, group, &[root], None);
+        let process = self.processes.get_mut(name).unwrap();
+        process.bound = Some((own.to_owned(), root.to_owned()));
+        self.up(name);
+        true
+    }
+
     fn join(&mut self, name: &str, group: &str, roots: &[&Path], user: Option<u32>) {
         let data = self.space.path().join(format!("data-{name}"));
         let token = self.token(name, group);
@@ -187,6 +204,7 @@ impl Cluster {
             data,
             kind: "agent",
             user,
+            bound: None,
         };
         self.processes.insert(name.to_owned(), process);
     }
@@ -219,9 +237,16 @@ impl Cluster {
         let copy = self.space.path().join("cdsync");
         let process = self.processes.get_mut(name).unwrap();
         assert!(process.child.is_none(), "{name} runs already");
-        let mut command = match process.user {
-            None => Command::new(&self.binary),
-            Some(user) => {
+        let mut command = match (&process.user, &process.bound) {
+            (None, None) => Command::new(&self.binary),
+            (None, Some((own, seen))) => {
+                let script = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+                let mut command = namespace();
+                command.args(["sh", "-c", script, "sh"]);
+                command.args([own, seen, &self.binary]);
+                command
+            }
+            (Some(user), _) => {
                 let mut command = Command::new("setpriv");
                 let ids = [format!("--reuid={user}"), format!("--regid={user}")];
                 command
@@ -390,6 +415,20 @@ impl Cluster {
         Some(found["state"].as_str()?.to_owned())
     }
 
+    /// Waits until a job's state, or that of its first target, is this one; gives its status.
+    ///
+    /// # Panics
+    /// When that does not come within half a minute.
+    #[track_caller]
+    pub fn wait_state(&self, job: &str, state: &str) -> Value {
+        let mut status = Value::Null;
+        wait_until(PATIENCE, &format!("job {job} is {state}"), || {
+            status = self.json(&format!("job status {job}"));
+            status["state"] == state || status["targets"][0]["state"] == state
+        });
+        status
+    }
+
     fn tell(&self) {
         let mut text = String::new();
         for name in self.processes.keys() {
@@ -448,6 +487,16 @@ fn run(command: &mut Command) -> Said {
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// The beginning of a command in a mount namespace of its own.
+fn namespace() -> Command {
+    let mut command = Command::new("unshare");
+    if !is_root() {
+        command.arg("--map-root-user");
+    }
+    command.args(["--mount", "--"]);
+    command
 }
 
 fn signal(child: &Child, signal: Signal) {

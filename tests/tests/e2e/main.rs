@@ -5,4 +5,12 @@
     reason = "tests fail by panicking and speak to whoever runs them"
 )]
 
+mod adoption;
 mod changes;
+mod commands;
+mod filters;
+mod open_files;
+mod places;
+mod restarts;
+mod roots;
+mod trust;
