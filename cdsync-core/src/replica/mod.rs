@@ -151,6 +151,8 @@ struct Running {
 enum Then {
     /// The object is held in this state.
     Held(Box<crate::ledger::object::ObjectState>),
+    /// The object is held in this state, at this name; neither has rows yet.
+    New(Box<crate::ledger::object::ObjectState>, access::Slot),
     /// Only the metadata of what is held changed.
     Meta(Box<crate::ledger::object::ObjectState>),
     /// A folder's times were set again.

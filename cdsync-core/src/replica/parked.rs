@@ -1,6 +1,6 @@
 //! Objects that could not be applied, and when they are tried again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ApplyOp, MoveOne, Place, Replica, Then};
 use crate::ids::ObjectId;
@@ -49,6 +49,16 @@ impl Replica {
         if due.iter().any(|id| self.blocking.contains(id)) {
             self.retry_moves(wall, t)?;
         }
+        let mut leaving = BTreeSet::new();
+        for id in &self.blocking {
+            if let Some(ParkedRow {
+                what: ParkedWhat::Move { from },
+                ..
+            }) = parked_row(t, *id)?
+            {
+                leaving.insert(from);
+            }
+        }
         for id in due {
             let Some(row) = parked_row(t, id)? else {
                 self.parked.remove(&id);
@@ -58,7 +68,8 @@ impl Replica {
             self.parked
                 .insert(id, WallMillis(wall.0 + wait_ms(id, row.attempts + 1)));
             // What waits for a move may be a folder to move to; the rest comes behind.
-            let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder);
+            let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder)
+                && live(t, id)?.is_some_and(|l| l.slot().is_some_and(|s| !leaving.contains(s)));
             if !blocked || folder {
                 self.retry(wall, t, id, row)?;
             }

@@ -120,15 +120,16 @@ impl Replica {
             }
         }
         let mut busy = BTreeSet::new();
+        let mut busy_names: BTreeSet<Slot> = BTreeSet::new();
         while let Some(queued) = self.queue.front() {
-            if queued
-                .record
-                .objects
-                .iter()
-                .any(|state| busy.contains(&state.id))
+            let record = &queued.record;
+            let slots = || record.names.iter().map(|n| (n.parent, n.name.clone()));
+            if record.objects.iter().any(|state| busy.contains(&state.id))
+                || slots().any(|slot| busy_names.contains(&slot))
             {
                 return Ok(false);
             }
+            let slots: Vec<Slot> = slots().collect();
             let simple = is_simple(t, &queued.record)?;
             if !simple && !self.running.is_empty() {
                 return Ok(false);
@@ -137,6 +138,7 @@ impl Replica {
                 break;
             };
             busy.extend(queued.record.objects.iter().map(|state| state.id));
+            busy_names.extend(slots);
             self.log(t, &queued.record)?;
             if self.is_suspect(queued.record.seq) {
                 // Whatever was done of it, its folders may not have got their times again.
@@ -146,7 +148,9 @@ impl Replica {
                 self.touched.extend(parents.chain(folders));
             }
             if simple {
-                self.plan_simple(wall, t, &queued)?;
+                if !self.plan_new_file(t, &queued)? {
+                    self.plan_simple(wall, t, &queued)?;
+                }
             } else {
                 self.plan_structure(wall, t, queued)?;
                 if !self.running.is_empty() {
@@ -155,6 +159,43 @@ impl Replica {
             }
         }
         Ok(false)
+    }
+
+    /// Plans what most records of a first copy are: one new file, its content at hand, at a free
+    /// name. Its rows are written once, with what became of it. Returns whether it was that.
+    fn plan_new_file(
+        &mut self,
+        t: &mut dyn Tables,
+        queued: &Queued,
+    ) -> Result<bool, TableError> {
+        let ([state], [name]) = (&queued.record.objects[..], &queued.record.names[..]) else {
+            return Ok(false);
+        };
+        let [(index, Inline::Here { version, len, hash, .. })] = queued.contents[..] else {
+            return Ok(false);
+        };
+        let seq = queued.record.seq;
+        let plain = version <= seq && name.object == Some(state.id) && !self.is_suspect(seq);
+        if !plain || object(t, state.id)?.is_some() {
+            return Ok(false);
+        }
+        let Some(folder) = self.folders.at(t, name.parent)? else {
+            return Ok(false);
+        };
+        let mut state = state.clone();
+        state.content = Content::Data { size: u64::from(len), hash: Some(hash) };
+        self.touched.insert(name.parent);
+        let op = ApplyOp::WriteFile {
+            id: state.id,
+            at: Place { folder, name: name.name.clone() },
+            body: Body::Inline(index),
+            meta: state.meta,
+            over: None,
+            adopt: self.adopting,
+        };
+        let slot = (name.parent, name.name.clone());
+        self.run(op, Then::New(Box::new(state), slot));
+        Ok(true)
     }
 
     fn plan_simple(

@@ -32,6 +32,13 @@ impl Replica {
                 (Then::Held(state), ApplyResult::Done(seen)) => {
                     self.held(t, *state, seen.into_iter().next())?;
                 }
+                (Then::New(state, slot), ApplyResult::Done(seen)) => {
+                    enter(t, *state, slot, seen.into_iter().next().map(local_of))?;
+                }
+                (Then::New(state, slot), ApplyResult::Failed(reason)) => {
+                    enter(t, (*state).clone(), slot, None)?;
+                    self.park_content(wall, t, state.version.seq, *state, reason)?;
+                }
                 (Then::Adopted(state), ApplyResult::Done(seen)) => {
                     self.held(t, *state, seen.into_iter().next())?;
                 }
@@ -253,6 +260,22 @@ impl Replica {
         let seq = row.state.version.seq;
         self.park(wall, t, id, seq, reason, ParkedWhat::Meta(row.state))
     }
+}
+
+/// Writes the rows of a new object.
+fn enter(
+    t: &mut dyn Tables,
+    state: ObjectState,
+    slot: Slot,
+    local: Option<Local>,
+) -> Result<(), TableError> {
+    let row = NameRow {
+        object: Some(state.id),
+        remnant: None,
+    };
+    put_name(t, slot.0, &slot.1, row)?;
+    let names = vec![slot];
+    put_live(t, state.id, LiveObject { state, names, local })
 }
 
 fn local_of(seen: Observed) -> Local {

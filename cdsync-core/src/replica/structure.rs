@@ -221,8 +221,10 @@ impl Replica {
             identity,
             kind,
             below,
-            ..
+            noted,
         } = removal;
+        // What was never published may wait for its content under its new name: it stays parked.
+        let id = if noted { id } else { ObjectId::default() };
         let Some(at) = self.place_at(t, &slot)? else {
             // The folder that it was in went with it.
             return self.unpark(t, id);
