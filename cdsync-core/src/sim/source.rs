@@ -235,7 +235,8 @@ impl SourceSim {
             }
             self.queue.push_back((due, hint));
             let last = self.queue.len() - 1;
-            if self.tuning.reorder > 0 && last > 0 && self.rng.one_in(self.tuning.reorder) {
+            let apart = last > 0 && are_apart(&self.queue[last - 1].1, &self.queue[last].1);
+            if self.tuning.reorder > 0 && apart && self.rng.one_in(self.tuning.reorder) {
                 let (a, b) = (self.queue[last - 1].0, self.queue[last].0);
                 self.queue.swap(last - 1, last);
                 (self.queue[last - 1].0, self.queue[last].0) = (a, b);
@@ -397,6 +398,17 @@ impl SourceSim {
             }
         }
     }
+}
+
+/// Whether two hints speak of different names.
+fn are_apart(a: &Hint, b: &Hint) -> bool {
+    let slots = |hint: &Hint| {
+        let own = (hint.folder.clone(), hint.name.clone());
+        let partner = hint.partner.clone();
+        [Some(own), partner.map(|(folder, name)| (folder, Some(name)))]
+    };
+    let others = slots(b);
+    !slots(a).iter().flatten().any(|slot| others.contains(&Some(slot.clone())))
 }
 
 fn look_one(disk: &mut Disk, request: LookRequest, meanwhile: &mut Meanwhile<'_>) -> Looked {
