@@ -11,7 +11,7 @@ use crate::ledger::access::{self, bury_below, live, put_gone, put_live, put_name
 use crate::ledger::object::{Kind, ObjectState, Observed, Seq, Version};
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::rows::{LiveObject, Local, NameRow};
-use crate::ledger::tables::{Table, TableError, Tables};
+use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
 use crate::ledger::writer::new_state;
 use crate::time::WallMillis;
 
@@ -221,7 +221,7 @@ impl Coalescer {
             mut lost,
             mut found,
         } = round;
-        let mut groups = groups(&lost, &found, moves);
+        let mut groups = groups(t, &lost, &found, moves)?;
         // What moves away from a folder goes before the folder's own removal.
         groups.sort_by_key(|slots| {
             slots
@@ -461,10 +461,11 @@ fn note_local(row: &mut LiveObject, seen: &Observed) {
 /// Groups the slots of a round by what must be told together: the two ends of a move; a name and
 /// whatever takes its place; and a move into or out of a folder that moves itself.
 fn groups(
+    t: &dyn TablesRead,
     lost: &BTreeMap<Slot, Lost>,
     found: &BTreeMap<Slot, Found>,
     moves: &Moves,
-) -> Vec<Vec<Slot>> {
+) -> Result<Vec<Vec<Slot>>, TableError> {
     let slots: BTreeSet<&Slot> = lost.keys().chain(found.keys()).collect();
     let index: BTreeMap<&Slot, usize> = slots.iter().enumerate().map(|(i, s)| (*s, i)).collect();
     let mut sets = Sets((0..slots.len()).collect());
@@ -481,6 +482,19 @@ fn groups(
                 sets.join(index[from], index[*folder]);
             }
         }
+        if lost[from].row.state.kind != Kind::Folder {
+            continue;
+        }
+        // Below something that moves: in another order a folder might come below itself.
+        let mut at = to.0;
+        for _ in 0..access::DEPTH_MAX {
+            if let Some(folder) = moved_folders.get(&at) {
+                sets.join(index[from], index[*folder]);
+            }
+            let above = live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0));
+            let Some(above) = above else { break };
+            at = above;
+        }
     }
     let mut groups: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();
     for slot in slots {
@@ -493,7 +507,7 @@ fn groups(
         groups.values().all(|g| g.len() <= RECORD_MAX_ITEMS),
         "rounds are smaller"
     );
-    groups.into_values().collect()
+    Ok(groups.into_values().collect())
 }
 
 struct Sets(Vec<usize>);

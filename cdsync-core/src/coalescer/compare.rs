@@ -16,6 +16,9 @@ use crate::time::{Instant, WallMillis};
 /// them with the timer tick, 10 ms at the slowest, and clocks are read at different moments.
 const RACY_MS: u64 = 30;
 
+/// How long what was looked at in vain too often waits.
+const MISSED: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// A name behind which an object of the ledger is not any more.
 #[derive(Debug)]
 pub(super) struct Lost {
@@ -91,7 +94,7 @@ impl Coalescer {
             }
         }
         self.recall_vanished(now, t, &mut round)?;
-        let moves = self.pair(&mut round);
+        let moves = self.pair(now, t, &mut round)?;
         self.record_round(wall, t, round, &moves)?;
         self.record_folders(wall, t)
     }
@@ -239,7 +242,12 @@ impl Coalescer {
 
     /// Pairs found with lost by identity. What stays lost without a flush in between waits for
     /// one, together with whatever appeared in its place and whatever was paired with that.
-    fn pair(&mut self, round: &mut Round) -> Moves {
+    fn pair(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        round: &mut Round,
+    ) -> Result<Moves, TableError> {
         loop {
             let by_identity: BTreeMap<Identity, Slot> = round
                 .lost
@@ -266,7 +274,21 @@ impl Coalescer {
                 .map(|(slot, _)| slot.clone())
                 .collect();
             if unsure.is_empty() {
-                return moves;
+                let early = into_itself(t, round, &moves)?;
+                if early.is_empty() {
+                    return Ok(moves);
+                }
+                for slot in early {
+                    round.found.remove(&slot);
+                    let waiting = match round.lost.remove(&slot) {
+                        Some(lost) => lost.waiting,
+                        None => Waiting::new(What::LOOK, now),
+                    };
+                    if !self.look_again(now, slot.clone(), waiting) {
+                        self.pending.due_now(slot, now.after(MISSED));
+                    }
+                }
+                continue;
             }
             for slot in unsure {
                 let lost = round.lost.remove(&slot).expect("it was listed from there");
@@ -366,6 +388,40 @@ impl Coalescer {
         self.written = true;
         put_live(t, id, LiveObject { local, ..row })
     }
+}
+
+/// The ends of moves that would put a folder below itself: a move of what it went into was not seen
+/// yet.
+fn into_itself(
+    t: &dyn TablesRead,
+    round: &Round,
+    moves: &Moves,
+) -> Result<Vec<Slot>, TableError> {
+    let parents: BTreeMap<ObjectId, ObjectId> = moves
+        .iter()
+        .map(|(to, from)| (round.lost[from].id, to.0))
+        .collect();
+    let mut early = Vec::new();
+    for (to, from) in moves {
+        let lost = &round.lost[from];
+        if lost.row.state.kind != Kind::Folder {
+            continue;
+        }
+        let mut at = to.0;
+        for _ in 0..access::DEPTH_MAX {
+            if at == lost.id {
+                early.extend([to.clone(), from.clone()]);
+                break;
+            }
+            let above = match parents.get(&at) {
+                Some(parent) => Some(*parent),
+                None => live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0)),
+            };
+            let Some(above) = above else { break };
+            at = above;
+        }
+    }
+    Ok(early)
 }
 
 /// Whether a moved file's bytes must be taken for other ones.
