@@ -378,6 +378,7 @@ impl Coalescer {
         if row.state.kind == Kind::Folder {
             self.folders.forget();
             self.listings.met(id);
+            self.keep_handle(t, id, &seen.observed)?;
             if !self.filter.is_trivial() || self.listings.is_scanning() {
                 // The verdict on everything below it may be another one now.
                 self.listings.deep(id);

@@ -155,6 +155,7 @@ impl Coalescer {
                 // Something may have moved in from where the filter did not look.
                 self.seen_folders.entry(*id).or_insert_with(|| seen.clone());
                 self.listings.met(*id);
+                self.keep_handle(t, *id, seen)?;
                 return Ok(());
             }
             return self.compare_same(wall, t, *id, row.clone(), seen, waiting.what);
@@ -365,6 +366,25 @@ impl Coalescer {
         let local = row.local.clone().map(|l| Local { fingerprint, ..l });
         self.written = true;
         put_live(t, id, LiveObject { local, ..row })
+    }
+
+    /// The handle of a folder that was met leads to it: something that was taken for another folder
+    /// may have had it meanwhile, and hints of what happened in it were not understood.
+    pub(super) fn keep_handle(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        seen: &Observed,
+    ) -> Result<(), TableError> {
+        let Some(handle) = &seen.handle else {
+            return Ok(());
+        };
+        if access::folder_by_handle(t, handle)? == Some(id) {
+            return Ok(());
+        }
+        self.written = true;
+        self.listings.deep(id);
+        t.put(Table::Handles, handle, &id.to_key())
     }
 
     /// A folder's kernel handle is another than before: a restored disk, another mount.

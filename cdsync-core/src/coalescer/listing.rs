@@ -212,6 +212,7 @@ impl Coalescer {
         }
         if row.state.kind == Kind::Folder {
             self.listings.met(id);
+            self.keep_handle(t, id, &observed)?;
             if depth == Depth::Deep {
                 self.listings.deep(id);
             }
