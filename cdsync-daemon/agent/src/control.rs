@@ -142,7 +142,7 @@ impl Control {
                 .collect(),
             epoch: current.map_or(Epoch::default(), |orders| orders.epoch),
             instance: current.map_or(0, |orders| orders.instance),
-            watching: "fanotify where allowed".to_owned(),
+            watching: watching().to_owned(),
         }
     }
 
@@ -220,6 +220,16 @@ impl Control {
             );
         }
         Ok(())
+    }
+}
+
+/// Which way of watching this process may use. A filesystem may still refuse it; the job's log says
+/// what each source came to.
+fn watching() -> &'static str {
+    use std::os::unix::fs::MetadataExt as _;
+    match std::fs::metadata("/proc/self") {
+        Ok(own) if own.uid() == 0 => "fanotify",
+        _ => "inotify: the agent does not run as root",
     }
 }
 

@@ -225,6 +225,7 @@ impl Engine {
             && !waiting.gap
             && self.coalescer.poll_timeout().is_none_or(|due| due > self.clock.now())
             && !self.coalescer.is_scanning()
+            && self.fences.is_empty()
             && !self.uncommitted;
         if idle {
             return Ok(());
@@ -233,12 +234,12 @@ impl Engine {
         let wrote = store.write(Durability::Lazy, |t| {
             self.take_inputs(t, inputs, waiting)?;
             self.look_around(t)?;
+            // Deletes seen through a handle of a root that is gone must not even be recorded.
+            self.root
+                .verify()
+                .map_err(|lost| SourceError::lost(&part.root, &lost))?;
             Ok::<_, SourceError>(self.coalescer.finish(t)?)
         })?;
-        // Deletes seen through a handle of a root that is gone must not be told.
-        self.root
-            .verify()
-            .map_err(|lost| SourceError::lost(&part.root, &lost))?;
         self.uncommitted |= wrote;
         let grouped = self.coalescer.is_scanning() && self.committed_at.elapsed() < GROUP_COMMITS;
         if self.uncommitted && !grouped {

@@ -89,7 +89,7 @@ impl Engine {
         let root = match roots::open(&context.allowed, &part.root, !known) {
             Err(roots::RootError::Open { path, source }) if known => {
                 return Err(TargetError::Halt(format!(
-                    "the root {path} cannot be opened: {source}; bring it back, then resume the job"
+                    "the root {path} cannot be opened: {source}; bring it back: it is looked for every few seconds"
                 )));
             }
             other => other?,
@@ -186,7 +186,7 @@ impl Engine {
             }
             self.root.verify().map_err(|lost| {
                 TargetError::Halt(format!(
-                    "{}: {lost}; bring it back, then resume the job",
+                    "{}: {lost}; bring it back: it is looked for every few seconds",
                     self.root.display()
                 ))
             })?;

@@ -35,6 +35,8 @@ use engine::Engine;
 /// How long a target that failed waits before it tries again.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// How long a target whose root is not what it was waits before it looks again.
+const HALT_RETRY: Duration = Duration::from_secs(5);
 /// How long a busy engine may take to explain something.
 const EXPLAIN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -219,19 +221,22 @@ impl Drop for Target {
 }
 
 fn supervise(mut context: TargetContext, mailbox: &Mailbox<Input>, inbox: &Receiver<Input>) {
+    let mut told = String::new();
     loop {
         let outcome = Engine::open(&context, mailbox.clone())
             .and_then(|mut engine| engine.run(&mut context, inbox));
         let (state, reason, wait) = match outcome {
             Ok(Ended::Stop) => break,
             Ok(Ended::Again) => continue,
-            Err(TargetError::Halt(reason)) => {
-                (TargetState::Halted, reason, Duration::from_secs(3600))
-            }
+            // A root that is back is known by its marker, so looking again is safe.
+            Err(TargetError::Halt(reason)) => (TargetState::Halted, reason, HALT_RETRY),
             Err(error) => (TargetState::Halted, crate::source::chain(&error), RETRY),
         };
-        tracing::warn!(job = %context.order.name, reason, "target stopped");
-        context.log.note(format!("stopped: {reason}"));
+        if told != reason {
+            tracing::warn!(job = %context.order.name, reason, "target stopped");
+            context.log.note(format!("stopped: {reason}"));
+            told.clone_from(&reason);
+        }
         context.report_state(state, reason);
         if !pause(&mut context, inbox, wait) {
             break;
