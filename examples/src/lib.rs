@@ -1,1 +1,1 @@
-//! Examples of embedding CDSync.
+//! Examples of embedding CDSync: see `examples/`.
