@@ -232,13 +232,18 @@ impl Replica {
         match (object(t, state.id)?, slot) {
             (Some(ObjectRow::Live(row)), _)
                 if row.state.version.seq > seq
-                    && row.local.is_none()
                     && content.is_some()
+                    && (row.local.is_none() || row.state.content_seq < state.content_seq)
                     && !self.parked.contains_key(&state.id)
                     && self.fetches.get_mut(state.id).is_none() =>
             {
                 // It was wanted on a subscription that ended, and renamed or changed since.
-                self.plan_content(wall, t, seq, &row.state, content, over)
+                let mut wanted = row.state;
+                if wanted.content_seq < state.content_seq {
+                    wanted.content_seq = state.content_seq;
+                    wanted.content = state.content.clone();
+                }
+                self.plan_content(wall, t, seq, &wanted, content, over)
             }
             (Some(row), _) if row.seq() > seq => Ok(()),
             (Some(ObjectRow::Live(row)), _) if row.local.is_some() => {

@@ -268,6 +268,13 @@ impl Replica {
                 },
             )?;
             row.names = vec![slot];
+            // The names are this record's from now on: an older one that comes again must not
+            // take them back, even if the rest of this state is not held yet.
+            let objects = &rest.queued.record.objects;
+            if let Some(state) = objects.iter().find(|state| state.id == id) {
+                row.state.version = state.version;
+                row.state.replaces = state.replaces;
+            }
             if row.state.kind == Kind::Folder {
                 self.folders.forget();
             }

@@ -350,7 +350,8 @@ impl TargetSim {
             // A folder that was made, forgotten by a crash, and then cannot be made again and is
             // renamed leaves its first copy behind: not a case that is promised.
             let spared = matches!(op, ApplyOp::MakeFolder { .. }) && self.crashed
-                || matches!(op, ApplyOp::Remove { kind, .. } if *kind == Kind::Folder);
+                || matches!(op, ApplyOp::Remove { id, kind, .. }
+                    if *kind == Kind::Folder || *id == ObjectId::default());
             let fails = self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail) && !spared;
             let result = if fails {
                 ApplyResult::Failed("injected".to_owned())
