@@ -1,7 +1,7 @@
 //! The engine of a source: one thread that owns the coalescer and its ledger.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use cdsync_core::change::changes;
@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use super::hints::{HintBuffer, Sink, Waiting};
 use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watched, looks};
 use crate::clock::{Stopwatch, random_id, wall};
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
 
 /// redb's cache for one ledger.
@@ -142,7 +142,7 @@ impl Engine {
     pub(super) fn run(
         &mut self,
         context: &mut SourceContext,
-        inbox: &Receiver<Input>,
+        inbox: &Inbox<Input>,
     ) -> Result<Ended, SourceError> {
         self.start_run(&context.order);
         loop {
@@ -153,7 +153,7 @@ impl Engine {
                 Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
             }
             while inputs.len() < INPUTS_MAX
-                && let Ok(input) = inbox.try_recv()
+                && let Some(input) = inbox.try_recv()
             {
                 inputs.push(input);
             }

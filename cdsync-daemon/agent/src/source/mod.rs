@@ -5,7 +5,7 @@ mod hints;
 mod looks;
 
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::board::Board;
 use crate::joblog::JobLog;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Inbox, Mailbox};
 use crate::roots::RootError;
 use engine::Engine;
 pub(crate) use looks::dir_ref;
@@ -201,9 +201,9 @@ impl Drop for Source {
 }
 
 /// Runs engines one after another until told to stop.
-fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Receiver<Input>) {
+fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox<Input>) {
     loop {
-        let outcome = Engine::open(&context, mailbox.clone())
+        let outcome = Engine::open(&context, mailbox.begin(inbox))
             .and_then(|mut engine| engine.run(&mut context, inbox));
         context.serve(None);
         match outcome {
@@ -241,7 +241,7 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Recei
 }
 
 /// Waits for a manager's word. `false`: to stop.
-fn wait_for_resume(context: &mut SourceContext, inbox: &Receiver<Input>, reason: &str) -> bool {
+fn wait_for_resume(context: &mut SourceContext, inbox: &Inbox<Input>, reason: &str) -> bool {
     let before = context.order.source.as_ref().map_or(0, |s| s.resume);
     loop {
         if !pause(context, inbox, Duration::from_secs(3600), reason) {
@@ -261,7 +261,7 @@ fn wait_for_resume(context: &mut SourceContext, inbox: &Receiver<Input>, reason:
 /// Waits, but for new orders. `false`: to stop.
 fn pause(
     context: &mut SourceContext,
-    inbox: &Receiver<Input>,
+    inbox: &Inbox<Input>,
     wait: Duration,
     reason: &str,
 ) -> bool {

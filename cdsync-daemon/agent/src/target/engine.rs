@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use super::{
     Verdict,
 };
 use crate::clock::wall;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
 use crate::source::chain;
 
@@ -164,7 +164,7 @@ impl Engine {
     pub(super) fn run(
         &mut self,
         context: &mut TargetContext,
-        inbox: &Receiver<Input>,
+        inbox: &Inbox<Input>,
     ) -> Result<Ended, TargetError> {
         self.report(context, true)?;
         loop {
@@ -175,7 +175,7 @@ impl Engine {
                 Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
             }
             while inputs.len() < INPUTS_MAX
-                && let Ok(input) = inbox.try_recv()
+                && let Some(input) = inbox.try_recv()
             {
                 inputs.push(input);
             }

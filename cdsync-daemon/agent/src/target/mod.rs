@@ -9,7 +9,7 @@ mod pull;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::board::Board;
 use crate::joblog::JobLog;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Inbox, Mailbox};
 use crate::roots::RootError;
 use engine::Engine;
 
@@ -220,10 +220,10 @@ impl Drop for Target {
     }
 }
 
-fn supervise(mut context: TargetContext, mailbox: &Mailbox<Input>, inbox: &Receiver<Input>) {
+fn supervise(mut context: TargetContext, mailbox: &Mailbox<Input>, inbox: &Inbox<Input>) {
     let mut told = String::new();
     loop {
-        let outcome = Engine::open(&context, mailbox.clone())
+        let outcome = Engine::open(&context, mailbox.begin(inbox))
             .and_then(|mut engine| engine.run(&mut context, inbox));
         let (state, reason, wait) = match outcome {
             Ok(Ended::Stop) => break,
@@ -246,7 +246,7 @@ fn supervise(mut context: TargetContext, mailbox: &Mailbox<Input>, inbox: &Recei
 }
 
 /// Waits, but for new orders. `false`: to stop.
-fn pause(context: &mut TargetContext, inbox: &Receiver<Input>, wait: Duration) -> bool {
+fn pause(context: &mut TargetContext, inbox: &Inbox<Input>, wait: Duration) -> bool {
     let end = std::time::Instant::now() + wait;
     loop {
         match inbox.recv_timeout(end.saturating_duration_since(std::time::Instant::now())) {
