@@ -16,6 +16,9 @@ use crate::time::{Instant, WallMillis};
 /// them with the timer tick, 10 ms at the slowest, and clocks are read at different moments.
 const RACY_MS: u64 = 30;
 
+/// How far back lost hints may reach when a listing makes up for them.
+const LOST_MS: u64 = 10_000;
+
 /// How long what was looked at in vain too often waits.
 const MISSED: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -345,9 +348,10 @@ impl Coalescer {
             return Ok(());
         };
         let same_meta = row.state.meta == seen.meta;
+        let listed = what == What::default() && listed_racy(&row, &seen.fingerprint, wall);
         if local.fingerprint == seen.fingerprint && same_meta {
-            let racy = (what.closed || what.written) && is_racy(&seen.fingerprint, wall);
-            if !(racy && seen.kind == Kind::File) {
+            let hinted = (what.closed || what.written) && is_racy(&seen.fingerprint, wall);
+            if !(seen.kind == Kind::File && (hinted || listed)) {
                 return Ok(());
             }
         }
@@ -355,6 +359,7 @@ impl Coalescer {
             && (bytes_differ(&local.fingerprint, &seen.fingerprint)
                 || what.closed
                 || what.written
+                || listed
                 || (same_meta
                     && local.fingerprint.ctime != seen.fingerprint.ctime
                     && !what.at_once));
@@ -459,6 +464,13 @@ pub(super) fn moved_content_differs(row: &LiveObject, seen: &Observed, what: Wha
 
 fn bytes_differ(a: &Fingerprint, b: &Fingerprint) -> bool {
     a.size != b.size || a.mtime != b.mtime || a.identity != b.identity
+}
+
+/// A listing stands for hints that were lost a moment ago: what was recorded within one step of the
+/// clock after its last change may have changed once more within that step.
+fn listed_racy(row: &LiveObject, fingerprint: &Fingerprint, wall: WallMillis) -> bool {
+    let lost = WallMillis(wall.0.saturating_sub(LOST_MS));
+    is_racy(fingerprint, row.state.version.hlc.wall()) && is_racy(fingerprint, lost)
 }
 
 fn is_racy(fingerprint: &Fingerprint, wall: WallMillis) -> bool {

@@ -1,1 +1,320 @@
+//! What is recorded, change by change: a source on a model disk, without a target.
 
+use super::*;
+use crate::filter::FilterSpec;
+use crate::ids::ObjectId;
+use crate::ledger::access::log_after;
+use crate::ledger::object::Kind;
+use crate::ledger::rows::encode_row;
+use crate::ledger::writer::knows_cursor;
+use crate::sim::{Disk, Durability, MemTables, NodeId, SourceSim, SourceTuning};
+
+const ROOT: NodeId = 1;
+const OUTSIDE: NodeId = 2;
+
+fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+fn source(include: &[&str], exclude: &[&str]) -> SourceSim {
+    let list = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect();
+    let spec = FilterSpec {
+        include: list(include),
+        exclude: list(exclude),
+    };
+    let filter = Filter::new(&spec).unwrap();
+    let mut source = SourceSim::new(filter, SourceTuning::default(), 1);
+    source.start();
+    settle(&mut source);
+    source
+}
+
+/// Runs the engine until everything is in the log, and returns the records since the last time.
+fn settle(source: &mut SourceSim) -> Vec<Record> {
+    let before = source.tables_head();
+    for _ in 0..200 {
+        source.disk.clock += 5_000_000;
+        source.pump(&mut |_| {});
+        if source.is_quiet() {
+            break;
+        }
+    }
+    assert!(source.is_quiet(), "the source comes to rest");
+    let mut records = Vec::new();
+    log_after(&source.tables, before, &mut |_, record| {
+        records.push(record);
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    // Later changes happen at another time of the clock.
+    source.disk.clock += 100_000_000;
+    records
+}
+
+fn write(disk: &mut Disk, folder: NodeId, file: &str, bytes: &[u8]) -> NodeId {
+    let id = disk.create_file(folder, &name(file)).unwrap();
+    disk.write(id, bytes);
+    disk.close(id);
+    id
+}
+
+fn tree(disk: &mut Disk, files: usize) -> NodeId {
+    let top = disk.mkdir(ROOT, &name("dir")).unwrap();
+    for i in 0..files {
+        write(disk, top, &format!("f{i}"), b"x");
+    }
+    top
+}
+
+fn object_at(source: &SourceSim, parent: ObjectId, file: &str) -> Option<ObjectId> {
+    let row = crate::ledger::access::name(&source.tables, parent, &name(file)).unwrap();
+    row.and_then(|row| row.object)
+}
+
+fn root() -> ObjectId {
+    ObjectId::root(OriginId(0x1111_2222_3333_4444))
+}
+
+/// Proves that a rename is one record of two names, without content and under 4 KiB.
+#[test]
+fn a_rename_is_one_small_record() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, ROOT, "a", b"hello");
+    settle(&mut source);
+    source.disk.rename((ROOT, &name("a")), (ROOT, &name("b")));
+    let records = settle(&mut source);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(records[0].names.len(), 2);
+    assert_eq!(records[0].contents().count(), 0);
+    assert!(encode_row(&records[0]).len() < 4096);
+}
+
+/// Proves that a swap is one record in which both names change, although it arrives as two renames.
+#[test]
+fn a_swap_is_one_record() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, ROOT, "a", b"1");
+    write(&mut source.disk, ROOT, "b", b"2");
+    settle(&mut source);
+    let before = object_at(&source, root(), "a");
+    source.disk.exchange((ROOT, &name("a")), (ROOT, &name("b")));
+    let records = settle(&mut source);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(object_at(&source, root(), "b"), before);
+    assert!(records[0].removed.is_empty());
+    assert_eq!(records[0].contents().count(), 0);
+}
+
+/// Proves that a rename over a file is one record that also removes what was there.
+#[test]
+fn a_rename_over_is_one_record() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, ROOT, "a", b"1");
+    write(&mut source.disk, ROOT, "b", b"2");
+    settle(&mut source);
+    let (a, b) = (
+        object_at(&source, root(), "a"),
+        object_at(&source, root(), "b"),
+    );
+    source.disk.rename((ROOT, &name("a")), (ROOT, &name("b")));
+    let records = settle(&mut source);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(records[0].removed, [b.unwrap()]);
+    assert_eq!(object_at(&source, root(), "b"), a);
+}
+
+/// Proves that the rename of a folder with a thousand files is one record of two names.
+#[test]
+fn a_folder_rename_is_one_record() {
+    let mut source = source(&[], &[]);
+    tree(&mut source.disk, 1000);
+    settle(&mut source);
+    source
+        .disk
+        .rename((ROOT, &name("dir")), (ROOT, &name("moved")));
+    let records = settle(&mut source);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(records[0].names.len(), 2);
+    assert!(encode_row(&records[0]).len() < 4096);
+}
+
+/// Proves that saving by a temporary file and a rename is one record that replaces the file, and
+/// that the temporary name is never told.
+#[test]
+fn a_save_is_one_record() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, ROOT, "a", b"old");
+    settle(&mut source);
+    write(&mut source.disk, ROOT, ".a.tmp", b"new");
+    source
+        .disk
+        .rename((ROOT, &name(".a.tmp")), (ROOT, &name("a")));
+    let records = settle(&mut source);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(records[0].names.iter().all(|n| n.name == name("a")));
+    assert_eq!(records[0].contents().count(), 1);
+}
+
+/// Proves that a name that vanished is removed only after the kernel's queue was read out.
+#[test]
+fn deletes_wait_for_a_flush() {
+    let mut source = source(&[], &[]);
+    let id = write(&mut source.disk, ROOT, "a", b"1");
+    settle(&mut source);
+    let gone = object_at(&source, root(), "a").unwrap();
+    source.disk.unlink(ROOT, &name("a"));
+    let hints = source.disk.take_events();
+    let observed = source.disk.observe(ROOT);
+    let (now, wall) = (source.now(), source.disk.wall());
+    let machine = source.machine.as_mut().unwrap();
+    machine.handle_hints(now, &source.tables, hints).unwrap();
+    let head = machine.head();
+    let looks = machine.poll_looks(now, &source.tables).unwrap();
+    let looked = |looks: Vec<LookRequest>| {
+        looks
+            .into_iter()
+            .map(|look| Looked {
+                folder: look.folder.id,
+                itself: Ok(observed.clone()),
+                names: look.names.into_iter().map(|n| (n, Ok(None))).collect(),
+            })
+            .collect::<Vec<_>>()
+    };
+    let found = looked(looks);
+    machine
+        .handle_looked(now, wall, &mut source.tables, found)
+        .unwrap();
+    let removed = |tables: &MemTables| {
+        let mut removed = Vec::new();
+        log_after(tables, head, &mut |_, record| {
+            removed.extend(record.removed);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        removed
+    };
+    assert!(removed(&source.tables).is_empty(), "nothing before a flush");
+    assert!(machine.poll_flush());
+    machine.handle_flushed(now);
+    let looks = machine.poll_looks(now, &source.tables).unwrap();
+    let found = looked(looks);
+    machine
+        .handle_looked(now, wall, &mut source.tables, found)
+        .unwrap();
+    assert_eq!(removed(&source.tables), [gone]);
+    let _ = id;
+}
+
+/// Proves that hints of folders that the ledger does not know, such as those outside of the root,
+/// change nothing.
+#[test]
+fn hints_of_unknown_folders_say_nothing() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, OUTSIDE, "a", b"1");
+    assert!(settle(&mut source).is_empty());
+}
+
+/// Proves that a second write within one step of the clock, of equal size, is not missed.
+#[test]
+fn racy_times_are_not_trusted() {
+    let mut source = source(&[], &[]);
+    source.disk.granularity = 1_000_000_000;
+    let id = write(&mut source.disk, ROOT, "a", b"one");
+    source.disk.clock += 1_000_000;
+    source.pump(&mut |_| {});
+    source.disk.clock += 1_000_000;
+    source.pump(&mut |_| {});
+    let head = source.tables_head();
+    source.disk.open_file(id);
+    source.disk.write(id, b"two");
+    source.disk.close(id);
+    source.disk.clock += 1_000_000;
+    source.pump(&mut |_| {});
+    let mut contents = 0;
+    log_after(&source.tables, head, &mut |_, record| {
+        contents += record.contents().count();
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(contents, 1);
+}
+
+/// Proves that a scan after downtime knows renamed folders and files by their identity: no content
+/// goes again.
+#[test]
+fn a_scan_finds_renames() {
+    let mut source = source(&[], &[]);
+    let top = tree(&mut source.disk, 5);
+    settle(&mut source);
+    source.crash();
+    source.disk.rename((top, &name("f0")), (ROOT, &name("g0")));
+    source
+        .disk
+        .rename((ROOT, &name("dir")), (ROOT, &name("moved")));
+    source.disk.clock += 20_000_000_000;
+    source.start();
+    let records = settle(&mut source);
+    let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+    let removed: usize = records.iter().map(|r| r.removed.len()).sum();
+    assert_eq!((contents, removed), (0, 0), "{records:#?}");
+}
+
+/// Proves that a folder's rename judges everything below it again: what no longer matches leaves,
+/// what matches now joins.
+#[test]
+fn filters_judge_again_after_a_rename() {
+    let mut source = source(&["^in/", "^also/"], &[]);
+    let inside = source.disk.mkdir(ROOT, &name("in")).unwrap();
+    write(&mut source.disk, inside, "leaver", b"1");
+    let out = source.disk.mkdir(ROOT, &name("out")).unwrap();
+    write(&mut source.disk, out, "joiner", b"2");
+    settle(&mut source);
+    source.disk.rename((ROOT, &name("in")), (ROOT, &name("gone")));
+    source.disk.rename((ROOT, &name("out")), (ROOT, &name("in")));
+    let records = settle(&mut source);
+    let folder = object_at(&source, root(), "in").unwrap();
+    assert!(object_at(&source, folder, "joiner").is_some());
+    let removed: usize = records.iter().map(|r| r.removed.len()).sum();
+    assert!(removed >= 1, "the leaver goes: {records:#?}");
+    let files = records.iter().flat_map(|r| &r.objects);
+    assert!(files.clone().any(|o| o.kind == Kind::File));
+}
+
+/// Proves that cursors of every run are known up to where that run ended, and no others.
+#[test]
+fn cursors_belong_to_incarnations() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, ROOT, "a", b"1");
+    settle(&mut source);
+    let first = source.machine.as_ref().unwrap().incarnation();
+    let end = source.announced();
+    source.crash();
+    source.start();
+    write(&mut source.disk, ROOT, "b", b"1");
+    settle(&mut source);
+    let second = source.machine.as_ref().unwrap().incarnation();
+    let head = source.announced();
+    let origin = source.machine.as_ref().unwrap().origin();
+    let knows = |run, seq| knows_cursor(&source.tables, origin, run, seq).unwrap();
+    assert!(knows(first, end) && knows(second, head));
+    assert!(!knows(first, end.next()), "beyond the end of that run");
+    assert!(!knows(second, head.next()));
+    assert!(!knows(IncarnationId(77), end), "an unknown run");
+    assert!(!knows_cursor(&source.tables, OriginId(9), first, end).unwrap());
+}
+
+/// Proves that a crash takes back what was not durable, and nothing else.
+#[test]
+fn tables_crash_to_what_is_durable() {
+    use crate::ledger::tables::{Table, Tables as _, TablesRead as _};
+    let mut tables = MemTables::default();
+    tables.put(Table::Meta, b"k", b"1").unwrap();
+    tables.commit(Durability::Durable);
+    tables.put(Table::Meta, b"k", b"2").unwrap();
+    tables.commit(Durability::Lazy);
+    tables.remove(Table::Meta, b"k").unwrap();
+    tables.abort();
+    assert_eq!(tables.get(Table::Meta, b"k").unwrap(), Some(b"2".to_vec()));
+    tables.crash();
+    assert_eq!(tables.get(Table::Meta, b"k").unwrap(), Some(b"1".to_vec()));
+}

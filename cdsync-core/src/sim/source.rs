@@ -138,6 +138,12 @@ impl SourceSim {
         self.machine.as_ref().map_or(Seq(0), Coalescer::announced)
     }
 
+    /// The last number given.
+    #[must_use]
+    pub fn tables_head(&self) -> Seq {
+        self.machine.as_ref().map_or(Seq(0), Coalescer::head)
+    }
+
     /// Whether everything that happened is in the log, durable.
     #[must_use]
     pub fn is_quiet(&self) -> bool {

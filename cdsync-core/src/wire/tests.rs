@@ -1,6 +1,15 @@
 //! Golden bytes and refusals.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::filter::FilterSpec;
+use crate::ids::{IncarnationId, JobId, Label, ObjectId, OriginId, ServerId};
+use crate::job::{Mode, RootPath};
+use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
+use crate::ledger::record::{NameState, Record};
+use crate::path::Name;
+use crate::time::{Hlc, Timestamp, WallMillis};
 
 /// Proves that a body of another version, a cut one and one with bytes behind it are refused.
 #[test]
@@ -26,4 +35,517 @@ fn bodies_are_exact() {
         decode::<PeerMessage>(&long),
         Err(WireError::Malformed { .. })
     ));
+}
+
+/// A message and its bytes: hexadecimal, annotated, each line a field.
+struct Golden {
+    name: &'static str,
+    bytes: Vec<u8>,
+    expected: &'static str,
+    decodes: fn(&[u8]) -> bool,
+}
+
+impl Golden {
+    fn of<T>(name: &'static str, message: &T, expected: &'static str) -> Self
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        Self {
+            name,
+            bytes: encode(message),
+            expected,
+            decodes: |bytes| decode::<T>(bytes).is_ok(),
+        }
+    }
+}
+
+/// Takes the digits before `;` in each line.
+fn plain(annotated: &str) -> String {
+    annotated
+        .lines()
+        .filter_map(|line| line.split(';').next())
+        .flat_map(str::chars)
+        .filter(char::is_ascii_hexdigit)
+        .collect()
+}
+
+fn shown(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+const ORIGIN: OriginId = OriginId(0x11);
+
+fn id(number: u64) -> ObjectId {
+    ObjectId {
+        origin: ORIGIN,
+        number,
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+fn state(number: u64, kind: Kind, content: Content) -> ObjectState {
+    ObjectState {
+        id: id(number),
+        kind,
+        meta: Metadata {
+            mode: 0o644,
+            uid: 1000,
+            gid: 100,
+            mtime: Timestamp { secs: -1, nanos: 5 },
+        },
+        content,
+        version: Version {
+            origin: ORIGIN,
+            incarnation: IncarnationId(0x22),
+            seq: Seq(9),
+            hlc: Hlc(7),
+        },
+        content_seq: Seq(9),
+        replaces: None,
+        xattrs: Vec::new(),
+    }
+}
+
+fn record() -> Record {
+    Record {
+        seq: Seq(9),
+        incarnation: IncarnationId(0x22),
+        hlc: Hlc(7),
+        names: vec![
+            NameState {
+                parent: id(1),
+                name: name("a"),
+                object: Some(id(2)),
+            },
+            NameState {
+                parent: id(1),
+                name: name("b"),
+                object: None,
+            },
+        ],
+        objects: vec![state(2, Kind::File, Content::Data { size: 3, hash: None })],
+        removed: vec![id(3)],
+        group: 0,
+        set: 0,
+        signature: Vec::new(),
+    }
+}
+
+fn peer_messages() -> Vec<Golden> {
+    let cursor = Cursor {
+        origin: ORIGIN,
+        incarnation: IncarnationId(0x22),
+        seq: Seq(300),
+    };
+    let subscribe = Subscribe {
+        job: JobId(5),
+        grant: Signed::default(),
+        cursor: Some(cursor),
+        preview: false,
+    };
+    let accepted = Accepted {
+        origin: ORIGIN,
+        incarnation: IncarnationId(0x22),
+        resumed: true,
+        head: Seq(301),
+        complete: false,
+    };
+    let tick = Tick {
+        head: Seq(9),
+        incarnation: IncarnationId(0x22),
+        bytes: 128,
+        at: WallMillis(1000),
+        complete: true,
+    };
+    let fetch = FetchRequest {
+        job: JobId(5),
+        grant: Signed::default(),
+        object: id(2),
+        at_least: Seq(9),
+    };
+    let header = ContentHeader {
+        version: Seq(9),
+        size: 300,
+        mtime: Timestamp { secs: 1, nanos: 2 },
+        attempt: 1,
+    };
+    vec![
+        Golden::of(
+            "subscribe",
+            &PeerMessage::Subscribe(subscribe),
+            "01 00        ; version, kind
+             05           ; job
+             00 00        ; grant: payload, signature
+             01 11 22 ac02; cursor: there, origin, incarnation, seq
+             00           ; preview",
+        ),
+        Golden::of(
+            "credit",
+            &PeerMessage::Credit { bytes: 300 },
+            "01 01 ; version, kind
+             ac02  ; bytes",
+        ),
+        Golden::of(
+            "accepted",
+            &PeerMessage::Accepted(accepted),
+            "01 02    ; version, kind
+             11 22    ; origin, incarnation
+             01       ; resumed
+             ad02 00  ; head, complete",
+        ),
+        Golden::of(
+            "tick",
+            &PeerMessage::Tick(tick),
+            "01 03       ; version, kind
+             09 22       ; head, incarnation
+             8001 e807   ; bytes, at
+             01          ; complete",
+        ),
+        Golden::of(
+            "fetch",
+            &PeerMessage::Fetch(fetch),
+            "01 04    ; version, kind
+             05 00 00 ; job, grant
+             11 02 09 ; origin and number of the object, at least",
+        ),
+        Golden::of(
+            "content follows",
+            &PeerMessage::Content(ContentAnswer::Follows(header)),
+            "01 05 00  ; version, kind, follows
+             09 ac02   ; version of the content, size
+             02 02     ; mtime: seconds (zigzag), nanoseconds
+             01        ; attempt",
+        ),
+        Golden::of(
+            "content removed",
+            &PeerMessage::Content(ContentAnswer::Removed { by: Seq(9) }),
+            "01 05 01 09 ; version, kind, removed, by",
+        ),
+        Golden::of(
+            "content unsettled",
+            &PeerMessage::Content(ContentAnswer::Unsettled),
+            "01 05 02 ; version, kind, unsettled",
+        ),
+        Golden::of(
+            "content unreadable",
+            &PeerMessage::Content(ContentAnswer::Unreadable { reason: "no".into() }),
+            "01 05 03 02 6e6f ; version, kind, unreadable, length, reason",
+        ),
+        Golden::of(
+            "content end",
+            &PeerMessage::ContentEnd { root: Hash([7; 32]) },
+            "01 06 ; version, kind
+             0707070707070707 0707070707070707 0707070707070707 0707070707070707",
+        ),
+        Golden::of("abandon", &PeerMessage::Abandon, "01 07 ; version, kind"),
+        Golden::of(
+            "refused",
+            &PeerMessage::Refused {
+                why: RefusedWhy::Busy,
+                reason: "x".into(),
+            },
+            "01 08 04 01 78 ; version, kind, busy, length, reason",
+        ),
+    ]
+}
+
+fn batches() -> Vec<Golden> {
+    let here = Inline::Here {
+        version: Seq(9),
+        len: 3,
+        hash: Hash([1; 32]),
+        mtime: Timestamp { secs: 0, nanos: 1 },
+    };
+    let contents = vec![
+        here,
+        Inline::Pull,
+        Inline::Sent,
+        Inline::Removed { by: Seq(8) },
+        Inline::Unsettled,
+        Inline::Unreadable { reason: "r".into() },
+    ];
+    let batch = BatchHeader {
+        records: vec![record()],
+        contents,
+        bytes: 3,
+        head: Seq(12),
+    };
+    vec![Golden::of(
+        "batch",
+        &batch,
+        "01 01          ; version, one record
+         09 22 07       ; seq, incarnation, hlc
+         02             ; names
+         11 01 01 61 01 11 02 ; parent, name, object
+         11 01 01 62 00 ; parent, name, nothing
+         01             ; objects
+         11 02 00       ; id, file
+         a403 e807 64   ; mode, uid, gid
+         01 05          ; mtime: seconds (zigzag), nanoseconds
+         01 03 00       ; data, size, hash unknown
+         11 22 09 07    ; version: origin, incarnation, seq, hlc
+         09 00 00       ; content seq, replaces nothing, no attributes
+         01 11 03       ; removed
+         00 00 00       ; group, set, signature
+         06             ; contents
+         00 09 03 0101010101010101 0101010101010101 0101010101010101 0101010101010101 00 01
+         01             ; pull
+         02             ; sent
+         03 08          ; removed by
+         04             ; unsettled
+         05 01 72       ; unreadable
+         03 0c          ; bytes, head",
+    )]
+}
+
+fn control_messages() -> Vec<Golden> {
+    let hello = Hello {
+        program: "p".into(),
+        address: "h:1".into(),
+        roots: vec!["/r".into()],
+        epoch: Epoch {
+            term: 2,
+            counter: 3,
+        },
+        instance: 4,
+        watching: "w".into(),
+    };
+    let parked = ParkedReport {
+        path: "a".into(),
+        reason: "b".into(),
+        since: WallMillis(1),
+        attempts: 2,
+        next_try: WallMillis(3),
+    };
+    let target = TargetReport {
+        state: TargetState::InSync,
+        upstream: Some(ServerId(6)),
+        origin: ORIGIN,
+        claim: Seq(7),
+        head: Seq(8),
+        pending_bytes: 9,
+        oldest_pending_ms: 10,
+        parked_count: 1,
+        parked: vec![parked],
+        preview: None,
+        last_error: None,
+    };
+    let report = Report {
+        epoch: Epoch::default(),
+        jobs: vec![JobReport {
+            job: JobId(5),
+            source: None,
+            target: Some(target),
+        }],
+    };
+    let fence = FenceAnswer {
+        origin: ORIGIN,
+        seq: Seq(9),
+        held: vec!["f".into()],
+    };
+    let answer = AgentMessage::Answer {
+        id: 1,
+        answer: Ok(Answer::Fence(fence)),
+    };
+    let renew = AgentMessage::Renew { csr: "c".into() };
+    let welcome = MasterMessage::Welcome { now: WallMillis(1) };
+    let renewed = MasterMessage::Renewed {
+        certificate: "c".into(),
+    };
+    let ask = MasterMessage::Ask {
+        id: 1,
+        ask: Ask::Explain {
+            job: JobId(5),
+            path: vec![0xff],
+        },
+    };
+    vec![
+        Golden::of(
+            "hello",
+            &AgentMessage::Hello(hello),
+            "01 00 01 70 03 683a31 01 02 2f72 ; version, kind, program, address, roots
+             02 03 04 01 77                 ; epoch, instance, watching",
+        ),
+        Golden::of(
+            "report",
+            &AgentMessage::Report(report),
+            "01 01 00 00 01 05 00 01 ; version, kind, epoch, jobs, job, no source, target
+             03 01 06 11             ; in sync, upstream, origin
+             07 08 09 0a 01          ; claim, head, pending bytes, oldest, parked
+             01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try
+             00 00                   ; preview, last error",
+        ),
+        Golden::of(
+            "answer",
+            &answer,
+            "01 02 01 00 00 11 09 01 01 66 ; version, kind, id, ok, fence, origin, seq, held",
+        ),
+        Golden::of("renew", &renew, "01 03 01 63 ; version, kind, request"),
+        Golden::of("welcome", &welcome, "01 00 01 ; version, kind, now"),
+        Golden::of(
+            "orders",
+            &MasterMessage::Orders(Signed::default()),
+            "01 01 00 00 ; version, kind, payload, signature",
+        ),
+        Golden::of(
+            "ask",
+            &ask,
+            "01 02 01 02 05 01 ff ; version, kind, id, explain, job, path",
+        ),
+        Golden::of("renewed", &renewed, "01 03 01 63 ; version, kind, certificate"),
+    ]
+}
+
+fn signed_and_enrolment() -> Vec<Golden> {
+    let grant = Grant {
+        cluster: 1,
+        job: JobId(2),
+        holder: ServerId(3),
+        epoch: Epoch {
+            term: 4,
+            counter: 5,
+        },
+        until: WallMillis(6),
+    };
+    let orders = Orders {
+        cluster: 1,
+        server: ServerId(2),
+        epoch: Epoch {
+            term: 3,
+            counter: 4,
+        },
+        instance: 5,
+        issued: WallMillis(6),
+        lease_until: WallMillis(7),
+        jobs: vec![JobOrder {
+            job: JobId(8),
+            name: Label::new("j").unwrap(),
+            mode: Mode::Realtime,
+            filter: FilterSpec {
+                include: vec!["i".into()],
+                exclude: vec![],
+            },
+            paused: false,
+            max_age_ms: 9,
+            source: Some(SourceOrder {
+                root: RootPath::new("/s").unwrap(),
+                run: 1,
+                resume: 2,
+            }),
+            target: Some(TargetOrder {
+                root: RootPath::new("/t").unwrap(),
+                upstreams: vec![Upstream {
+                    server: ServerId(3),
+                    name: Label::new("u").unwrap(),
+                    address: "a".into(),
+                }],
+                adopt: Adopt::Accept,
+                grant: Signed::default(),
+            }),
+        }],
+    };
+    let request = JoinRequest {
+        secret: vec![1, 2],
+        csr: "c".into(),
+        address: "a".into(),
+        program: "p".into(),
+    };
+    let refused = JoinReply::Refused { reason: "r".into() };
+    vec![
+        Golden::of(
+            "grant",
+            &grant,
+            "01 01 02 03 04 05 06 ; version, cluster, job, holder, epoch, until",
+        ),
+        Golden::of(
+            "orders body",
+            &orders,
+            "01 01 02 03 04 05 06 07 ; version, cluster, server, epoch, instance, issued, lease
+             01 08 01 6a 00          ; jobs, job, name, realtime
+             01 01 69 00 00 09       ; include, exclude, paused, max age
+             01 02 2f73 01 02        ; source: root, run, resume
+             01 02 2f74              ; target: root
+             01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt
+             00 00                   ; grant",
+        ),
+        Golden::of(
+            "join request",
+            &request,
+            "01 02 0102 01 63 01 61 01 70 ; version, secret, request, address, program",
+        ),
+        Golden::of(
+            "join refused",
+            &refused,
+            "01 01 01 72 ; version, refused, reason",
+        ),
+    ]
+}
+
+fn all() -> Vec<Golden> {
+    let mut all = peer_messages();
+    all.extend(batches());
+    all.extend(control_messages());
+    all.extend(signed_and_enrolment());
+    all
+}
+
+/// Proves that every message has the bytes that it had when it was first released.
+#[test]
+fn golden_bytes() {
+    let mut wrong = Vec::new();
+    for golden in all() {
+        let bytes = shown(&golden.bytes);
+        if bytes != plain(golden.expected) {
+            wrong.push(format!("{}: {bytes}", golden.name));
+        }
+        assert!((golden.decodes)(&golden.bytes), "{}", golden.name);
+    }
+    assert!(wrong.is_empty(), "other bytes than ever:\n{}", wrong.join("\n"));
+}
+
+/// Proves that no message passes cut short, whatever the place, and that none panics.
+#[test]
+fn prefixes_are_refused() {
+    for golden in all() {
+        for end in 0..golden.bytes.len() {
+            assert!(
+                !(golden.decodes)(&golden.bytes[..end]),
+                "{} cut to {end} bytes",
+                golden.name
+            );
+        }
+    }
+}
+
+fn decode_all(bytes: &[u8]) {
+    for golden in all() {
+        (golden.decodes)(bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Proves that random bytes behind a valid version never panic a decoder.
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        decode_all(&bytes);
+        let mut versioned = vec![WIRE_VERSION];
+        versioned.extend(bytes);
+        decode_all(&versioned);
+    }
+
+    /// Proves that a valid message with some bytes bent never panics a decoder.
+    #[test]
+    fn bent_bytes_never_panic(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let all = all();
+        let golden = &all[which.index(all.len())];
+        let mut bytes = golden.bytes.clone();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        (golden.decodes)(&bytes);
+    }
 }
