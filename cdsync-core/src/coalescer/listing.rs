@@ -65,6 +65,11 @@ impl Listings {
         self.is_quiet() && self.deferred.is_empty()
     }
 
+    /// Whether new names wait for the end of a scan that has come.
+    pub(super) fn has_deferred(&self) -> bool {
+        self.is_quiet() && !self.deferred.is_empty()
+    }
+
     pub(super) fn start(&mut self, root: ObjectId, defer: bool) {
         self.defer |= defer;
         self.scanning = true;
@@ -330,13 +335,18 @@ impl Coalescer {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// When a scan has ended and nothing of it is left to be looked at, the new names that it met
+    /// are: together with what vanished, so that renames are seen as such.
+    pub(super) fn release_deferred(&mut self, now: Instant) {
         if self.listings.is_quiet() {
             for slot in std::mem::take(&mut self.listings.deferred) {
                 self.pending.due_now(slot, now);
             }
             self.listings.defer = false;
         }
-        Ok(())
     }
 
     pub(super) fn listing_trouble(

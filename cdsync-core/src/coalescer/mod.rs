@@ -316,6 +316,9 @@ impl Coalescer {
     /// When [`Self::poll_looks`] has something without any further input.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.listings.has_deferred() {
+            return Some(Instant::default());
+        }
         self.pending.next_due()
     }
 

@@ -288,6 +288,9 @@ impl Coalescer {
         now: Instant,
         t: &dyn TablesRead,
     ) -> Result<Vec<LookRequest>, TableError> {
+        if self.pending.next_due().is_none_or(|due| due > now) {
+            self.release_deferred(now);
+        }
         let mut chosen: BTreeMap<ObjectId, Vec<Name>> = BTreeMap::new();
         let mut slots = BTreeSet::new();
         while slots.len() < self.config.looks_max {
@@ -328,7 +331,7 @@ impl Coalescer {
     /// Whether the kernel's queue must be read out: everything that it held when this was asked
     /// must have come through [`Self::handle_hints`] before [`Self::handle_flushed`].
     pub fn poll_flush(&mut self) -> bool {
-        let wanted = self.flush == FlushState::Wanted && self.listings.is_quiet();
+        let wanted = self.flush == FlushState::Wanted && self.listings.is_idle();
         if wanted {
             self.flush = FlushState::Asked;
         }
