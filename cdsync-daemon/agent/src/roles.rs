@@ -10,7 +10,7 @@ use cdsync_core::ledger::access;
 use cdsync_core::ledger::object::Kind;
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::{Name, RelPath};
-use cdsync_core::wire::{Answer, Ask, JobOrder, LogLine, Orders};
+use cdsync_core::wire::{Answer, Ask, Epoch, JobOrder, LogLine, Orders};
 use cdsync_fs::WatchHub;
 use cdsync_transport::Transport;
 use tokio::sync::oneshot;
@@ -38,6 +38,8 @@ pub(crate) struct Roles {
     context: RolesContext,
     hub: Arc<WatchHub>,
     jobs: BTreeMap<JobId, Running>,
+    /// Of the newest orders followed.
+    epoch: Epoch,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,8 @@ struct Running {
     log: Arc<JobLog>,
     source: Option<Source>,
     target: Option<Target>,
+    /// What the target was told of an overlap.
+    overlaps: Option<String>,
 }
 
 impl Roles {
@@ -54,12 +58,17 @@ impl Roles {
             context,
             hub: Arc::new(WatchHub::new()),
             jobs: BTreeMap::new(),
+            epoch: Epoch::default(),
         }
     }
 
     /// Follows orders. Blocks while engines end, so it belongs on a thread that may wait.
     pub(crate) fn follow(&mut self, orders: &Orders) {
-        self.context.board.epoch(orders.epoch);
+        // Threads that bring them may overtake each other.
+        if orders.epoch < self.epoch {
+            return;
+        }
+        self.epoch = orders.epoch;
         let wanted: Vec<JobId> = orders.jobs.iter().map(|order| order.job).collect();
         let gone: Vec<JobId> = self
             .jobs
@@ -80,6 +89,8 @@ impl Roles {
             let overlaps = overlap(order, &targets);
             self.follow_job(order, overlaps);
         }
+        // Last: with it, what the reports say is about these orders.
+        self.context.board.epoch(orders.epoch);
     }
 
     fn follow_job(&mut self, order: &JobOrder, overlaps: Option<String>) {
@@ -88,7 +99,14 @@ impl Roles {
             log: Arc::new(JobLog::default()),
             source: None,
             target: None,
+            overlaps: None,
         });
+        let root = |order: &JobOrder| order.target.as_ref().map(|t| t.root.clone());
+        if root(&running.order) != root(order) {
+            // Ended here, and its report with it: what it held elsewhere must not be taken for
+            // what is held under these orders.
+            running.target = None;
+        }
         running.order = order.clone();
         let context = &self.context;
         match (&running.source, &order.source) {
@@ -192,6 +210,11 @@ fn follow_target(
     order: &JobOrder,
     overlaps: Option<String>,
 ) {
+    if running.overlaps != overlaps {
+        // It began, or came to an end: only a new target sees that.
+        running.target = None;
+        running.overlaps.clone_from(&overlaps);
+    }
     match (&running.target, &order.target) {
         // A thread that is gone is started anew below.
         (Some(target), Some(_))
