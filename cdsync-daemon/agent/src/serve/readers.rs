@@ -1,5 +1,6 @@
 //! The threads that read small content for batches.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,7 +51,10 @@ fn run_one(receiver: &Mutex<Receiver<Job>>) -> bool {
         .recv();
     match next {
         Ok(job) => {
-            job();
+            // A panic ends one batch, whose subscription sees that nothing came, not the thread.
+            if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+                tracing::error!("making a batch panicked");
+            }
             true
         }
         Err(_) => false,

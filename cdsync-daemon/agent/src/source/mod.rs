@@ -4,6 +4,7 @@ mod engine;
 mod hints;
 mod looks;
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -142,6 +143,8 @@ pub(crate) enum SourceError {
     WatcherEnded,
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
+    #[error("it panicked: see the agent's log; please report it")]
+    Panicked,
     /// Stops until a manager resumes the job.
     #[error("{0}")]
     Halt(String),
@@ -203,8 +206,11 @@ impl Drop for Source {
 /// Runs engines one after another until told to stop.
 fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox<Input>) {
     loop {
-        let outcome = Engine::open(&context, mailbox.begin(inbox))
-            .and_then(|mut engine| engine.run(&mut context, inbox));
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            Engine::open(&context, mailbox.begin(inbox))
+                .and_then(|mut engine| engine.run(&mut context, inbox))
+        }))
+        .unwrap_or(Err(SourceError::Panicked));
         context.serve(None);
         match outcome {
             Ok(Ended::Stop) => break,

@@ -6,6 +6,7 @@ mod link;
 mod preview;
 mod pull;
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -166,6 +167,8 @@ pub(crate) enum TargetError {
     Reset(std::io::Error),
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
+    #[error("it panicked: see the agent's log; please report it")]
+    Panicked,
     /// Stops until something is changed.
     #[error("{0}")]
     Halt(String),
@@ -223,8 +226,12 @@ impl Drop for Target {
 fn supervise(mut context: TargetContext, mailbox: &Mailbox<Input>, inbox: &Inbox<Input>) {
     let mut told = String::new();
     loop {
-        let outcome = Engine::open(&context, mailbox.begin(inbox))
-            .and_then(|mut engine| engine.run(&mut context, inbox));
+        // Nothing of an engine that panicked is used again: the transaction that it was in is gone.
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            Engine::open(&context, mailbox.begin(inbox))
+                .and_then(|mut engine| engine.run(&mut context, inbox))
+        }))
+        .unwrap_or(Err(TargetError::Panicked));
         let (state, reason, wait) = match outcome {
             Ok(Ended::Stop) => break,
             Ok(Ended::Again) => continue,
