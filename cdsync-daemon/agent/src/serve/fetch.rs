@@ -1,6 +1,7 @@
 //! Large content, in ranges.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::ledger::access::Folders;
@@ -19,6 +20,8 @@ use crate::source::{Served, chain, dir_ref};
 
 /// How many ranges are read ahead of the network.
 const READ_AHEAD: usize = 4;
+/// How long a peer may take no range: it holds one of the few places meanwhile.
+const STALLED: Duration = Duration::from_secs(60);
 
 /// What the reading side says.
 enum Piece {
@@ -39,19 +42,24 @@ pub(super) async fn serve(
     // It ends by itself when the channel's other end is dropped.
     let reader = tokio::task::spawn_blocking(move || read(&reading, &request, &pieces));
     while let Some(piece) = next.recv().await {
-        match piece {
-            Piece::Answer(answer) => write(writer, &PeerMessage::Content(answer)).await?,
-            Piece::Range(hash, bytes) => {
-                let hash = Bytes::copy_from_slice(&hash);
-                writer.write(kind::RANGE, &[hash, bytes]).await?;
-            }
-            Piece::End(root) => write(writer, &PeerMessage::ContentEnd { root }).await?,
-            Piece::Abandon => write(writer, &PeerMessage::Abandon).await?,
-        }
+        let sent = tokio::time::timeout(STALLED, send(writer, piece));
+        sent.await.map_err(|_| ServeError::Silent)??;
     }
     match reader.await {
         Ok(result) => result,
         Err(_) => Err(ServeError::Ending),
+    }
+}
+
+async fn send(writer: &mut FrameWriter, piece: Piece) -> Result<(), ServeError> {
+    match piece {
+        Piece::Answer(answer) => write(writer, &PeerMessage::Content(answer)).await,
+        Piece::Range(hash, bytes) => {
+            let hash = Bytes::copy_from_slice(&hash);
+            Ok(writer.write(kind::RANGE, &[hash, bytes]).await?)
+        }
+        Piece::End(root) => write(writer, &PeerMessage::ContentEnd { root }).await,
+        Piece::Abandon => write(writer, &PeerMessage::Abandon).await,
     }
 }
 
