@@ -1,13 +1,14 @@
 //! Pulling one large content, range by range, into staging.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::ids::JobId;
 use cdsync_core::ledger::object::Hash;
 use cdsync_core::replica::{FetchResult, FetchWant};
 use cdsync_core::wire::{
-    ContentAnswer, ContentHeader, FetchRequest, PeerMessage, Signed, decode, kind,
+    ContentAnswer, ContentHeader, FetchRequest, PeerMessage, RefusedWhy, Signed, decode, kind,
 };
 use cdsync_delta::{RANGE_BYTES, RootBuilder, range_count, range_hash};
 use cdsync_fs::{ApplyError, StagedWriter};
@@ -24,6 +25,9 @@ use crate::source::chain;
 const WRITE_BEHIND: usize = 4;
 /// A range and its hash.
 const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
+
+/// How long a pull that was interrupted holds its place: the connection may still be good.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// One pull.
 #[derive(Debug)]
@@ -60,7 +64,11 @@ impl Fetch {
         let (result, staged) = match self.pull().await {
             Ok((result, staged)) => (result, Some(staged)),
             Err(Failure::Answer(result)) => (result, None),
-            Err(Failure::Interrupted) => (FetchResult::Interrupted, None),
+            Err(Failure::Interrupted) => {
+                // It is asked for again at once; when the connection is gone, so is this task.
+                tokio::time::sleep(AGAIN_AFTER).await;
+                (FetchResult::Interrupted, None)
+            }
         };
         // An engine that is gone asks again when it is back.
         let _ = self
@@ -98,6 +106,10 @@ impl Fetch {
             PeerMessage::Content(ContentAnswer::Unreadable { reason }) => {
                 return Err(failed(format!("the source cannot read it: {reason}")));
             }
+            PeerMessage::Refused {
+                why: RefusedWhy::Grant,
+                reason,
+            } => return Err(failed(format!("the source refuses it: {reason}"))),
             PeerMessage::Refused { .. } => return Err(Failure::Interrupted),
             _ => return Err(failed("the upstream broke the protocol")),
         };
