@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{OriginId, ServerId};
-use cdsync_core::ledger::access;
+use cdsync_core::ledger::access::{self, meta, put_meta};
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{Replica, SweepEntry};
@@ -47,6 +47,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_millis(50);
 /// How many parked objects a report names.
 const REPORT_PARKED: usize = 100;
+
+/// The path of the root that the ledger speaks of, and whether a manager had accepted it.
+const FILLED: &str = "target-root";
 
 pub(super) struct Engine {
     root: Root,
@@ -100,12 +103,27 @@ impl Engine {
         let marker = context.order.job.0.to_le_bytes();
         let marked = applier.marker()?.as_deref() == Some(&marker[..]);
         let adopted = part.adopt == Adopt::Accept;
-        if known && !marked && store_has_claim(&store)? && !adopted {
-            return Err(TargetError::Halt(format!(
-                "the root {} is not the one that this job filled before: bring that one back, or \
-                 say `cdsync job accept {}` to fill this one",
-                part.root, context.order.name
-            )));
+        if known && !marked && store_has_claim(&store)? {
+            let before: Option<(String, bool)> = meta(&store.read()?, FILLED)?;
+            let own = part.root.as_str();
+            let (path, accepted) = before.unwrap_or_else(|| (own.to_owned(), false));
+            if path == own {
+                // What was accepted for the root that is missing now says nothing of this one.
+                if accepted || !adopted {
+                    let next = if accepted {
+                        "remove the job and add it again".to_owned()
+                    } else {
+                        format!("say `cdsync job accept {}`", context.order.name)
+                    };
+                    return Err(TargetError::Halt(format!(
+                        "the root {} is not the one that this job filled before: bring that one \
+                         back, or {next} to fill this one",
+                        part.root
+                    )));
+                }
+            }
+            // The ledger speaks of the other root.
+            empty(&store)?;
         }
         let filter = Filter::new(&context.order.filter)?;
         let waiting = foreign && !marked && !adopted;
@@ -114,6 +132,8 @@ impl Engine {
             .transpose()?;
         if !waiting && !marked {
             applier.write_marker(&marker)?;
+        let filled = (part.root.as_str(), adopted);
+        store.write(Durability::Durable, |t| put_meta(t, FILLED, &filled))?;
         }
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
             Replica::open(t, filter.clone(), foreign)
@@ -310,34 +330,8 @@ impl Engine {
         context
             .log
             .note("the source's ledger is another one: comparing everything");
-        self.begin_anew()?;
+        empty(&self.store)?;
         Ok((Verdict::Anew, Some(Ended::Again)))
-    }
-
-    /// Empties the ledger; whatever is on the disk will be adopted or replaced.
-    fn begin_anew(&mut self) -> Result<(), TargetError> {
-        self.store.write(Durability::Durable, |t| {
-            for table in cdsync_core::ledger::tables::Table::ALL {
-                loop {
-                    let mut keys = Vec::new();
-                    t.range(table, &[], None, &mut |key, _| {
-                        keys.push(key.to_vec());
-                        if keys.len() < 4096 {
-                            std::ops::ControlFlow::Continue(())
-                        } else {
-                            std::ops::ControlFlow::Break(())
-                        }
-                    })?;
-                    for key in &keys {
-                        t.remove(table, key)?;
-                    }
-                    if keys.is_empty() {
-                        break;
-                    }
-                }
-            }
-            Ok::<_, TargetError>(())
-        })
     }
 
     fn work(&mut self, context: &TargetContext) -> Result<(), TargetError> {
@@ -664,6 +658,32 @@ fn start_link(
         paused: context.order.paused,
         resume: Arc::clone(resume),
         credit: CREDIT_BYTES,
+/// Empties the ledger; whatever is on the disk will be adopted or replaced.
+fn empty(store: &LedgerStore) -> Result<(), TargetError> {
+    store.write(Durability::Durable, |t| {
+        for table in cdsync_core::ledger::tables::Table::ALL {
+            loop {
+                let mut keys = Vec::new();
+                t.range(table, &[], None, &mut |key, _| {
+                    keys.push(key.to_vec());
+                    if keys.len() < 4096 {
+                        std::ops::ControlFlow::Continue(())
+                    } else {
+                        std::ops::ControlFlow::Break(())
+                    }
+                })?;
+                for key in &keys {
+                    t.remove(table, key)?;
+                }
+                if keys.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok::<_, TargetError>(())
+    })
+}
+
         transport: Arc::clone(&context.transport),
         engine: mailbox,
         disk: Arc::clone(disk),
