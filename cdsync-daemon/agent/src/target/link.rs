@@ -202,14 +202,23 @@ async fn receive(
             }
             order = orders.recv() => match order {
                 Some(LinkOrder::Credit(bytes)) => {
+    // As the upstream counts it: a batch may go beyond what is left, once.
+    let mut credit = i64::from(context.credit);
                     write(&mut writer, &PeerMessage::Credit { bytes }).await?;
                 }
                 Some(LinkOrder::Fetch(want)) => {
                     let fetch = pull::Fetch {
+                if let Input::Batch { payload, .. } = &input {
+                    if credit <= 0 {
+                        return Err(LinkError::Protocol("it sent more than it was granted"));
+                    }
+                    credit -= i64::try_from(payload.len()).unwrap_or(i64::MAX);
+                }
                         job: context.job.id,
                         grant: context.grant.clone(),
                         want,
                         connection: Arc::clone(connection),
+                    credit += i64::from(bytes);
                         disk: Arc::clone(&context.disk),
                         engine: context.engine.clone(),
                     };
