@@ -14,8 +14,8 @@ use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{Replica, SweepEntry};
 use cdsync_core::wire::{
-    Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, TargetReport,
-    TargetState, decode,
+    Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, Signed,
+    TargetReport, TargetState, decode,
 };
 use cdsync_fs::{Applier, Durability, LedgerStore, LookWants, Root};
 use cdsync_transport::compress::Decompressor;
@@ -59,6 +59,8 @@ pub(super) struct Engine {
     link: LinkHandle,
     /// Where the link resumes.
     resume: Arc<Mutex<Resume>>,
+    /// What the link shows the upstream.
+    grant: Arc<Mutex<Signed>>,
     syncer: Syncer,
     preview: Option<PreviewRun>,
     batches: VecDeque<(bool, Bytes)>,
@@ -130,10 +132,10 @@ impl Engine {
         let preview = waiting
             .then(|| PreviewRun::open(&context.ledger.with_extension("preview"), filter.clone()))
             .transpose()?;
-        if !waiting && !marked {
-            applier.write_marker(&marker)?;
         let filled = (part.root.as_str(), adopted);
         store.write(Durability::Durable, |t| put_meta(t, FILLED, &filled))?;
+        if !waiting && !marked {
+            applier.write_marker(&marker)?;
         }
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
             Replica::open(t, filter.clone(), foreign)
@@ -157,7 +159,8 @@ impl Engine {
             preview: preview.is_some(),
         };
         let resume = Arc::new(Mutex::new(resume));
-        let link = start_link(context, mailbox, &disk, &resume)?;
+        let grant = Arc::new(Mutex::new(part.grant.clone()));
+        let link = start_link(context, mailbox, &disk, &resume, &grant)?;
         Ok(Self {
             root,
             disk,
@@ -165,6 +168,7 @@ impl Engine {
             replica,
             link,
             resume,
+            grant,
             syncer,
             preview,
             batches: VecDeque::new(),
@@ -199,6 +203,10 @@ impl Engine {
             {
                 inputs.push(input);
             }
+            // Before anything that may end this engine: what came with it would be lost.
+            if let Some(ended) = self.take_orders(context, &mut inputs) {
+                return Ok(ended);
+            }
             for input in inputs {
                 if let Some(ended) = self.take(context, input)? {
                     return Ok(ended);
@@ -226,18 +234,37 @@ impl Engine {
         }
     }
 
+    /// New orders change only the grant, or need a new engine.
+    fn take_orders(&self, context: &mut TargetContext, inputs: &mut Vec<Input>) -> Option<Ended> {
+        let mut ended = None;
+        inputs.retain_mut(|input| match input {
+            Input::Stop => {
+                ended = Some(Ended::Stop);
+                false
+            }
+            Input::Orders(order) => {
+                if !same_engine(&context.order, order) {
+                    ended = ended.or(Some(Ended::Again));
+                }
+                context.order = (**order).clone();
+                if let Some(part) = &context.order.target {
+                    let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+                    grant.clone_from(&part.grant);
+                }
+                false
+            }
+            _ => true,
+        });
+        ended
+    }
+
     fn take(
         &mut self,
         context: &mut TargetContext,
         input: Input,
     ) -> Result<Option<Ended>, TargetError> {
         match input {
-            Input::Stop => return Ok(Some(Ended::Stop)),
-            Input::Orders(order) => {
-                let same = same_engine(&context.order, &order);
-                context.order = *order;
-                return Ok((!same).then_some(Ended::Again));
-            }
+            Input::Stop | Input::Orders(_) => {}
             Input::Accepted {
                 by,
                 from,
@@ -627,37 +654,10 @@ fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
         let target = order.target.as_ref();
         target.map(|t| (t.root.clone(), t.adopt, t.upstreams.clone()))
     };
-    // A renewed grant alone is no reason to begin anew, but the link must show it: links of a
-    // changed grant end by themselves when the old one ends.
+    // A renewed grant alone is no reason to begin anew: the link shows the newest one.
     old.filter == new.filter && old.paused == new.paused && facts(old) == facts(new)
 }
 
-fn store_has_claim(store: &LedgerStore) -> Result<bool, TargetError> {
-    let view = store.read()?;
-    Ok(view
-        .last(cdsync_core::ledger::tables::Table::Objects)?
-        .is_some())
-}
-
-fn start_link(
-    context: &TargetContext,
-    mailbox: Mailbox<Input>,
-    disk: &Arc<Disk>,
-    resume: &Arc<Mutex<Resume>>,
-) -> Result<LinkHandle, TargetError> {
-    let part = context.part()?;
-    let (orders, inbox) = mpsc::channel(4096);
-    let live = Arc::new(AtomicBool::new(true));
-    let link = LinkContext {
-        job: JobRef {
-            id: context.order.job,
-            name: context.order.name.to_string(),
-        },
-        upstreams: part.upstreams.clone(),
-        grant: part.grant.clone(),
-        paused: context.order.paused,
-        resume: Arc::clone(resume),
-        credit: CREDIT_BYTES,
 /// Empties the ledger; whatever is on the disk will be adopted or replaced.
 fn empty(store: &LedgerStore) -> Result<(), TargetError> {
     store.write(Durability::Durable, |t| {
@@ -684,6 +684,33 @@ fn empty(store: &LedgerStore) -> Result<(), TargetError> {
     })
 }
 
+fn store_has_claim(store: &LedgerStore) -> Result<bool, TargetError> {
+    let view = store.read()?;
+    Ok(view
+        .last(cdsync_core::ledger::tables::Table::Objects)?
+        .is_some())
+}
+
+fn start_link(
+    context: &TargetContext,
+    mailbox: Mailbox<Input>,
+    disk: &Arc<Disk>,
+    resume: &Arc<Mutex<Resume>>,
+    grant: &Arc<Mutex<Signed>>,
+) -> Result<LinkHandle, TargetError> {
+    let part = context.part()?;
+    let (orders, inbox) = mpsc::channel(4096);
+    let live = Arc::new(AtomicBool::new(true));
+    let link = LinkContext {
+        job: JobRef {
+            id: context.order.job,
+            name: context.order.name.to_string(),
+        },
+        upstreams: part.upstreams.clone(),
+        grant: Arc::clone(grant),
+        paused: context.order.paused,
+        resume: Arc::clone(resume),
+        credit: CREDIT_BYTES,
         transport: Arc::clone(&context.transport),
         engine: mailbox,
         disk: Arc::clone(disk),

@@ -33,13 +33,21 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 pub(super) struct LinkContext {
     pub(super) job: JobRef,
     pub(super) upstreams: Vec<Upstream>,
-    pub(super) grant: Signed,
+    pub(super) grant: Arc<Mutex<Signed>>,
     pub(super) paused: bool,
     pub(super) resume: Arc<Mutex<Resume>>,
     pub(super) credit: u32,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) engine: Mailbox<Input>,
     pub(super) disk: Arc<Disk>,
+}
+
+impl LinkContext {
+    /// The newest one: orders renew it.
+    fn grant(&self) -> Signed {
+        let grant = self.grant.lock();
+        grant.unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Why a subscription ended.
@@ -143,7 +151,7 @@ async fn subscribe(
         .unwrap_or_else(PoisonError::into_inner);
     let request = Subscribe {
         job: context.job.id,
-        grant: context.grant.clone(),
+        grant: context.grant(),
         cursor: resume.cursor,
         preview: resume.preview,
     };
@@ -194,31 +202,31 @@ async fn receive(
 ) -> Result<Never, LinkError> {
     // Dropped with this subscription, and every fetch with it.
     let mut fetches = JoinSet::new();
+    // As the upstream counts it: a batch may go beyond what is left, once.
+    let mut credit = i64::from(context.credit);
     loop {
         tokio::select! {
             received = read(&mut reader) => {
                 let input = input_of(received?)?;
-                context.engine.deliver(input).await?;
-            }
-            order = orders.recv() => match order {
-                Some(LinkOrder::Credit(bytes)) => {
-    // As the upstream counts it: a batch may go beyond what is left, once.
-    let mut credit = i64::from(context.credit);
-                    write(&mut writer, &PeerMessage::Credit { bytes }).await?;
-                }
-                Some(LinkOrder::Fetch(want)) => {
-                    let fetch = pull::Fetch {
                 if let Input::Batch { payload, .. } = &input {
                     if credit <= 0 {
                         return Err(LinkError::Protocol("it sent more than it was granted"));
                     }
                     credit -= i64::try_from(payload.len()).unwrap_or(i64::MAX);
                 }
+                context.engine.deliver(input).await?;
+            }
+            order = orders.recv() => match order {
+                Some(LinkOrder::Credit(bytes)) => {
+                    credit += i64::from(bytes);
+                    write(&mut writer, &PeerMessage::Credit { bytes }).await?;
+                }
+                Some(LinkOrder::Fetch(want)) => {
+                    let fetch = pull::Fetch {
                         job: context.job.id,
-                        grant: context.grant.clone(),
+                        grant: context.grant(),
                         want,
                         connection: Arc::clone(connection),
-                    credit += i64::from(bytes);
                         disk: Arc::clone(&context.disk),
                         engine: context.engine.clone(),
                     };
