@@ -374,6 +374,17 @@ impl Cluster {
     #[track_caller]
     pub fn wait(&self, job: &str) {
         let said = self.cdsync(["job", "wait", job, "--timeout", "60s"]);
+        if said.code != 0 {
+            eprintln!("{}", self.cdsync(["job", "status", job]).out);
+            // Parked paths stand by themselves on a line, before their reason.
+            for line in said.err.lines().filter(|line| line.starts_with("    ")) {
+                let path = line.trim().split(": ").next().unwrap_or_default();
+                eprintln!(
+                    "{path}\n{}",
+                    self.cdsync(["job", "explain", job, "--", path]).out
+                );
+            }
+        }
         assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     }
 
