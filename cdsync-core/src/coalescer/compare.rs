@@ -300,6 +300,8 @@ impl Coalescer {
                 if let Some(identity) = identity(&lost.row) {
                     self.vanished.insert(identity, lost.id);
                 }
+                // Its folder is looked at again with it: the times belong into that record.
+                self.seen_folders.remove(&slot.0);
                 self.confirm_later(slot, lost.waiting);
             }
         }

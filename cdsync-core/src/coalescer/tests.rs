@@ -32,7 +32,7 @@ fn source(include: &[&str], exclude: &[&str]) -> SourceSim {
 /// Runs the engine until everything is in the log, and returns the records since the last time.
 fn settle(source: &mut SourceSim) -> Vec<Record> {
     let before = source.tables_head();
-    for _ in 0..200 {
+    for _ in 0..2000 {
         source.disk.clock += 5_000_000;
         source.pump(&mut |_| {});
         if source.is_quiet() {
@@ -218,7 +218,7 @@ fn hints_of_unknown_folders_say_nothing() {
 #[test]
 fn racy_times_are_not_trusted() {
     let mut source = source(&[], &[]);
-    source.disk.granularity = 1_000_000_000;
+    source.disk.granularity = 10_000_000;
     let id = write(&mut source.disk, ROOT, "a", b"one");
     source.disk.clock += 1_000_000;
     source.pump(&mut |_| {});

@@ -1,1 +1,453 @@
+//! What a target refuses, holds, parks and claims: batches made by hand, and worlds in miniature.
 
+use super::*;
+use crate::filter::FilterSpec;
+use crate::ledger::object::{
+    Content, Fingerprint, Hash, Identity, Kind, Metadata, ObjectState, Observed, Version,
+};
+use crate::ledger::record::NameState;
+use crate::path::Name;
+use crate::sim::{Durability, MemTables, NodeId, Scenario, TargetTuning, World};
+use crate::time::Timestamp;
+use crate::wire::Inline;
+
+const ORIGIN: OriginId = OriginId(5);
+const RUN: IncarnationId = IncarnationId(6);
+const ROOT: NodeId = 1;
+const NOW: WallMillis = WallMillis(1_000);
+
+fn id(number: u64) -> ObjectId {
+    ObjectId {
+        origin: ORIGIN,
+        number,
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+fn meta_of(seq: u64) -> Metadata {
+    Metadata {
+        mode: 0o644,
+        uid: 1,
+        gid: 1,
+        mtime: Timestamp {
+            secs: i64::try_from(seq).unwrap(),
+            nanos: 0,
+        },
+    }
+}
+
+fn state(number: u64, seq: u64, kind: Kind) -> ObjectState {
+    let content = match kind {
+        Kind::File => Content::Data {
+            size: 1,
+            hash: None,
+        },
+        _ => Content::None,
+    };
+    ObjectState {
+        id: id(number),
+        kind,
+        meta: meta_of(seq),
+        content,
+        version: Version {
+            origin: ORIGIN,
+            incarnation: RUN,
+            seq: Seq(seq),
+            hlc: Hlc(seq),
+        },
+        content_seq: if kind == Kind::File {
+            Seq(seq)
+        } else {
+            Seq(0)
+        },
+        replaces: None,
+        xattrs: Vec::new(),
+    }
+}
+
+fn record(seq: u64) -> Record {
+    Record {
+        seq: Seq(seq),
+        incarnation: RUN,
+        hlc: Hlc(seq),
+        names: Vec::new(),
+        objects: Vec::new(),
+        removed: Vec::new(),
+        group: 0,
+        set: 0,
+        signature: Vec::new(),
+    }
+}
+
+fn create(seq: u64, number: u64, file: &str) -> Record {
+    let mut record = record(seq);
+    record.names.push(NameState {
+        parent: id(1),
+        name: name(file),
+        object: Some(id(number)),
+    });
+    record.objects.push(state(number, seq, Kind::File));
+    record
+}
+
+fn remove(seq: u64, number: u64, file: &str) -> Record {
+    let mut record = record(seq);
+    record.names.push(NameState {
+        parent: id(1),
+        name: name(file),
+        object: None,
+    });
+    record.removed.push(id(number));
+    record
+}
+
+fn here(version: u64) -> Inline {
+    Inline::Here {
+        version: Seq(version),
+        len: 1,
+        hash: Hash([0; 32]),
+        mtime: Timestamp::default(),
+    }
+}
+
+fn batch(records: Vec<Record>, contents: Vec<Inline>) -> BatchHeader {
+    BatchHeader {
+        head: records.last().map_or(Seq(0), |r| r.seq),
+        records,
+        contents,
+        bytes: 0,
+    }
+}
+
+/// A target that holds the source's root folder, record 1.
+fn replica(t: &mut MemTables) -> Replica {
+    let mut replica = Replica::open(t, Filter::new(&FilterSpec::default()).unwrap(), false).unwrap();
+    let accepted = Accepted {
+        origin: ORIGIN,
+        incarnation: RUN,
+        resumed: false,
+        head: Seq(1),
+        complete: true,
+    };
+    assert!(replica.handle_accepted(t, &accepted).unwrap());
+    let mut first = record(1);
+    first.objects.push(state(1, 1, Kind::Folder));
+    replica.handle_batch(batch(vec![first], vec![])).unwrap();
+    drain(&mut replica, t, &mut |_| true);
+    assert_eq!(sync(&mut replica, t), Seq(1));
+    replica
+}
+
+fn seen(number: u64, kind: Kind) -> Observed {
+    let fingerprint = Fingerprint {
+        identity: Identity {
+            inode: number,
+            born: Timestamp::default(),
+        },
+        size: 1,
+        mtime: Timestamp::default(),
+        ctime: Timestamp::default(),
+    };
+    Observed {
+        fingerprint,
+        kind,
+        meta: meta_of(0),
+        link_count: 1,
+        device: 0,
+        link: None,
+        handle: None,
+    }
+}
+
+/// Carries out every step, each operation as `works` says. Returns how many there were.
+fn drain(
+    replica: &mut Replica,
+    t: &mut MemTables,
+    works: &mut dyn FnMut(&ApplyOp) -> bool,
+) -> Vec<ApplyOp> {
+    let mut all = Vec::new();
+    while let Some(step) = replica.poll_step(NOW, t).unwrap() {
+        let results = step
+            .ops
+            .iter()
+            .map(|op| {
+                if !works(op) {
+                    return ApplyResult::Failed("not today".to_owned());
+                }
+                let number = op.object().map_or(0, |id| id.number);
+                let kind = match op {
+                    ApplyOp::MakeFolder { .. } => Kind::Folder,
+                    ApplyOp::SetMeta { kind, .. } => *kind,
+                    _ => Kind::File,
+                };
+                match op {
+                    ApplyOp::Remove { .. } => ApplyResult::Done(vec![]),
+                    _ => ApplyResult::Done(vec![seen(number, kind)]),
+                }
+            })
+            .collect();
+        all.extend(step.ops);
+        replica.handle_applied(NOW, t, results).unwrap();
+    }
+    all
+}
+
+fn sync(replica: &mut Replica, t: &mut MemTables) -> Seq {
+    if replica.poll_sync() {
+        replica.handle_synced(t).unwrap();
+        t.commit(Durability::Durable);
+    }
+    replica.claim()
+}
+
+/// Proves that what an honest upstream never sends is refused, and nothing of it is taken.
+#[test]
+fn bad_batches_are_refused() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let mut foreign = create(2, 2, "a");
+    foreign.objects[0].id.origin = OriginId(9);
+    let mut foreign_parent = create(2, 2, "a");
+    foreign_parent.names[0].parent.origin = OriginId(9);
+    let mut reserved = create(2, 2, "a");
+    reserved.names[0].name = name(".cdsync");
+    let mut takes_root = create(2, 2, "a");
+    takes_root.names[0].object = Some(id(1));
+    let mut removes_root = record(2);
+    removes_root.removed.push(id(1));
+    let mut mode = create(2, 2, "a");
+    mode.objects[0].meta.mode = 0o10_000;
+    let mut other_seq = create(2, 2, "a");
+    other_seq.objects[0].version.seq = Seq(3);
+    let mut link = create(2, 2, "a");
+    link.objects[0].kind = Kind::Symlink;
+    link.objects[0].content = Content::Link(b"a\0b".to_vec());
+    let bad = [
+        foreign,
+        foreign_parent,
+        reserved,
+        takes_root,
+        removes_root,
+        mode,
+        other_seq,
+        link,
+    ];
+    for record in bad {
+        let contents = record.contents().map(|_| here(2)).collect();
+        let refused = replica.handle_batch(batch(vec![record.clone()], contents));
+        assert_eq!(refused, Err(ReplicaError::Record(Seq(2))), "{record:?}");
+    }
+    let gap = replica.handle_batch(batch(vec![create(3, 2, "a")], vec![here(3)]));
+    assert!(matches!(gap, Err(ReplicaError::OutOfOrder { .. })), "{gap:?}");
+    for contents in [vec![], vec![here(2), here(2)]] {
+        let refused = replica.handle_batch(batch(vec![create(2, 2, "a")], contents));
+        assert_eq!(refused, Err(ReplicaError::Contents));
+    }
+    assert!(replica.is_idle());
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+}
+
+/// Proves that a claim passes a record with a parked object listed, that it is tried again when its
+/// time has come, with the newest state, and that it is then off the list.
+#[test]
+fn parked_objects_are_retried_with_their_newest_state() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |op| {
+        !matches!(op, ApplyOp::WriteFile { .. })
+    });
+    assert_eq!(sync(&mut replica, &mut t), Seq(2));
+    let parked = replica.parked_rows(&t, 10).unwrap();
+    assert_eq!((parked.len(), parked[0].0), (1, id(2)));
+    let mut chmod = record(3);
+    let mut newer = state(2, 3, Kind::File);
+    newer.content_seq = Seq(2);
+    newer.meta.mode = 0o600;
+    chmod.objects.push(newer);
+    replica.handle_batch(batch(vec![chmod], vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let later = WallMillis(NOW.0 + 10_000);
+    assert!(replica.poll_timeout().is_some_and(|at| at > NOW && at <= later));
+    replica.handle_timeout(later, &mut t).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let want = replica.poll_fetch().expect("its content is asked for again");
+    assert_eq!(want.object, id(2));
+    let staged = FetchResult::Staged {
+        version: Seq(2),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    };
+    assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    let written = ops.iter().find_map(|op| match op {
+        ApplyOp::WriteFile { meta, .. } => Some(meta.mode),
+        _ => None,
+    });
+    assert_eq!(written, Some(0o600));
+    assert_eq!(replica.parked_count(), 0);
+}
+
+/// Proves that a parked object that the source removes is parked no more.
+#[test]
+fn removal_ends_parking() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let unsettled = vec![Inline::Unsettled];
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], unsettled))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(replica.parked_count(), 1);
+    replica
+        .handle_batch(batch(vec![remove(3, 2, "a")], vec![]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(replica.parked_count(), 0);
+    assert_eq!(sync(&mut replica, &mut t), Seq(3));
+}
+
+/// Proves that a claim passes a record whose content was answered "removed by 4" only together
+/// with record 4.
+#[test]
+fn claims_wait_for_the_removing_number() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let removed = vec![Inline::Removed { by: Seq(4) }];
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], removed))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(sync(&mut replica, &mut t), Seq(1));
+    replica
+        .handle_batch(batch(vec![create(3, 3, "b")], vec![here(3)]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(sync(&mut replica, &mut t), Seq(1));
+    replica
+        .handle_batch(batch(vec![remove(4, 2, "a")], vec![]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(sync(&mut replica, &mut t), Seq(4));
+}
+
+/// Proves that the same holds where the answer came by a fetch that earlier batches waited for.
+#[test]
+fn claims_wait_for_what_a_fetch_said() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![Inline::Pull]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(replica.poll_fetch().map(|w| w.object), Some(id(2)));
+    assert_eq!(sync(&mut replica, &mut t), Seq(1));
+    let gone = FetchResult::Removed(Seq(9));
+    replica.handle_fetched(NOW, &mut t, id(2), gone).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(sync(&mut replica, &mut t), Seq(1));
+}
+
+/// Proves that a move that failed holds back what comes behind it, and is tried again.
+#[test]
+fn a_failed_move_blocks_and_is_retried() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let mut rename = record(3);
+    for (file, object) in [("a", None), ("b", Some(id(2)))] {
+        rename.names.push(NameState {
+            parent: id(1),
+            name: name(file),
+            object,
+        });
+    }
+    let mut moved = state(2, 3, Kind::File);
+    moved.content_seq = Seq(2);
+    rename.objects.push(moved);
+    let records = vec![rename, create(4, 4, "a")];
+    replica.handle_batch(batch(records, vec![here(4)])).unwrap();
+    let ops = drain(&mut replica, &mut t, &mut |_| false);
+    assert!(matches!(ops[..], [ApplyOp::Move(_)]), "{ops:?}");
+    assert!(!replica.is_idle() && sync(&mut replica, &mut t) < Seq(3));
+    let later = WallMillis(NOW.0 + 10_000);
+    replica.handle_timeout(later, &mut t).unwrap();
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    assert!(matches!(ops[0], ApplyOp::Move(_)), "{ops:?}");
+    assert!(ops.iter().any(|op| matches!(op, ApplyOp::WriteFile { .. })));
+    assert_eq!(sync(&mut replica, &mut t), Seq(4));
+}
+
+/// Proves that a cursor of another history is told apart.
+#[test]
+fn another_history_is_refused() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let accepted = |origin, resumed| Accepted {
+        origin,
+        incarnation: RUN,
+        resumed,
+        head: Seq(9),
+        complete: true,
+    };
+    assert!(!replica.handle_accepted(&mut t, &accepted(OriginId(8), true)).unwrap());
+    assert!(!replica.handle_accepted(&mut t, &accepted(ORIGIN, false)).unwrap());
+    assert!(replica.handle_accepted(&mut t, &accepted(ORIGIN, true)).unwrap());
+}
+
+fn file(disk: &mut crate::sim::Disk, at: &str, bytes: &[u8], mtime: Timestamp) -> NodeId {
+    let node = disk.create_file(ROOT, &name(at)).unwrap();
+    disk.write(node, bytes);
+    disk.close(node);
+    disk.set_mtime(node, mtime);
+    node
+}
+
+/// Proves that taking over a root keeps what is equal as it is, moves what is foreign or differs to
+/// the trash, and leaves alone what the filter excludes.
+#[test]
+fn adoption_keeps_equal_and_trashes_foreign() {
+    let mut scenario = Scenario::calm(0);
+    scenario.filter.exclude = vec!["skip".to_owned()];
+    scenario.target = TargetTuning {
+        adopt: true,
+        ..TargetTuning::default()
+    };
+    let mut world = World::new(scenario, 3);
+    let old = Timestamp { secs: 77, nanos: 0 };
+    file(&mut world.source.disk, "equal", b"same", old);
+    file(&mut world.source.disk, "large", &[b'x'; 60], old);
+    file(&mut world.source.disk, "differs", b"new", old);
+    let target = &mut world.target.disk;
+    let equal = file(target, "equal", b"same", old);
+    let large = file(target, "large", &[b'x'; 60], old);
+    file(target, "differs", b"older", old);
+    file(target, "foreign", b"?", old);
+    let folder = target.mkdir(ROOT, &name("foreign-folder")).unwrap();
+    target.create_file(folder, &name("inside")).unwrap();
+    let kept = file(target, "skip-me", b"!", old);
+    world.settle().unwrap();
+    let target = &world.target.disk;
+    assert_eq!(target.at("equal"), Some(equal));
+    assert_eq!(target.at("large"), Some(large));
+    assert_eq!(target.at("skip-me"), Some(kept));
+    assert_eq!(target.node(target.at("differs").unwrap()).bytes, b"new");
+    assert_eq!(target.at("foreign"), None);
+    assert_eq!(target.at("foreign-folder"), None);
+    assert!(target.at(".cdsync/root").is_some());
+    let trashed: Vec<String> = target.trash.iter().map(|t| t.path.to_string()).collect();
+    for gone in ["differs", "foreign", "foreign-folder"] {
+        assert!(trashed.iter().any(|t| t == gone), "{gone} of {trashed:?}");
+    }
+}
