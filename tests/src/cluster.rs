@@ -426,7 +426,7 @@ impl Cluster {
         Some(found["state"].as_str()?.to_owned())
     }
 
-    /// Waits until a job's state, or that of its first target, is this one; gives its status.
+    /// Waits until a job's state is this one; gives its status.
     ///
     /// # Panics
     /// When that does not come within half a minute.
@@ -435,7 +435,7 @@ impl Cluster {
         let mut status = Value::Null;
         wait_until(PATIENCE, &format!("job {job} is {state}"), || {
             status = self.json(&format!("job status {job}"));
-            status["state"] == state || status["targets"][0]["state"] == state
+            status["state"] == state
         });
         status
     }
