@@ -198,7 +198,9 @@ impl Coordinator {
             return waiting(JobState::Scanning, "has not reported on this job yet");
         };
         let reached = report.origin == fence.origin && report.claim >= fence.seq;
-        if reached && report.parked_count == 0 && report.state != TargetState::Halted {
+        // While it copies it may still hold what the source does not have.
+        let settled = !matches!(report.state, TargetState::Halted | TargetState::Copying);
+        if reached && report.parked_count == 0 && settled {
             return Ok(());
         }
         let behind = if report.origin == fence.origin {

@@ -117,6 +117,10 @@ impl Fetches {
 impl Fetch {
     /// A later record changed the object: the newest state is what will be published.
     pub(super) fn renew(&mut self, state: ObjectState) {
+        if state.version.seq < self.state.version.seq {
+            // A retry of what was parked before.
+            return;
+        }
         let content_seq = self.state.content_seq.max(state.content_seq);
         self.state = ObjectState {
             content_seq,
@@ -160,10 +164,12 @@ impl Replica {
         let Some(fetch) = self.fetches.wanted.get_mut(&id) else {
             return Ok(false);
         };
-        if fetch.phase == Phase::Active {
-            self.fetches.active -= 1;
-            fetch.phase = Phase::Waiting;
+        if fetch.phase != Phase::Active {
+            // The end of one that was asked for on an earlier subscription.
+            return Ok(false);
         }
+        self.fetches.active -= 1;
+        fetch.phase = Phase::Waiting;
         match result {
             FetchResult::Staged {
                 version,

@@ -342,7 +342,8 @@ impl Replica {
         self.fetches.clear();
         self.cursor = self.progress.claim;
         self.hold = self.progress.hold;
-        self.head = self.head.max(accepted.head);
+        // What an earlier upstream said is not this one's word.
+        self.head = accepted.head.max(self.progress.claim);
         self.complete = accepted.complete;
         Ok(true)
     }

@@ -85,6 +85,14 @@ impl ServeError {
     }
 }
 
+/// What a peer may have, and for how long.
+struct Entitled {
+    served: Arc<Served>,
+    paused: watch::Receiver<bool>,
+    /// Until the grant ends.
+    left: Duration,
+}
+
 impl Serving {
     pub(crate) fn new(key: VerifyingKey, cluster: u64, readers: Readers) -> Self {
         let fetches = Semaphore::new(FETCHES_MAX);
@@ -105,7 +113,10 @@ impl Serving {
                 entry.get().paused.send_replace(paused);
             }
             btree_map::Entry::Vacant(entry) => {
-                entry.insert(Entry { slot, paused: watch::Sender::new(paused) });
+                entry.insert(Entry {
+                    slot,
+                    paused: watch::Sender::new(paused),
+                });
             }
         }
     }
@@ -134,12 +145,7 @@ impl Serving {
     }
 
     /// The running source of a job, if this peer may fetch it.
-    fn entitled(
-        &self,
-        peer: ServerId,
-        job: JobId,
-        grant: &Signed,
-    ) -> Result<(Arc<Served>, watch::Receiver<bool>), ServeError> {
+    fn entitled(&self, peer: ServerId, job: JobId, grant: &Signed) -> Result<Entitled, ServeError> {
         let refuse = |reason: &str| ServeError::refused(RefusedWhy::Grant, reason);
         let grant = self.verified(grant).map_err(|e| refuse(&e.to_string()))?;
         if grant.cluster != self.cluster || grant.job != job {
@@ -153,7 +159,10 @@ impl Serving {
                 "the grant has ended; the master must be reached for a new one",
             ));
         }
-        let entry = self.jobs().get(&job).map(|e| (Arc::clone(&e.slot), e.paused.subscribe()));
+        let entry = self
+            .jobs()
+            .get(&job)
+            .map(|e| (Arc::clone(&e.slot), e.paused.subscribe()));
         let Some((slot, paused)) = entry else {
             return Err(ServeError::refused(
                 RefusedWhy::NoSuchJob,
@@ -168,9 +177,17 @@ impl Serving {
         }
         let served = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let served = served.ok_or_else(|| {
-            ServeError::refused(RefusedWhy::NotServing, "the source is not running: see its state")
+            ServeError::refused(
+                RefusedWhy::NotServing,
+                "the source is not running: see its state",
+            )
         })?;
-        Ok((served, paused))
+        let left = Duration::from_millis(grant.until.0.saturating_sub(wall().0));
+        Ok(Entitled {
+            served,
+            paused,
+            left,
+        })
     }
 }
 
@@ -261,9 +278,13 @@ async fn serve_request(
     }
     match decode::<PeerMessage>(&frame.payload) {
         Ok(PeerMessage::Subscribe(subscribe)) => {
-            let (served, mut paused) = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
+            let entitled = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
+            let (served, mut paused) = (entitled.served, entitled.paused);
             tokio::select! {
                 ended = subscription::serve(&served, &subscribe, serving, writer, reader) => ended,
+                () = tokio::time::sleep(entitled.left) => {
+                    Err(ServeError::refused(RefusedWhy::Grant, "the grant has ended"))
+                }
                 // An error: the job is no more.
                 _ = paused.wait_for(|paused| *paused) => {
                     let reason = "the job was paused or removed";
@@ -272,7 +293,7 @@ async fn serve_request(
             }
         }
         Ok(PeerMessage::Fetch(request)) => {
-            let (served, _) = serving.entitled(peer, request.job, &request.grant)?;
+            let served = serving.entitled(peer, request.job, &request.grant)?.served;
             let permit = serving
                 .fetches
                 .acquire()

@@ -1,8 +1,9 @@
 //! The threads that read small content for batches.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -10,6 +11,9 @@ use tokio::sync::oneshot;
 const THREADS: usize = 2;
 /// Each subscription has one job waiting at most; this bounds what a burst of them may queue.
 const QUEUE: usize = 256;
+
+/// How long a subscription waits before it tries a full queue again.
+const FULL_WAIT: Duration = Duration::from_millis(1);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -30,7 +34,8 @@ impl Readers {
         Ok(Self(sender))
     }
 
-    /// Runs `job` on a reader thread. `None` when the threads are gone or too busy to queue it.
+    /// Runs `job` on a reader thread, waiting for a place in their queue. `None` when they are gone
+    /// or the job panicked.
     /// Cancel safety: a dropped call still runs the job; its result is lost.
     pub(crate) async fn run<R: Send + 'static>(
         &self,
@@ -38,9 +43,15 @@ impl Readers {
     ) -> Option<R> {
         let (reply, result) = oneshot::channel();
         // The receiver may have been dropped: then nobody wants the result.
-        let job: Job = Box::new(move || drop(reply.send(job())));
-        self.0.try_send(job).ok()?;
-        result.await.ok()
+        let mut job: Job = Box::new(move || drop(reply.send(job())));
+        loop {
+            match self.0.try_send(job) {
+                Ok(()) => return result.await.ok(),
+                Err(TrySendError::Disconnected(_)) => return None,
+                Err(TrySendError::Full(back)) => job = back,
+            }
+            tokio::time::sleep(FULL_WAIT).await;
+        }
     }
 }
 

@@ -166,7 +166,11 @@ impl Engine {
     }
 
     fn wait(&self) -> Duration {
-        let most = if self.uncommitted { GROUP_COMMITS } else { HEARTBEAT };
+        let most = if self.uncommitted {
+            GROUP_COMMITS
+        } else {
+            HEARTBEAT
+        };
         match self.coalescer.poll_timeout() {
             Some(due) => self.clock.until(due).min(most),
             None => most,
@@ -223,7 +227,10 @@ impl Engine {
         let idle = inputs.iter().all(|input| matches!(input, Input::Wake))
             && waiting.hints.is_empty()
             && !waiting.gap
-            && self.coalescer.poll_timeout().is_none_or(|due| due > self.clock.now())
+            && self
+                .coalescer
+                .poll_timeout()
+                .is_none_or(|due| due > self.clock.now())
             && !self.coalescer.is_scanning()
             && self.fences.is_empty()
             && !self.uncommitted;

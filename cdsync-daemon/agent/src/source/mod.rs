@@ -265,12 +265,7 @@ fn wait_for_resume(context: &mut SourceContext, inbox: &Inbox<Input>, reason: &s
 }
 
 /// Waits, but for new orders. `false`: to stop.
-fn pause(
-    context: &mut SourceContext,
-    inbox: &Inbox<Input>,
-    wait: Duration,
-    reason: &str,
-) -> bool {
+fn pause(context: &mut SourceContext, inbox: &Inbox<Input>, wait: Duration, reason: &str) -> bool {
     let end = std::time::Instant::now() + wait;
     loop {
         match inbox.recv_timeout(end.saturating_duration_since(std::time::Instant::now())) {

@@ -1,14 +1,13 @@
 //! The engine of a target: one thread that owns the replica and its ledger.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cdsync_core::filter::Filter;
-use cdsync_core::ids::{OriginId, ServerId};
+use cdsync_core::ids::{ObjectId, OriginId, ServerId};
 use cdsync_core::ledger::access::{self, meta, put_meta};
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
@@ -17,7 +16,7 @@ use cdsync_core::wire::{
     Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, Signed,
     TargetReport, TargetState, decode,
 };
-use cdsync_fs::{Applier, Durability, LedgerStore, LookWants, Root};
+use cdsync_fs::{Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root};
 use cdsync_transport::compress::Decompressor;
 use tokio::sync::mpsc;
 
@@ -29,6 +28,7 @@ use super::{
     Verdict,
 };
 use crate::clock::wall;
+use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
 use crate::source::chain;
@@ -128,7 +128,8 @@ impl Engine {
             empty(&store)?;
         }
         let filter = Filter::new(&context.order.filter)?;
-        let waiting = foreign && !marked && !adopted;
+        // A marker alone says that the job was here once: what came since is people's own.
+        let waiting = foreign && !(marked && known) && !adopted;
         let preview = waiting
             .then(|| PreviewRun::open(&context.ledger.with_extension("preview"), filter.clone()))
             .transpose()?;
@@ -442,30 +443,34 @@ impl Engine {
                 .write(Durability::Lazy, |t| self.replica.poll_sweep(t))?;
             let Some(folder) = next else { return Ok(()) };
             let reference = crate::source::dir_ref(&folder);
-            let dir = match self.root.dir(&reference) {
-                Ok(dir) => dir,
-                Err(error) => {
-                    tracing::warn!(%error, "a folder cannot be swept");
-                    continue;
-                }
-            };
-            let mut entries = Vec::new();
-            dir.list(1024, LookWants::default(), &mut |piece| {
-                entries.extend(piece.into_iter().filter_map(|(name, seen)| {
-                    let seen = seen.ok()?;
-                    Some(SweepEntry {
-                        name,
-                        kind: seen.kind,
-                        identity: seen.fingerprint.identity,
-                    })
-                }));
-                std::ops::ControlFlow::Continue(())
-            })?;
+            if folder.path.is_root() {
+                self.refuse_empty_source(folder.id)?;
+            }
+            // What cannot be looked at ends the engine, which says so and sweeps again.
+            let entries = sweep_entries(&*self.root.dir(&reference)?)?;
             self.store.write(Durability::Lazy, |t| {
                 self.replica.handle_swept(t, &folder, entries)
             })?;
             self.apply(&Contents::new())?;
         }
+    }
+
+    /// A source that holds nothing at all, while this root holds something, is taken for lost: a
+    /// root that is emptied with nobody's word cannot be told from a disk that is not mounted.
+    fn refuse_empty_source(&self, root: ObjectId) -> Result<(), TargetError> {
+        let mut empty = true;
+        access::children(&self.store.read()?, root, &mut |_, _| {
+            empty = false;
+            std::ops::ControlFlow::Break(())
+        })?;
+        if !empty || self.root.top().is_empty_but_reserved()? {
+            return Ok(());
+        }
+        Err(TargetError::Halt(
+            "the source holds nothing, and this root does: nothing is removed. If that is right, \
+             empty this root by hand; else bring the source's content back"
+                .into(),
+        ))
     }
 
     fn work_preview(&mut self) -> Result<(), TargetError> {
@@ -574,7 +579,7 @@ impl Engine {
             return Ok("it has not heard from an upstream yet".to_owned());
         };
         let view = self.store.read()?;
-        let root = cdsync_core::ids::ObjectId::root(origin);
+        let root = ObjectId::root(origin);
         let text = crate::roles::describe(&view, root, path, &context.order)?;
         let (claim, head) = (self.replica.claim(), self.replica.head());
         Ok(format!(
@@ -588,9 +593,12 @@ impl Engine {
         rows.into_iter()
             .map(|(id, row)| {
                 let path = access::path_of(&view, id)?.unwrap_or_else(RelPath::root);
+                let (mut path, mut reason) = (path.to_string(), row.reason);
+                shorten(&mut path);
+                shorten(&mut reason);
                 Ok(ParkedReport {
-                    path: path.to_string(),
-                    reason: row.reason,
+                    path,
+                    reason,
                     since: row.since,
                     attempts: row.attempts,
                     next_try: row.next_try,
@@ -598,6 +606,27 @@ impl Engine {
             })
             .collect()
     }
+}
+
+fn sweep_entries(dir: &Dir) -> Result<Vec<SweepEntry>, TargetError> {
+    let mut entries = Vec::new();
+    let mut failed = None;
+    dir.list(1024, LookWants::default(), &mut |piece| {
+        for (name, seen) in piece {
+            match seen {
+                Ok(seen) => entries.push(SweepEntry {
+                    name,
+                    kind: seen.kind,
+                    identity: seen.fingerprint.identity,
+                }),
+                // Mounted inside: not this root's, and left alone.
+                Err(error) if error.kind() == FsErrorKind::OtherFilesystem => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    })?;
+    failed.map_or(Ok(entries), |error| Err(error.into()))
 }
 
 /// Takes a batch frame apart: its header, and the content that belongs to each of its entries.
@@ -700,7 +729,6 @@ fn start_link(
 ) -> Result<LinkHandle, TargetError> {
     let part = context.part()?;
     let (orders, inbox) = mpsc::channel(4096);
-    let live = Arc::new(AtomicBool::new(true));
     let link = LinkContext {
         job: JobRef {
             id: context.order.job,
@@ -716,7 +744,7 @@ fn start_link(
         disk: Arc::clone(disk),
     };
     let task = context.runtime.spawn(link::run(link, inbox));
-    Ok(LinkHandle { orders, task, live })
+    Ok(LinkHandle { orders, task })
 }
 
 impl std::fmt::Debug for Engine {

@@ -9,7 +9,6 @@ mod pull;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -304,16 +303,14 @@ impl Syncer {
 struct LinkHandle {
     orders: mpsc::Sender<LinkOrder>,
     task: tokio::task::JoinHandle<()>,
-    live: Arc<AtomicBool>,
 }
 
 impl LinkHandle {
     fn say(&self, order: LinkOrder) {
-        // A link that is gone has nothing to grant or fetch; one that is full has enough to do,
-        // and what is lost is asked for again when it begins anew.
-        if self.orders.try_send(order).is_err() {
-            tracing::debug!("an order to the link was lost");
-            self.live.store(false, Ordering::Release);
+        // A link that is gone has nothing to grant or fetch. One that is full is waited for: it
+        // never waits for the engine longer than the engine's own inbox is full.
+        if self.orders.blocking_send(order).is_err() {
+            tracing::debug!("an order to a link that is gone");
         }
     }
 }

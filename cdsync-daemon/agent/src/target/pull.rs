@@ -12,7 +12,7 @@ use cdsync_core::wire::{
 };
 use cdsync_delta::{RANGE_BYTES, RootBuilder, range_count, range_hash};
 use cdsync_fs::{ApplyError, StagedWriter};
-use cdsync_transport::{Connection, FrameReader, FrameWriter};
+use cdsync_transport::{Connection, Frame, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 
 use super::Input;
@@ -21,6 +21,8 @@ use super::link::write;
 use crate::mailbox::Mailbox;
 use crate::source::chain;
 
+/// How long an upstream may take for one answer or range: it may have others to serve first.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How many ranges wait for the disk.
 const WRITE_BEHIND: usize = 4;
 /// A range and its hash.
@@ -132,11 +134,7 @@ impl Fetch {
         let stage = tokio::task::spawn_blocking(move || stage(&disk, header.size, inbox));
         let mut told = None;
         for _ in 0..range_count(header.size) {
-            let frame = reader
-                .next()
-                .await
-                .map_err(interrupted)?
-                .ok_or(Failure::Interrupted)?;
+            let frame = frame(reader).await?;
             if frame.kind != kind::RANGE {
                 told = Some(frame);
                 break;
@@ -172,12 +170,15 @@ impl Fetch {
     }
 }
 
+/// The next frame, from an upstream that must not fall silent for long. Cancel safe.
+async fn frame(reader: &mut FrameReader) -> Result<Frame, Failure> {
+    let next = tokio::time::timeout(SILENCE_MAX, reader.next());
+    let next = next.await.map_err(interrupted)?.map_err(interrupted)?;
+    next.ok_or(Failure::Interrupted)
+}
+
 async fn message(reader: &mut FrameReader) -> Result<PeerMessage, Failure> {
-    let frame = reader
-        .next()
-        .await
-        .map_err(interrupted)?
-        .ok_or(Failure::Interrupted)?;
+    let frame = frame(reader).await?;
     if frame.kind != kind::MESSAGE {
         return Err(Failure::Interrupted);
     }
