@@ -419,11 +419,7 @@ impl Coalescer {
 
 /// The ends of moves that would put a folder below itself: a move of what it went into was not seen
 /// yet.
-fn into_itself(
-    t: &dyn TablesRead,
-    round: &Round,
-    moves: &Moves,
-) -> Result<Vec<Slot>, TableError> {
+fn into_itself(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<Vec<Slot>, TableError> {
     let parents: BTreeMap<ObjectId, ObjectId> = moves
         .iter()
         .map(|(to, from)| (round.lost[from].id, to.0))

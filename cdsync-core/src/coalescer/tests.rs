@@ -269,8 +269,12 @@ fn filters_judge_again_after_a_rename() {
     let out = source.disk.mkdir(ROOT, &name("out")).unwrap();
     write(&mut source.disk, out, "joiner", b"2");
     settle(&mut source);
-    source.disk.rename((ROOT, &name("in")), (ROOT, &name("gone")));
-    source.disk.rename((ROOT, &name("out")), (ROOT, &name("in")));
+    source
+        .disk
+        .rename((ROOT, &name("in")), (ROOT, &name("gone")));
+    source
+        .disk
+        .rename((ROOT, &name("out")), (ROOT, &name("in")));
     let records = settle(&mut source);
     let folder = object_at(&source, root(), "in").unwrap();
     assert!(object_at(&source, folder, "joiner").is_some());

@@ -141,7 +141,10 @@ impl Replica {
             let (Some((parent, name)), Some(local)) = (row.slot().cloned(), row.local) else {
                 continue;
             };
-            let (old, new) = (folder_before(t, slot.0, &from)?, folder_before(t, parent, &from)?);
+            let (old, new) = (
+                folder_before(t, slot.0, &from)?,
+                folder_before(t, parent, &from)?,
+            );
             let (Some(old), Some(new)) = (old, new) else {
                 continue;
             };
@@ -164,7 +167,10 @@ impl Replica {
             }
         }
         if !moves.is_empty() {
-            self.run(ApplyOp::Move(moves), Then::Moved(from.into_iter().collect()));
+            self.run(
+                ApplyOp::Move(moves),
+                Then::Moved(from.into_iter().collect()),
+            );
         }
         Ok(())
     }

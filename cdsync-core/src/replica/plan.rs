@@ -163,15 +163,19 @@ impl Replica {
 
     /// Plans what most records of a first copy are: one new file, its content at hand, at a free
     /// name. Its rows are written once, with what became of it. Returns whether it was that.
-    fn plan_new_file(
-        &mut self,
-        t: &mut dyn Tables,
-        queued: &Queued,
-    ) -> Result<bool, TableError> {
+    fn plan_new_file(&mut self, t: &mut dyn Tables, queued: &Queued) -> Result<bool, TableError> {
         let ([state], [name]) = (&queued.record.objects[..], &queued.record.names[..]) else {
             return Ok(false);
         };
-        let [(index, Inline::Here { version, len, hash, .. })] = queued.contents[..] else {
+        let [
+            (
+                index,
+                Inline::Here {
+                    version, len, hash, ..
+                },
+            ),
+        ] = queued.contents[..]
+        else {
             return Ok(false);
         };
         let seq = queued.record.seq;
@@ -183,11 +187,17 @@ impl Replica {
             return Ok(false);
         };
         let mut state = state.clone();
-        state.content = Content::Data { size: u64::from(len), hash: Some(hash) };
+        state.content = Content::Data {
+            size: u64::from(len),
+            hash: Some(hash),
+        };
         self.touched.insert(name.parent);
         let op = ApplyOp::WriteFile {
             id: state.id,
-            at: Place { folder, name: name.name.clone() },
+            at: Place {
+                folder,
+                name: name.name.clone(),
+            },
             body: Body::Inline(index),
             meta: state.meta,
             over: None,

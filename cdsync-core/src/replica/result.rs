@@ -231,7 +231,10 @@ impl Replica {
 
     /// What is at an object's name is not what the ledger knows: it goes.
     fn replaced(&mut self, t: &mut dyn Tables, op: &ApplyOp, slot: Slot) -> Result<(), TableError> {
-        let ApplyOp::SetMeta { id, at: Some(at), .. } = op else {
+        let ApplyOp::SetMeta {
+            id, at: Some(at), ..
+        } = op
+        else {
             return Ok(());
         };
         let Some(mut row) = live(t, *id)? else {
@@ -275,7 +278,15 @@ fn enter(
     };
     put_name(t, slot.0, &slot.1, row)?;
     let names = vec![slot];
-    put_live(t, state.id, LiveObject { state, names, local })
+    put_live(
+        t,
+        state.id,
+        LiveObject {
+            state,
+            names,
+            local,
+        },
+    )
 }
 
 fn local_of(seen: Observed) -> Local {

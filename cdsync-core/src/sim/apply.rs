@@ -100,13 +100,7 @@ fn make_folder(disk: &mut Disk, at: &Place, meta: Metadata) -> Outcome {
     Ok(vec![id])
 }
 
-fn write_file(
-    disk: &mut Disk,
-    at: &Place,
-    bytes: Vec<u8>,
-    meta: Metadata,
-    adopt: bool,
-) -> Outcome {
+fn write_file(disk: &mut Disk, at: &Place, bytes: Vec<u8>, meta: Metadata, adopt: bool) -> Outcome {
     if adopt && let Some(id) = adopt_file(disk, at, bytes.len() as u64, meta.mtime, meta)? {
         return Ok(vec![id]);
     }
@@ -126,9 +120,8 @@ fn adopt_file(
         return Ok(None);
     };
     let node = disk.node(id);
-    let equal = node.kind == Kind::File
-        && node.bytes.len() as u64 == size
-        && node.meta.mtime == mtime;
+    let equal =
+        node.kind == Kind::File && node.bytes.len() as u64 == size && node.meta.mtime == mtime;
     if equal {
         disk.set_meta(id, meta);
     }
@@ -156,12 +149,7 @@ fn publish(
     id
 }
 
-fn set_meta(
-    disk: &mut Disk,
-    at: Option<&Place>,
-    identity: Identity,
-    meta: Metadata,
-) -> Outcome {
+fn set_meta(disk: &mut Disk, at: Option<&Place>, identity: Identity, meta: Metadata) -> Outcome {
     let id = match at {
         None => ROOT,
         Some(at) => {

@@ -78,7 +78,9 @@ pub(super) fn differences(
         match target.get(path) {
             None => all.push(format!("missing at the target: {path}: {entry}")),
             Some(other) if other != entry => {
-                all.push(format!("differs: {path}: {entry}\n  at the target: {other}"));
+                all.push(format!(
+                    "differs: {path}: {entry}\n  at the target: {other}"
+                ));
             }
             Some(_) => {}
         }

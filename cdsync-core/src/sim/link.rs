@@ -76,7 +76,9 @@ impl Session {
         self.to_target.is_empty()
             && self.to_source.is_empty()
             && self.sent == source.announced()
-            && self.ticked.is_some_and(|t| t.complete && t.head == self.sent)
+            && self
+                .ticked
+                .is_some_and(|t| t.complete && t.head == self.sent)
     }
 
     /// The source's end: answers fetches, sends records and ticks.

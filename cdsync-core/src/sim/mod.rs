@@ -17,10 +17,10 @@ mod tests;
 mod workload;
 mod world;
 
-pub use disk::{Disk, Node, NodeId, Trashed};
+pub use disk::{Disk, EPOCH_NANOS, Node, NodeId, OUTSIDE, ROOT, Trashed};
 pub use link::{Session, ToTarget};
 pub use rng::Rng;
-pub use source::{SourceSim, SourceTuning};
+pub use source::{Meanwhile, SourceSim, SourceTuning};
 pub use tables::{Durability, MemTables};
 pub use target::{TargetSim, TargetTuning};
 pub use workload::{Workload, WorkloadTuning};

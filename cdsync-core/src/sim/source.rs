@@ -188,7 +188,9 @@ impl SourceSim {
         self.flush();
         let machine = self.machine.as_mut().expect("nothing stopped it");
         self.complete |= !machine.is_scanning();
-        let written = machine.finish(&mut self.tables).expect("tables do not fail");
+        let written = machine
+            .finish(&mut self.tables)
+            .expect("tables do not fail");
         let lazy = self.tuning.lazy > 0 && self.rng.one_in(self.tuning.lazy);
         match (written, lazy) {
             (true, true) => self.tables.commit(Durability::Lazy),
@@ -316,7 +318,11 @@ impl SourceSim {
             }
             let done = listing.rest.is_empty();
             let names: Vec<String> = entries.iter().map(|(n, _)| n.to_string()).collect();
-            self.note(format!("listed {}: {} {done}", listing.folder, names.join(" ")));
+            self.note(format!(
+                "listed {}: {} {done}",
+                listing.folder,
+                names.join(" ")
+            ));
             let itself = listing.node.clone().map(|node| self.disk.observe(node));
             let folder = listing.folder;
             let (now, wall) = (self.now(), self.disk.wall());
@@ -360,10 +366,16 @@ impl SourceSim {
     /// changes.
     pub fn read(&mut self, at: &ContentAt, meanwhile: &mut Meanwhile<'_>) -> Option<Vec<u8>> {
         let Ok(folder) = self.disk.open(&at.folder) else {
-            self.note(format!("not read {}: folder {:?} moved", at.object, at.folder));
+            self.note(format!(
+                "not read {}: folder {:?} moved",
+                at.object, at.folder
+            ));
             return None;
         };
-        let seen = self.disk.look(folder, &at.name).map(|seen| seen.fingerprint);
+        let seen = self
+            .disk
+            .look(folder, &at.name)
+            .map(|seen| seen.fingerprint);
         if seen != Some(at.fingerprint) {
             let wanted = at.fingerprint;
             self.note(format!("not read {}: {seen:?} for {wanted:?}", at.object));
@@ -411,10 +423,16 @@ fn are_apart(a: &Hint, b: &Hint) -> bool {
     let slots = |hint: &Hint| {
         let own = (hint.folder.clone(), hint.name.clone());
         let partner = hint.partner.clone();
-        [Some(own), partner.map(|(folder, name)| (folder, Some(name)))]
+        [
+            Some(own),
+            partner.map(|(folder, name)| (folder, Some(name))),
+        ]
     };
     let others = slots(b);
-    !slots(a).iter().flatten().any(|slot| others.contains(&Some(slot.clone())))
+    !slots(a)
+        .iter()
+        .flatten()
+        .any(|slot| others.contains(&Some(slot.clone())))
 }
 
 fn look_one(disk: &mut Disk, request: LookRequest, meanwhile: &mut Meanwhile<'_>) -> Looked {

@@ -75,7 +75,11 @@ impl MemTables {
 
 impl TablesRead for MemTables {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        Ok(self.rows.get(&table).and_then(|rows| rows.get(key)).cloned())
+        Ok(self
+            .rows
+            .get(&table)
+            .and_then(|rows| rows.get(key))
+            .cloned())
     }
 
     fn range(

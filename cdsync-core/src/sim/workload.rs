@@ -99,7 +99,10 @@ impl Workload {
     }
 
     fn say(&mut self, disk: &Disk, what: String) {
-        self.history.push(format!("{:>9} us: {what}", disk.clock / 1000 % 1_000_000_000));
+        self.history.push(format!(
+            "{:>9} us: {what}",
+            disk.clock / 1000 % 1_000_000_000
+        ));
     }
 
     fn name(&mut self) -> Name {

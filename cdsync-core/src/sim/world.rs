@@ -136,7 +136,10 @@ impl World {
         let mut source = SourceSim::new(filter.clone(), scenario.source, seed ^ 0xa1);
         let mut target = TargetSim::new(filter.clone(), scenario.target, seed ^ 0xb2);
         let reserved = Name::new(b".cdsync").expect("a name");
-        let marker = target.disk.mkdir(ROOT, &reserved).expect("the root is empty");
+        let marker = target
+            .disk
+            .mkdir(ROOT, &reserved)
+            .expect("the root is empty");
         let name = Name::new(b"root").expect("a name");
         let file = target.disk.create_file(marker, &name).expect("it is new");
         target.disk.write(file, b"marker");
@@ -251,7 +254,9 @@ impl World {
         }
         let latency = self.scenario.latency_us * 1000;
         if let Some(session) = session {
-            session.serve(source, now, latency, rng, &mut |disk| workload.meanwhile(disk));
+            session.serve(source, now, latency, rng, &mut |disk| {
+                workload.meanwhile(disk)
+            });
         }
         target.disk.clock = source.disk.clock;
         self.deliver(now);

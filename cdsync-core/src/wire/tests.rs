@@ -126,7 +126,14 @@ fn record() -> Record {
                 object: None,
             },
         ],
-        objects: vec![state(2, Kind::File, Content::Data { size: 3, hash: None })],
+        objects: vec![state(
+            2,
+            Kind::File,
+            Content::Data {
+                size: 3,
+                hash: None,
+            },
+        )],
         removed: vec![id(3)],
         group: 0,
         set: 0,
@@ -231,12 +238,16 @@ fn peer_messages() -> Vec<Golden> {
         ),
         Golden::of(
             "content unreadable",
-            &PeerMessage::Content(ContentAnswer::Unreadable { reason: "no".into() }),
+            &PeerMessage::Content(ContentAnswer::Unreadable {
+                reason: "no".into(),
+            }),
             "01 05 03 02 6e6f ; version, kind, unreadable, length, reason",
         ),
         Golden::of(
             "content end",
-            &PeerMessage::ContentEnd { root: Hash([7; 32]) },
+            &PeerMessage::ContentEnd {
+                root: Hash([7; 32]),
+            },
             "01 06 ; version, kind
              0707070707070707 0707070707070707 0707070707070707 0707070707070707",
         ),
@@ -395,7 +406,11 @@ fn control_messages() -> Vec<Golden> {
             &ask,
             "01 02 01 02 05 01 ff ; version, kind, id, explain, job, path",
         ),
-        Golden::of("renewed", &renewed, "01 03 01 63 ; version, kind, certificate"),
+        Golden::of(
+            "renewed",
+            &renewed,
+            "01 03 01 63 ; version, kind, certificate",
+        ),
     ]
 }
 
@@ -503,7 +518,11 @@ fn golden_bytes() {
         }
         assert!((golden.decodes)(&golden.bytes), "{}", golden.name);
     }
-    assert!(wrong.is_empty(), "other bytes than ever:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "other bytes than ever:\n{}",
+        wrong.join("\n")
+    );
 }
 
 /// Proves that no message passes cut short, whatever the place, and that none panics.
