@@ -220,7 +220,7 @@ mod tests {
             origin: OriginId(o),
             number: n,
         };
-        let mut ids = vec![id(2, 1), id(1, 300), id(1, 2), id(256, 0)];
+        let mut ids = [id(2, 1), id(1, 300), id(1, 2), id(256, 0)];
         ids.sort();
         let keys: Vec<_> = ids.iter().map(|i| i.to_key()).collect();
         assert!(keys.is_sorted());

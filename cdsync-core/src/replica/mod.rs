@@ -32,9 +32,9 @@ pub use sweep::SweepEntry;
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::{self, Folders, meta, put_meta};
-use crate::ledger::object::Seq;
+use crate::ledger::object::{Kind, Seq};
 use crate::ledger::record::Record;
-use crate::ledger::rows::{ParkedRow, ParkedWhat, Progress};
+use crate::ledger::rows::{NameRow, ParkedRow, ParkedWhat, Progress};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::RelPath;
 use crate::time::{Hlc, WallMillis};
@@ -177,6 +177,22 @@ struct Mark {
     hold: Seq,
 }
 
+/// A file that waits for its content may have been published by a retry that a crash took back.
+fn suspect_published(t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
+    let Some(row) = access::live(t, id)? else {
+        return Ok(());
+    };
+    let (None, Some((parent, name))) = (&row.local, row.slot()) else {
+        return Ok(());
+    };
+    let remnant = access::name(t, *parent, name)?.and_then(|row| row.remnant);
+    let noted = NameRow {
+        object: Some(id),
+        remnant: Some(remnant.unwrap_or_default()),
+    };
+    access::put_name(t, *parent, name, noted)
+}
+
 impl Replica {
     /// Opens a target's ledger. `adopt` for a root that may hold foreign content, which is taken
     /// over: what is equal stays, the rest goes to the trash.
@@ -195,6 +211,11 @@ impl Replica {
         };
         let progress: Progress = meta(t, PROGRESS)?.unwrap_or_default();
         let parked = access::parked(t, usize::MAX)?;
+        for (id, row) in &parked {
+            if matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File) {
+                suspect_published(t, *id)?;
+            }
+        }
         Ok(Self {
             filter,
             origin,

@@ -287,9 +287,12 @@ impl Replica {
                 if !self.parent_is_live(t, slot.0)? {
                     return Ok(());
                 }
-                // Taken in for the second time, the name still knows what sits there.
+                // The name still knows what sits there, from the first time or from a removal that
+                // did not work.
                 let over = match access::name(t, slot.0, &slot.1)? {
-                    Some(noted) if noted.object == Some(state.id) => over.or(noted.remnant),
+                    Some(noted) if noted.object.is_none_or(|at| at == state.id) => {
+                        over.or(noted.remnant)
+                    }
                     _ => over,
                 };
                 put_name(

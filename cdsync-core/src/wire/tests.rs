@@ -48,7 +48,7 @@ struct Golden {
 impl Golden {
     fn of<T>(name: &'static str, message: &T, expected: &'static str) -> Self
     where
-        T: serde::Serialize + serde::de::DeserializeOwned,
+        T: Serialize + DeserializeOwned,
     {
         Self {
             name,
