@@ -352,7 +352,10 @@ impl Coalescer {
         let same_meta = row.state.meta == seen.meta;
         let listed = what == What::default() && listed_racy(&row, &seen.fingerprint, wall);
         if local.fingerprint == seen.fingerprint && same_meta {
-            let hinted = (what.closed || what.written) && is_racy(&seen.fingerprint, wall);
+            // The hint may be late: what counts is how soon after the change it was recorded.
+            let recorded = row.state.version.hlc.wall();
+            let hinted = (what.closed || what.written)
+                && (is_racy(&seen.fingerprint, wall) || is_racy(&seen.fingerprint, recorded));
             if !(seen.kind == Kind::File && (hinted || listed)) {
                 return Ok(());
             }
