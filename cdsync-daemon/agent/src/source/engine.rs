@@ -271,7 +271,7 @@ impl Engine {
     ) -> Result<(), TableError> {
         let (now, wall) = (self.clock.now(), wall());
         if waiting.gap {
-            self.coalescer.handle_gap();
+            self.gap();
         }
         self.coalescer.handle_hints(now, t, waiting.hints)?;
         for input in inputs {
@@ -360,7 +360,7 @@ impl Engine {
             watch.flush(FLUSH_PATIENCE).map_err(Flushed::Watch)?;
             let waiting = self.hints.take();
             if waiting.gap {
-                self.coalescer.handle_gap();
+                self.gap();
             }
             let now = self.clock.now();
             self.coalescer
@@ -368,6 +368,14 @@ impl Engine {
                 .map_err(Flushed::Tables)?;
         }
         Ok(())
+    }
+
+    /// Something was not told: the watches first, then the comparison of the whole tree.
+    fn gap(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.settle();
+        }
+        self.coalescer.handle_gap();
     }
 
     /// Makes everything written durable, then announces it.

@@ -55,7 +55,11 @@ impl HintSink for Sink {
     }
 
     fn gap(&mut self, why: Gap) {
-        tracing::warn!(?why, "the watcher lost hints: the tree is compared");
+        if why == Gap::NotWatched {
+            tracing::debug!("a folder came: the tree is compared");
+        } else {
+            tracing::warn!(?why, "the watcher lost hints: the tree is compared");
+        }
         let mut waiting = self.buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.hints.clear();
         waiting.gap = true;

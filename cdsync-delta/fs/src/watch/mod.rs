@@ -85,7 +85,7 @@ pub enum Gap {
     Overflow,
     /// The kernel said something that is not understood.
     Malformed,
-    /// A new folder could not be watched.
+    /// A folder is not watched, or was not for a moment: [`Watch::settle`], then look.
     NotWatched,
     /// The root itself was moved, removed or unmounted.
     RootChanged,
@@ -272,6 +272,14 @@ impl Watch {
         match &self.inner {
             Inner::Fanotify(member) => member.flush(patience),
             Inner::Notify(watch) => watch.flush(patience),
+        }
+    }
+
+    /// To be called before what a gap hides is looked at: from when this returns on, whatever
+    /// happens in the folders that were told of so far gives hints. Blocks for a moment.
+    pub fn settle(&self) {
+        if let Inner::Notify(watch) = &self.inner {
+            watch.settle();
         }
     }
 

@@ -24,7 +24,7 @@ pub(super) struct NotifyWatch {
     root: Root,
     sentinels: Arc<Sentinels>,
     /// Dropping it ends its thread.
-    watcher: Option<INotifyWatcher>,
+    watcher: Mutex<Option<INotifyWatcher>>,
     /// Emptied when this is dropped, so that no hint comes afterwards.
     sink: Arc<Mutex<Option<SharedSink>>>,
 }
@@ -70,20 +70,27 @@ impl NotifyWatch {
             sentinels: Arc::clone(&sentinels),
             moved_from: None,
         };
-        let kinds = EventKindMask::CORE | EventKindMask::ACCESS_CLOSE;
-        let config = Config::default()
-            .with_follow_symlinks(false)
-            .with_event_kinds(kinds);
-        let mut watcher = INotifyWatcher::new(translator, config).map_err(|e| setup(&e))?;
+        let mut watcher = INotifyWatcher::new(translator, config()).map_err(|e| setup(&e))?;
         watcher
             .watch(&path, RecursiveMode::Recursive)
             .map_err(|e| setup(&e))?;
         Ok(Self {
             root: root.clone(),
             sentinels,
-            watcher: Some(watcher),
+            watcher: Mutex::new(Some(watcher)),
             sink,
         })
+    }
+
+    /// Returns once the watches stand for all that was told so far: `notify` adds the watches of new
+    /// and moved folders after it told of them, at the end of what it had read. Its configuration
+    /// is answered behind that.
+    pub(super) fn settle(&self) {
+        if let Some(watcher) = &mut *lock(&self.watcher)
+            && let Err(error) = watcher.configure(config())
+        {
+            tracing::warn!(%error, "the watcher does not answer");
+        }
     }
 
     pub(super) fn flush(&self, patience: Duration) -> Result<(), FlushError> {
@@ -118,10 +125,28 @@ impl NotifyWatch {
     }
 }
 
+fn config() -> Config {
+    let kinds = EventKindMask::CORE | EventKindMask::ACCESS_CLOSE;
+    Config::default()
+        .with_follow_symlinks(false)
+        .with_event_kinds(kinds)
+}
+
 impl Drop for NotifyWatch {
     fn drop(&mut self) {
         lock(&self.sink).take();
-        drop(self.watcher.take());
+        let watcher = lock(&self.watcher).take();
+        drop(watcher);
+    }
+}
+
+/// A moved folder is not watched for a moment, nor is anything below it. Looking at the path is good
+/// enough: if something else is there by now, that is told too.
+fn arrived(path: &Path) -> Result<(), Gap> {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => Err(Gap::NotWatched),
+        // A folder that is not there any more was moved again or removed: told as well.
+        _ => Ok(()),
     }
 }
 
@@ -206,15 +231,8 @@ impl Translator {
         for path in &event.paths {
             self.push(path, what, hints)?;
             if what.created && what.is_folder {
-                // What appeared in it before its own watch stood was told by nobody.
-                let folder = FolderRef::Path(self.relative(path)?);
-                hints.push(Hint {
-                    folder,
-                    name: None,
-                    what,
-                    pid: 0,
-                    renamed_to: None,
-                });
+                // What appears in it before its own watch stands is told by nobody.
+                return Err(Gap::NotWatched);
             }
         }
         Ok(())
@@ -246,7 +264,10 @@ impl Translator {
             {
                 Ok(())
             }
-            (RenameMode::To, [path]) => self.push(path, created, hints),
+            (RenameMode::To, [path]) => {
+                self.push(path, created, hints)?;
+                arrived(path)
+            }
             (RenameMode::Both, [from, to]) => {
                 self.moved_from = None;
                 let (folder, name) = self.split(from)?;
@@ -259,7 +280,7 @@ impl Translator {
                     pid: 0,
                     renamed_to,
                 });
-                Ok(())
+                arrived(to)
             }
             (_, paths) => paths.iter().try_for_each(|path| {
                 self.push(
