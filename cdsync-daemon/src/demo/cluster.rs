@@ -82,8 +82,16 @@ impl Cluster {
         Master::init(&data, config).map_err(|e| failed(&e))?;
         let master = Master::open(&data).await.map_err(|e| failed(&e))?;
         let master = Running::start(|ended| master.run(ended));
-        let client = connect(&ManagerArgs { data: Some(data), ..ManagerArgs::default() })?;
-        let mut cluster = Self { client, master, agents: Vec::new(), targets: Vec::new() };
+        let client = connect(&ManagerArgs {
+            data: Some(data),
+            ..ManagerArgs::default()
+        })?;
+        let mut cluster = Self {
+            client,
+            master,
+            agents: Vec::new(),
+            targets: Vec::new(),
+        };
         cluster.add(folder, "origin", "eu/home", source).await?;
         for n in 1..=targets {
             let name = format!("edge-{n}");
@@ -104,8 +112,10 @@ impl Cluster {
             group: group.to_owned(),
             ttl_ms: 60_000,
         };
-        let made: TokenMade =
-            self.client.send(Method::POST, "/tokens", Some(&request), Duration::ZERO).await?;
+        let made: TokenMade = self
+            .client
+            .send(Method::POST, "/tokens", Some(&request), Duration::ZERO)
+            .await?;
         let data = folder.join(format!("agent-{name}"));
         join::enrol(JoinArgs {
             data: data.clone(),
@@ -130,15 +140,21 @@ impl Cluster {
                 name: Label::new(JOB).map_err(|e| Failure::machine(&e))?,
                 mode: Mode::Realtime,
                 source: vec![place("origin", source)],
-                target: self.targets.iter().map(|t| place(t.name.as_str(), &t.root)).collect(),
+                target: self
+                    .targets
+                    .iter()
+                    .map(|t| place(t.name.as_str(), &t.root))
+                    .collect(),
                 filter,
                 max_age_ms: MAX_AGE_MS_DEFAULT,
             },
             adopt: false,
             wait_ms: 0,
         };
-        let _: Applied =
-            self.client.send(Method::POST, "/jobs", Some(&request), Duration::ZERO).await?;
+        let _: Applied = self
+            .client
+            .send(Method::POST, "/jobs", Some(&request), Duration::ZERO)
+            .await?;
         Ok(())
     }
 
@@ -154,7 +170,10 @@ impl Cluster {
             return Ok(());
         }
         let why: Vec<String> = waited.laggards.iter().map(|l| l.why.clone()).collect();
-        Err(Failure::condition(format!("the targets do not follow: {}", why.join("; "))))
+        Err(Failure::condition(format!(
+            "the targets do not follow: {}",
+            why.join("; ")
+        )))
     }
 
     /// Shows the job's log as it grows; ends only when it fails.
@@ -165,12 +184,17 @@ impl Cluster {
             let path = if cursor.is_empty() {
                 format!("/jobs/{JOB}/log")
             } else {
-                format!("/jobs/{JOB}/log?cursor={cursor}&wait_ms={}", millis(patience))
+                format!(
+                    "/jobs/{JOB}/log?cursor={cursor}&wait_ms={}",
+                    millis(patience)
+                )
             };
             let page: LogPage = self.client.get_slowly(&path, patience).await?;
             // What is there at first is the story of the first copy.
             for line in page.lines.iter().filter(|_| !cursor.is_empty()) {
-                let after = line.latency_ms.map_or(String::new(), |ms| format!("after {ms} ms"));
+                let after = line
+                    .latency_ms
+                    .map_or(String::new(), |ms| format!("after {ms} ms"));
                 let text = format!("{:<8} {:<10} {}", line.server, line.op, line.path);
                 say(&format!("{text:<60} {} {after}", line.detail));
             }

@@ -20,7 +20,10 @@ pub(super) fn churn(root: &Path) -> io::Result<usize> {
         fs::create_dir_all(&dir)?;
         let file = dir.join(format!("file-{n}"));
         fs::write(&file, format!("first content of {n}\n"))?;
-        OpenOptions::new().append(true).open(&file)?.write_all(b"and a line more\n")?;
+        OpenOptions::new()
+            .append(true)
+            .open(&file)?
+            .write_all(b"and a line more\n")?;
         // A save as editors do it.
         let temp = dir.join(format!(".file-{n}.tmp"));
         fs::write(&temp, format!("saved content of {n}\n").repeat(n + 1))?;
@@ -66,5 +69,8 @@ pub(super) fn latency(source: &Path, target: &Path) -> io::Result<Latency> {
         std::thread::sleep(Duration::from_millis(10));
     }
     took.sort_by(f64::total_cmp);
-    Ok(Latency { p50_ms: took[MEASURED / 2], p99_ms: took[MEASURED * 99 / 100] })
+    Ok(Latency {
+        p50_ms: took[MEASURED / 2],
+        p99_ms: took[MEASURED * 99 / 100],
+    })
 }

@@ -14,11 +14,16 @@ pub(super) struct TempFolder(PathBuf);
 impl TempFolder {
     /// Makes one for this process alone (mode 0700).
     pub(super) fn make() -> Result<Self> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let name = format!("cdsync-demo-{}-{}", std::process::id(), since.as_nanos());
         let path = std::env::temp_dir().join(name);
         // Fails where there is one already: nobody else can have prepared it.
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|e| Failure::machine(&e))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|e| Failure::machine(&e))?;
         Ok(Self(path))
     }
 

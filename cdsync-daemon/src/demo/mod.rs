@@ -34,7 +34,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) async fn run(demo: DemoArgs) -> Result<()> {
     let folder = TempFolder::make()?;
     let source = Source::choose(&demo, folder.path())?;
-    say(&format!("source   {} ({})", source.path.display(), source.what));
+    say(&format!(
+        "source   {} ({})",
+        source.path.display(),
+        source.what
+    ));
     let began = Instant::now();
     let cluster = Cluster::start(folder.path(), &source.path, demo.targets.into()).await?;
     say(&format!(
@@ -43,7 +47,11 @@ pub(crate) async fn run(demo: DemoArgs) -> Result<()> {
         began.elapsed().as_millis()
     ));
     for target in &cluster.targets {
-        say(&format!("target   {}  {}", target.name, target.root.display()));
+        say(&format!(
+            "target   {}  {}",
+            target.name,
+            target.root.display()
+        ));
     }
     let began = Instant::now();
     cluster.apply(&source.path, source.filter.clone()).await?;
@@ -70,7 +78,10 @@ impl Source {
     /// files, so it works on a copy.
     fn choose(demo: &DemoArgs, folder: &Path) -> Result<Self> {
         let all = FilterSpec::default();
-        let sources = FilterSpec { include: Vec::new(), exclude: vec![BUILD_OUTPUT.to_owned()] };
+        let sources = FilterSpec {
+            include: Vec::new(),
+            exclude: vec![BUILD_OUTPUT.to_owned()],
+        };
         let machine = |error: std::io::Error| Failure::machine(&error);
         let (path, what, filter) = match (&demo.source, tree::checkout()) {
             (Some(path), _) => {
@@ -79,11 +90,19 @@ impl Source {
                 })?;
                 (path, "as asked", all.clone())
             }
-            (None, Some(path)) => (path, "the project's own checkout, without build output", sources),
+            (None, Some(path)) => (
+                path,
+                "the project's own checkout, without build output",
+                sources,
+            ),
             (None, None) => {
                 let path = folder.join("made");
                 tree::make(&path).map_err(machine)?;
-                return Ok(Self { path, what: "a tree made for this", filter: all.clone() });
+                return Ok(Self {
+                    path,
+                    what: "a tree made for this",
+                    filter: all.clone(),
+                });
             }
         };
         if !demo.once {
@@ -91,7 +110,11 @@ impl Source {
         }
         let copy = folder.join("source");
         tree::copy(&path, &copy, Path::new("target")).map_err(machine)?;
-        Ok(Self { path: copy, what: "a copy, so that yours is left alone", filter: all })
+        Ok(Self {
+            path: copy,
+            what: "a copy, so that yours is left alone",
+            filter: all,
+        })
     }
 }
 
@@ -103,7 +126,11 @@ async fn first_copy(cluster: &Cluster, began: Instant) -> Result<String> {
         let (held, all) = progress_of(&status);
         bar.set_length(all);
         bar.set_position(held);
-        let seq = status.sources.first().and_then(|s| s.seq).map_or(0, |seq| seq.0);
+        let seq = status
+            .sources
+            .first()
+            .and_then(|s| s.seq)
+            .map_or(0, |seq| seq.0);
         let in_sync = status
             .targets
             .iter()
@@ -134,8 +161,17 @@ fn progress() -> ProgressBar {
 }
 
 fn progress_of(status: &JobStatus) -> (u64, u64) {
-    let head = status.sources.first().and_then(|s| s.seq).map_or(0, |seq| seq.0);
-    let held: u64 = status.targets.iter().filter_map(|t| t.cursor).map(|c| c.0).sum();
+    let head = status
+        .sources
+        .first()
+        .and_then(|s| s.seq)
+        .map_or(0, |seq| seq.0);
+    let held: u64 = status
+        .targets
+        .iter()
+        .filter_map(|t| t.cursor)
+        .map(|c| c.0)
+        .sum();
     (held, head * status.targets.len() as u64)
 }
 
@@ -157,7 +193,9 @@ async fn prove(cluster: &Cluster, source: &Path) -> Result<()> {
         "edits    {made} changes, equal {:.0} ms after the last one",
         began.elapsed().as_secs_f64() * 1000.0
     ));
-    let Some(first) = cluster.targets.first() else { return Ok(()) };
+    let Some(first) = cluster.targets.first() else {
+        return Ok(());
+    };
     let (from, to) = (source.to_owned(), first.root.clone());
     let latency = tokio::task::spawn_blocking(move || edits::latency(&from, &to)).await;
     let latency = latency
@@ -184,7 +222,9 @@ async fn prove(cluster: &Cluster, source: &Path) -> Result<()> {
         ));
     }
     if unequal > 0 {
-        return Err(Failure::condition(format!("{unequal} differences between source and targets")));
+        return Err(Failure::condition(format!(
+            "{unequal} differences between source and targets"
+        )));
     }
     say("done     every target equals the source");
     Ok(())
@@ -192,7 +232,10 @@ async fn prove(cluster: &Cluster, source: &Path) -> Result<()> {
 
 /// Shows every change until interrupted.
 async fn follow(cluster: &Cluster, source: &Path) -> Result<()> {
-    say(&format!("watching change files in {} and see; Ctrl-C ends", source.display()));
+    say(&format!(
+        "watching change files in {} and see; Ctrl-C ends",
+        source.display()
+    ));
     let ended = shutdown::requested()?;
     tokio::pin!(ended);
     tokio::select! {

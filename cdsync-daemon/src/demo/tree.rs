@@ -25,7 +25,10 @@ pub(super) fn make(path: &Path) -> io::Result<()> {
         fs::create_dir_all(&dir)?;
         for file in 0..25_u32 {
             let line = format!("line of file {file} in folder {folder}\n");
-            fs::write(dir.join(format!("file-{file}.txt")), line.repeat(1 + file as usize * 8))?;
+            fs::write(
+                dir.join(format!("file-{file}.txt")),
+                line.repeat(1 + file as usize * 8),
+            )?;
         }
         symlink("file-0.txt", dir.join("first"))?;
     }
@@ -63,7 +66,11 @@ pub(super) struct Compared {
 
 /// Compares two trees: names, kinds, content, mode, owner, times of everything, link targets.
 pub(super) fn compare(a: &Path, b: &Path) -> io::Result<Compared> {
-    let mut compared = Compared { entries: 0, bytes: 0, differences: Vec::new() };
+    let mut compared = Compared {
+        entries: 0,
+        bytes: 0,
+        differences: Vec::new(),
+    };
     folder(a, b, Path::new(""), &mut compared)?;
     Ok(compared)
 }
@@ -71,12 +78,16 @@ pub(super) fn compare(a: &Path, b: &Path) -> io::Result<Compared> {
 fn folder(a: &Path, b: &Path, below: &Path, compared: &mut Compared) -> io::Result<()> {
     let (left, right) = (entries(&a.join(below))?, entries(&b.join(below))?);
     for name in right.keys().filter(|name| !left.contains_key(*name)) {
-        compared.differences.push(format!("{:?} is only in the target", below.join(name)));
+        compared
+            .differences
+            .push(format!("{:?} is only in the target", below.join(name)));
     }
     for (name, one) in &left {
         let path = below.join(name);
         let Some(other) = right.get(name) else {
-            compared.differences.push(format!("{path:?} is only in the source"));
+            compared
+                .differences
+                .push(format!("{path:?} is only in the source"));
             continue;
         };
         compared.entries += 1;

@@ -158,6 +158,9 @@ impl Engine {
                 inputs.push(input);
             }
             if let Some(ended) = self.take_orders(context, &mut inputs) {
+                if self.uncommitted {
+                    self.commit()?;
+                }
                 return Ok(ended);
             }
             self.turn(context, inputs)?;

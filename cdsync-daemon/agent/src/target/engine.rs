@@ -48,6 +48,9 @@ const REPORT_EVERY: Duration = Duration::from_millis(50);
 /// How many parked objects a report names.
 const REPORT_PARKED: usize = 100;
 
+/// When the last engine ended politely.
+const ENDED: &str = "target-ended";
+
 /// The path of the root that the ledger speaks of, and whether a manager had accepted it.
 const FILLED: &str = "target-root";
 
@@ -206,6 +209,9 @@ impl Engine {
             }
             // Before anything that may end this engine: what came with it would be lost.
             if let Some(ended) = self.take_orders(context, &mut inputs) {
+                // What was applied and not yet claimed is known after a polite end.
+                self.store
+                    .write(Durability::Durable, |t| put_meta(t, ENDED, &wall()))?;
                 return Ok(ended);
             }
             for input in inputs {
