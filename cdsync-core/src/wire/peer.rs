@@ -6,7 +6,7 @@
 //!   Subscribe (job, grant, cursor) ------->
 //!   <------- Accepted (origin, incarnation, head) or Refused
 //!   Credit (bytes) ----------------------->
-//!   <------- Batch ..., Tick ...            never more bytes of batches than credit was given
+//!   <------- Batch ..., Tick ...            none once the credit is used up; the last may overdraw it
 //!
 //!   Fetch (job, grant, object, version) -->         another stream
 //!   <------- ContentHeader, then ranges (kind RANGE), then ContentEnd; or Refused
