@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::access::{FolderAt, Folders, live, log_after, object};
-use super::object::{Content, Fingerprint, Kind, ObjectState, Seq};
+use super::object::{Fingerprint, Kind, ObjectState, Seq};
 use super::record::Record;
 use super::rows::ObjectRow;
 use super::tables::{TableError, TablesRead};
+use super::writer::size_of;
 use crate::ids::ObjectId;
 use crate::path::Name;
 use crate::time::Timestamp;
@@ -112,7 +113,7 @@ impl OutgoingStream {
             }
             content += record
                 .contents()
-                .map(size)
+                .map(|state| size_of(&state.content))
                 .filter(|size| *size <= limits.inline)
                 .sum::<u64>();
             out.bytes = bytes;
@@ -198,11 +199,4 @@ pub fn content_at(
         version: row.state.content_seq,
         mtime: row.state.meta.mtime,
     }))
-}
-
-fn size(state: &ObjectState) -> u64 {
-    match state.content {
-        Content::Data { size, .. } => size,
-        _ => 0,
-    }
 }

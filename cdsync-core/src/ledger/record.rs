@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::object::{Content, Kind, ObjectState, Seq, Version};
+use super::object::{Kind, ObjectState, Seq, Version};
+use super::writer::size_of;
 use crate::ids::{IncarnationId, ObjectId};
 use crate::path::Name;
 use crate::time::Hlc;
@@ -62,15 +63,7 @@ impl Record {
     /// How many content bytes the record brings.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
-        self.contents()
-            .map(|o| {
-                if let Content::Data { size, .. } = o.content {
-                    size
-                } else {
-                    0
-                }
-            })
-            .sum()
+        self.contents().map(|state| size_of(&state.content)).sum()
     }
 
     /// The version that this record gives to its objects.
