@@ -18,8 +18,9 @@ use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::{Instant, WallMillis};
 
-/// How many folders are listed at once.
-const OUTSTANDING_MAX: usize = 4;
+/// How many folders are listed ahead of the ledger: what is at hand together goes into one
+/// transaction, and most folders are small.
+const OUTSTANDING_MAX: usize = 32;
 
 #[derive(Debug, Default)]
 pub(super) struct Listings {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use cdsync_core::ledger::object::{Fingerprint, Observed};
-use cdsync_core::path::Name;
+use cdsync_core::path::{Name, RelPath};
 use cdsync_delta::{RANGE_BYTES, RangeHash, range_hash, range_span};
 use rustix::buffer::spare_capacity;
 use rustix::fs::Advice;
@@ -37,7 +37,8 @@ pub enum ReadError {
 pub struct ContentReader {
     file: OwnedFd,
     expect: Fingerprint,
-    path: Vec<u8>,
+    folder: RelPath,
+    name: Name,
 }
 
 /// Opens the file at `name` for reading, if it is still the one known by `expect`.
@@ -53,11 +54,11 @@ pub fn open_content(
         Ok(file) => file,
         Err(error) => return Err(not_opened(dir, name, error)),
     };
-    let path: Vec<u8> = dir.path().join(name).into();
     let reader = ContentReader {
         file,
         expect: *expect,
-        path,
+        folder: dir.path().clone(),
+        name: name.clone(),
     };
     reader.check()?;
     if expect.size >= LARGE_BYTES {
@@ -156,29 +157,16 @@ impl ContentReader {
         let end = into.len() + bytes;
         let mut offset = offset;
         while into.len() < end {
-            let room = end - into.len();
-            let read = if into.capacity() == end {
-                rustix::io::pread(&self.file, spare_capacity(into), offset)
-            } else {
-                self.read_limited(offset, room, into)
-            };
-            match read {
+            match rustix::io::pread(&self.file, spare_capacity(into), offset) {
                 Ok(0) => return Err(self.shrunk()),
                 Ok(n) => offset += n as u64,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(self.unreadable(errno)),
             }
         }
+        // The buffer may have room for more than was asked for, and the file more than it had.
+        into.truncate(end);
         Ok(())
-    }
-
-    /// Reads at most `room` bytes into a buffer that has more room than that.
-    fn read_limited(&self, offset: u64, room: usize, into: &mut Vec<u8>) -> Result<usize, Errno> {
-        let start = into.len();
-        into.resize(start + room, 0);
-        let read = rustix::io::pread(&self.file, &mut into[start..], offset);
-        into.truncate(start + *read.as_ref().unwrap_or(&0));
-        read
     }
 
     fn check(&self) -> Result<(), ReadError> {
@@ -199,7 +187,7 @@ impl ContentReader {
     }
 
     fn unreadable(&self, errno: Errno) -> ReadError {
-        ReadError::Unreadable(FsError::new("read", self.path.clone(), errno))
+        ReadError::Unreadable(FsError::at("read", &self.folder, &self.name, errno))
     }
 }
 

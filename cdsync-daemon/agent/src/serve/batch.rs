@@ -8,6 +8,7 @@ use cdsync_fs::{ReadError, open_content};
 use cdsync_transport::compress::Compressor;
 
 use super::ServeError;
+use super::buffers::Buffers;
 use crate::source::{Input, Served, chain, dir_ref};
 
 /// The level of compression where it pays: the fastest.
@@ -18,6 +19,7 @@ const LEVEL: i32 = 1;
 pub(super) struct Maker {
     stream: OutgoingStream,
     compressor: Option<Compressor>,
+    buffers: Buffers,
 }
 
 /// A batch ready to be sent.
@@ -47,7 +49,7 @@ impl Maker {
             .collect(&view, after, head, limits, with_content)
             .map_err(|e| failed(&e))?;
         drop(view);
-        let mut content = Vec::new();
+        let mut content = self.buffers.take(content_bytes(&out.needs));
         let contents = out
             .needs
             .into_iter()
@@ -67,9 +69,12 @@ impl Maker {
         prefix.extend_from_slice(&header_len.to_le_bytes());
         prefix.extend_from_slice(&header);
         let (kind, parts) = if compress {
-            (kind::BATCH_ZSTD, vec![self.compress(&prefix, &content)?])
+            let packed = self.compress(&prefix, &content)?;
+            drop(self.buffers.lend(content));
+            (kind::BATCH_ZSTD, vec![packed])
         } else {
-            (kind::BATCH, vec![Bytes::from(prefix), Bytes::from(content)])
+            let content = self.buffers.lend(content);
+            (kind::BATCH, vec![Bytes::from(prefix), content])
         };
         Ok(Made {
             maker: self,
@@ -77,6 +82,11 @@ impl Maker {
             parts,
             last,
         })
+    }
+
+    /// The target has everything: what was kept for more goes.
+    pub(super) fn rest(&mut self) {
+        self.buffers.release();
     }
 
     fn compress(&mut self, prefix: &[u8], content: &[u8]) -> Result<Bytes, ServeError> {
@@ -131,6 +141,15 @@ pub(super) fn recheck(served: &Served, at: &ContentAt) {
     });
 }
 
+/// What all contents to be read take.
+fn content_bytes(needs: &[Need]) -> usize {
+    let size = |need: &Need| match need {
+        Need::Read(at) => usize::try_from(at.fingerprint.size).unwrap_or(0),
+        _ => 0,
+    };
+    needs.iter().map(size).sum()
+}
+
 fn read(served: &Served, at: &ContentAt, into: &mut Vec<u8>) -> Result<Hash, ReadError> {
     let dir = served
         .root
@@ -140,6 +159,5 @@ fn read(served: &Served, at: &ContentAt, into: &mut Vec<u8>) -> Result<Hash, Rea
             _ => ReadError::Unreadable(error),
         })?;
     let reader = open_content(&dir, &at.name, &at.fingerprint)?;
-    into.reserve(usize::try_from(reader.size()).unwrap_or(0));
     reader.read_small(into).map(Hash)
 }

@@ -14,6 +14,7 @@ use cdsync_transport::FrameWriter;
 use tokio::sync::mpsc;
 
 use super::batch::recheck;
+use super::buffers::Buffers;
 use super::{ServeError, write};
 use crate::clock::random_id;
 use crate::source::{Served, chain, dir_ref};
@@ -118,12 +119,13 @@ fn ranges(
     };
     say(pieces, Piece::Answer(ContentAnswer::Follows(header)))?;
     let mut root = RootBuilder::new();
+    let mut buffers = Buffers::default();
     for index in 0..range_count(size) {
-        let mut bytes = Vec::with_capacity(RANGE_BYTES);
+        let mut bytes = buffers.take(RANGE_BYTES);
         match reader.read_range(index, &mut bytes) {
             Ok(hash) => {
                 root.push(hash);
-                say(pieces, Piece::Range(hash.0, Bytes::from(bytes)))?;
+                say(pieces, Piece::Range(hash.0, buffers.lend(bytes)))?;
             }
             Err(_) => {
                 recheck(served, at);

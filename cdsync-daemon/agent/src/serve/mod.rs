@@ -1,6 +1,7 @@
 //! Serving other agents: subscriptions and fetches, to those whom a grant entitles.
 
 mod batch;
+mod buffers;
 mod fetch;
 mod readers;
 mod subscription;

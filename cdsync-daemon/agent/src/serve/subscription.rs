@@ -190,6 +190,9 @@ impl Subscription<'_> {
             return Ok(());
         }
         self.told = now;
+        if let Some(maker) = &mut self.maker {
+            maker.rest();
+        }
         let tick = Tick {
             head: now.head,
             incarnation: self.served.incarnation,

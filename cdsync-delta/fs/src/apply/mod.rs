@@ -17,6 +17,7 @@ mod stage;
 mod tests;
 mod trash;
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -303,8 +304,26 @@ fn name_of(bytes: &[u8]) -> Result<Name, FsError> {
         .map_err(|_| FsError::new("use", Escaped(bytes).to_string().into_bytes(), Errno::INVAL))
 }
 
+/// Random numbers asked of the system at once: asking for each costs as much as a look at a file.
+const RANDOM_STOCK: usize = 64;
+
+thread_local! {
+    static RANDOM: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
 fn random_u64() -> Result<u64, FsError> {
-    getrandom::u64().map_err(|_| FsError::new("name", "random", Errno::IO))
+    RANDOM.with_borrow_mut(|stock| {
+        if let Some(number) = stock.pop() {
+            return Ok(number);
+        }
+        let mut bytes = [0; 8 * RANDOM_STOCK];
+        getrandom::fill(&mut bytes).map_err(|_| FsError::new("name", "random", Errno::IO))?;
+        let (numbers, _) = bytes.as_chunks();
+        stock.extend(numbers.iter().map(|b| u64::from_le_bytes(*b)));
+        stock
+            .pop()
+            .ok_or_else(|| FsError::new("name", "random", Errno::IO))
+    })
 }
 
 fn random_name() -> Result<Name, FsError> {

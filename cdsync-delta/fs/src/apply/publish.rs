@@ -146,10 +146,14 @@ impl Applier {
         let overtaken = || ApplyError::Overtaken {
             path: dir.path().join(name),
         };
-        let observed = dir
-            .look(name, LookWants::default())?
-            .ok_or_else(overtaken)?;
-        if observed.fingerprint.identity != staged.identity {
+        let observed = match staged.observe() {
+            Some(observed) => observed.map_err(|e| FsError::at("look at", dir.path(), name, e))?,
+            None => dir
+                .look(name, LookWants::default())?
+                .ok_or_else(overtaken)?,
+        };
+        // A file that lost its only name was replaced or removed by others already.
+        if observed.link_count == 0 || observed.fingerprint.identity != staged.identity {
             return Err(overtaken());
         }
         Ok(Published {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use cdsync_core::ledger::object::{Identity, Kind, Metadata};
+use cdsync_core::ledger::object::{Identity, Kind, Metadata, Observed};
 use cdsync_core::path::Name;
 use cdsync_delta::{RANGE_BYTES, range_span};
 use rustix::io::Errno;
@@ -25,10 +25,18 @@ pub struct Stager {
 pub struct Staged {
     pub(super) temp: Temp,
     pub(super) identity: Identity,
+    /// A file stays open until it is published: a look by its handle costs no walk to its name.
+    file: Option<OwnedFd>,
     applied: Applied,
 }
 
 impl Staged {
+    /// What a file is now; `None` for what has no handle to look by.
+    pub(super) fn observe(&self) -> Option<Result<Observed, Errno>> {
+        let file = self.file.as_ref()?;
+        Some(observe_fd(file.as_fd(), LookWants::default()))
+    }
+
     /// What setting its metadata came to.
     pub fn applied(&self) -> Applied {
         self.applied
@@ -51,6 +59,7 @@ impl Temp {
             armed: false,
         })
     }
+
     /// Moves it to another folder of the same job, where it keeps its name.
     pub(super) fn move_to(&mut self, folder: &Arc<Dir>) -> Result<(), FsError> {
         if self.folder.identity() != folder.identity() {
@@ -97,7 +106,7 @@ impl Stager {
         let (mut temp, file) = self.create(meta)?;
         temp.armed = true;
         write_full(&file, bytes, 0).map_err(|errno| self.fail("write", &temp, errno))?;
-        self.close(temp, &file, meta)
+        self.close(temp, file, meta)
     }
 
     /// Begins a file of `size` bytes whose ranges come one by one, in any order.
@@ -158,6 +167,7 @@ impl Stager {
         Ok(Staged {
             temp,
             identity,
+            file: None,
             applied: Applied::default(),
         })
     }
@@ -171,15 +181,13 @@ impl Stager {
         Ok((temp, file))
     }
 
-    fn close(&self, temp: Temp, file: &OwnedFd, meta: &Metadata) -> Result<Staged, ApplyError> {
-        let found = observe_fd(file.as_fd(), LookWants::default());
-        let identity = found.map_err(|errno| self.fail("look at", &temp, errno))?;
-        let identity = identity.fingerprint.identity;
-        let applied = apply_to_fd(file.as_fd(), meta)
+    fn close(&self, temp: Temp, file: OwnedFd, meta: &Metadata) -> Result<Staged, ApplyError> {
+        let (identity, applied) = apply_to_fd(file.as_fd(), meta)
             .map_err(|errno| self.fail("set metadata of", &temp, errno))?;
         Ok(Staged {
             temp,
             identity,
+            file: Some(file),
             applied,
         })
     }
@@ -193,6 +201,7 @@ impl Stager {
         Ok(Staged {
             temp,
             identity,
+            file: None,
             applied,
         })
     }
@@ -271,7 +280,7 @@ impl StagedWriter {
     pub fn finish(self, meta: &Metadata) -> Result<Staged, ApplyError> {
         let Self { temp, file, .. } = self;
         let stager = Stager::new(Arc::clone(&temp.folder));
-        stager.close(temp, &file, meta)
+        stager.close(temp, file, meta)
     }
 }
 

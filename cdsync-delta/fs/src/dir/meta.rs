@@ -67,14 +67,19 @@ impl Dir {
     /// What the system said.
     pub fn set_own_metadata(&self, meta: &Metadata) -> Result<Applied, FsError> {
         apply_to_fd(self.as_fd(), meta)
+            .map(|(_, applied)| applied)
             .map_err(|errno| FsError::new("set metadata of", self.path().as_bytes(), errno))
     }
 }
 
-/// Sets what differs on an open file or folder.
-pub(crate) fn apply_to_fd(fd: BorrowedFd<'_>, meta: &Metadata) -> Result<Applied, Errno> {
+/// Sets what differs on an open file or folder, and tells which it is.
+pub(crate) fn apply_to_fd(
+    fd: BorrowedFd<'_>,
+    meta: &Metadata,
+) -> Result<(Identity, Applied), Errno> {
     let found = observe_fd(fd, LookWants::default())?;
-    set(fd, None, &found, meta)
+    let applied = set(fd, None, &found, meta)?;
+    Ok((found.fingerprint.identity, applied))
 }
 
 /// Owner first: changing it clears set-id bits; time last.
