@@ -56,6 +56,8 @@ mod identity;
 mod memory;
 mod peer;
 mod quic;
+mod resolve;
+mod tls;
 
 pub use connection::{
     BoxFuture, Connection, LinkStats, RecvHalf, SEND_FILE_STEP_BYTES, SendHalf, Stream, Transport,

@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use quinn::{ClientConfig, Endpoint};
 use tokio::task::JoinSet;
@@ -13,16 +12,12 @@ use tokio::time::{sleep, timeout};
 use super::config::QuicConfig;
 use super::connection::{QuicConnection, close_reason};
 use super::socket;
-use super::tls::{self, Verdict};
+use super::tls;
 use crate::connection::Connection;
 use crate::error::{CloseReason, ConnectError};
 use crate::identity::CaFingerprint;
-
-/// Addresses of one host that are tried.
-const MAX_ADDRESSES: usize = 4;
-
-/// How much earlier each address is tried than the next (RFC 8305 recommends 250 ms).
-const HEAD_START: Duration = Duration::from_millis(250);
+use crate::resolve::{head_start, resolve};
+use crate::tls::Verdict;
 
 /// What certificates are checked against is not a host name; quinn only wants one that is valid.
 const SERVER_NAME: &str = "cdsync.internal";
@@ -120,9 +115,8 @@ impl Dialler {
                 config,
                 verdict,
             };
-            let head_start = HEAD_START * u32::try_from(index).unwrap_or(u32::MAX);
             attempts.spawn(async move {
-                sleep(head_start).await;
+                sleep(head_start(index)).await;
                 attempt.run().await
             });
         }
@@ -136,22 +130,6 @@ impl Dialler {
         }
         Err(failure.unwrap_or_else(|| local("no address to try".to_owned())))
     }
-}
-
-async fn resolve(addr: &str) -> Result<Vec<SocketAddr>, ConnectError> {
-    let failed = |source| ConnectError::Resolve {
-        addr: addr.to_owned(),
-        source,
-    };
-    let found: Vec<_> = tokio::net::lookup_host(addr)
-        .await
-        .map_err(failed)?
-        .take(MAX_ADDRESSES)
-        .collect();
-    if found.is_empty() {
-        return Err(failed(std::io::ErrorKind::NotFound.into()));
-    }
-    Ok(found)
 }
 
 struct Attempt {
