@@ -6,7 +6,7 @@
 //!   SendHalf / RecvHalf              a stream: ordered bytes, back-pressure, reset codes
 //!   Connection                       many streams to one identified peer
 //!   Transport                        an endpoint: dials and accepts
-//!   QuicTransport | MemoryTransport
+//!   QuicTransport | TcpTransport | MemoryTransport
 //! ```
 //!
 //! - Identities: a cluster has one [`CertificateAuthority`]; every server holds a [`NodeIdentity`]
@@ -57,6 +57,7 @@ mod memory;
 mod peer;
 mod quic;
 mod resolve;
+mod tcp;
 mod tls;
 
 pub use connection::{
@@ -76,3 +77,4 @@ pub use identity::{
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use peer::{ClusterId, IdentityError, PeerExpectation, PeerIdentity, Role};
 pub use quic::{QuicConfig, QuicTransport, enrol_connect};
+pub use tcp::TcpTransport;

@@ -12,7 +12,9 @@ use cdsync_transport::{
 };
 
 use crate::relay::Relay;
-use crate::world::{CLIENT, Cluster, SERVER, accept_one, bind, noise, quick, read_all, within};
+use crate::world::{
+    CLIENT, Cluster, SERVER, accept_one, bind, bind_tcp, noise, quick, read_all, within,
+};
 
 /// Two connected endpoints and a way to break what is between them.
 struct Pair {
@@ -47,7 +49,25 @@ async fn quic() -> Pair {
     let cluster = Cluster::new();
     let client = bind(cluster.agent(CLIENT), quick());
     let server = bind(cluster.agent(SERVER), quick());
-    let relay = Relay::to(server.local_addr()).await;
+    let relay = Relay::udp(server.local_addr()).await;
+    let addr = relay.addr.to_string();
+    let expect = PeerExpectation::agent(SERVER);
+    let dialled = within(client.connect(&addr, &expect)).await.unwrap();
+    let accepted = accept_one(&*server).await;
+    Pair {
+        client,
+        server,
+        dialled,
+        accepted,
+        cut: Box::new(move || relay.cut()),
+    }
+}
+
+async fn tcp() -> Pair {
+    let cluster = Cluster::new();
+    let client = bind_tcp(cluster.agent(CLIENT), quick());
+    let server = bind_tcp(cluster.agent(SERVER), quick());
+    let relay = Relay::tcp(server.local_addr()).await;
     let addr = relay.addr.to_string();
     let expect = PeerExpectation::agent(SERVER);
     let dialled = within(client.connect(&addr, &expect)).await.unwrap();
@@ -70,6 +90,10 @@ macro_rules! over_each_transport {
         mod over_quic {
             $($(#[$doc])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::within(super::$name(super::quic().await)).await; })*
+        }
+        mod over_tcp {
+            $($(#[$doc])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::within(super::$name(super::tcp().await)).await; })*
         }
     };
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cdsync_core::ids::ServerId;
 use cdsync_transport::{
     CERTIFICATE_VALIDITY, CertificateAuthority, Connection, NodeIdentity, PeerIdentity, QuicConfig,
-    QuicTransport, RecvHalf, Transport,
+    QuicTransport, RecvHalf, TcpTransport, Transport,
 };
 
 pub(crate) const SERVER: ServerId = ServerId(0xb);
@@ -50,6 +50,10 @@ pub(crate) fn quick() -> QuicConfig {
 
 pub(crate) fn bind(node: NodeIdentity, config: QuicConfig) -> Arc<QuicTransport> {
     Arc::new(QuicTransport::bind("127.0.0.1:0".parse().unwrap(), node, config).unwrap())
+}
+
+pub(crate) fn bind_tcp(node: NodeIdentity, config: QuicConfig) -> Arc<TcpTransport> {
+    Arc::new(TcpTransport::bind("127.0.0.1:0".parse().unwrap(), node, config).unwrap())
 }
 
 /// Accepts one connection and keeps it.

@@ -1,0 +1,256 @@
+//! Records after the handshake: rustls's own protection, driven from here.
+//!
+//! rustls's connections copy every record twice more and keep both directions behind one lock. Its
+//! `kernel` interface, made for kernels that protect records themselves, hands the keys over after
+//! the handshake. Here they go back into rustls's own record protection, so no cryptography is
+//! done by this crate: it counts records, knows where they begin, and renews keys in time.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Buf, BytesMut};
+use rustls::client::ClientConnectionData;
+use rustls::crypto::cipher::{
+    AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, MessageEncrypter, OutboundChunks,
+    OutboundPlainMessage, Tls13AeadAlgorithm,
+};
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use rustls::{
+    ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, PeerMisbehaved,
+    ProtocolVersion, SupportedCipherSuite,
+};
+
+/// Bytes before each record: its type, a version, its length.
+pub(super) const HEADER_BYTES: usize = 5;
+
+/// The most content that a record carries.
+pub(super) const CONTENT_MAX_BYTES: usize = 16_384;
+
+/// The most that protection may add to it (RFC 8446, section 5.2).
+const PROTECTION_MAX_BYTES: usize = 256;
+
+/// The largest record on the wire.
+pub(super) const RECORD_MAX_BYTES: usize = HEADER_BYTES + CONTENT_MAX_BYTES + PROTECTION_MAX_BYTES;
+
+/// A key update that asks for none in return: handshake type 24, three bytes of length, 0 or 1.
+const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
+
+/// Keeps the secrets that later keys come from.
+enum Schedule {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+/// What both directions share.
+struct Keys {
+    schedule: Mutex<Schedule>,
+    algorithm: &'static dyn Tls13AeadAlgorithm,
+}
+
+impl Keys {
+    fn next(&self, sending: bool) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        let mut schedule = self.schedule.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *schedule, sending) {
+            (Schedule::Client(keys), true) => keys.update_tx_secret(),
+            (Schedule::Client(keys), false) => keys.update_rx_secret(),
+            (Schedule::Server(keys), true) => keys.update_tx_secret(),
+            (Schedule::Server(keys), false) => keys.update_rx_secret(),
+        }
+    }
+}
+
+fn material(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error> {
+    match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok((key, iv)),
+        _ => Err(Error::General("an unknown kind of key".to_owned())),
+    }
+}
+
+/// The two directions of a connection whose handshake as a client is done.
+pub(super) fn client(
+    (secrets, keys): (ExtractedSecrets, KernelConnection<ClientConnectionData>),
+) -> Result<(Sealer, Opener), Error> {
+    let suite = keys.negotiated_cipher_suite();
+    split(secrets, suite, Schedule::Client(keys))
+}
+
+/// The two directions of a connection whose handshake as a server is done.
+pub(super) fn server(
+    (secrets, keys): (ExtractedSecrets, KernelConnection<ServerConnectionData>),
+) -> Result<(Sealer, Opener), Error> {
+    let suite = keys.negotiated_cipher_suite();
+    split(secrets, suite, Schedule::Server(keys))
+}
+
+fn split(
+    secrets: ExtractedSecrets,
+    suite: SupportedCipherSuite,
+    schedule: Schedule,
+) -> Result<(Sealer, Opener), Error> {
+    let suite = suite
+        .tls13()
+        .ok_or_else(|| Error::General("only TLS 1.3 is spoken".to_owned()))?;
+    let keys = Arc::new(Keys {
+        schedule: Mutex::new(schedule),
+        algorithm: suite.aead_alg,
+    });
+    let (sequence, secret) = secrets.tx;
+    let (key, iv) = material(secret)?;
+    let sealer = Sealer {
+        protection: keys.algorithm.encrypter(key, iv),
+        sequence,
+        // Half of what is proven safe for the suite: 2^23 records of AES-GCM, 128 GiB.
+        renew_after: suite.common.confidentiality_limit / 2,
+        keys: Arc::clone(&keys),
+    };
+    let (sequence, secret) = secrets.rx;
+    let (key, iv) = material(secret)?;
+    let opener = Opener {
+        protection: keys.algorithm.decrypter(key, iv),
+        sequence,
+        keys,
+    };
+    Ok((sealer, opener))
+}
+
+/// Protects what is sent.
+pub(super) struct Sealer {
+    protection: Box<dyn MessageEncrypter>,
+    sequence: u64,
+    renew_after: u64,
+    keys: Arc<Keys>,
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sealer {
+    /// Appends one record with all of `chunks`, at most [`CONTENT_MAX_BYTES`], to `out`.
+    pub(super) fn seal(&mut self, chunks: &[&[u8]], out: &mut Vec<u8>) -> Result<(), Error> {
+        if self.sequence >= self.renew_after {
+            self.renew(out)?;
+        }
+        self.protect(ContentType::ApplicationData, chunks, out)
+    }
+
+    /// Tells the peer that new keys begin, and begins them.
+    pub(super) fn renew(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.protect(ContentType::Handshake, &[&KEY_UPDATE], out)?;
+        let (sequence, secret) = self.keys.next(true)?;
+        let (key, iv) = material(secret)?;
+        self.protection = self.keys.algorithm.encrypter(key, iv);
+        self.sequence = sequence;
+        Ok(())
+    }
+
+    fn protect(
+        &mut self,
+        typ: ContentType,
+        chunks: &[&[u8]],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let message = OutboundPlainMessage {
+            typ,
+            version: ProtocolVersion::TLSv1_2,
+            payload: OutboundChunks::new(chunks),
+        };
+        // A buffer of its own for each record, freed at once and so always the same one, which
+        // stays in the cache: copying it is cheaper than keeping sixteen of them for one write.
+        let record = self.protection.encrypt(message, self.sequence)?.encode();
+        out.extend_from_slice(&record);
+        self.sequence += 1;
+        Ok(())
+    }
+}
+
+/// What a record was.
+#[derive(Debug)]
+pub(super) enum Opened {
+    Content(BytesMut),
+    /// The peer's keys were renewed; `asked`: it wants ours renewed too.
+    Renewed {
+        asked: bool,
+    },
+    /// The number of a TLS alert.
+    Alert(u8),
+}
+
+/// Opens what is received.
+pub(super) struct Opener {
+    protection: Box<dyn MessageDecrypter>,
+    sequence: u64,
+    keys: Arc<Keys>,
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Opener {
+    /// Takes the first record out of `buffer` and opens it where it lies: what comes out shares the
+    /// buffer's memory. `None`: it is not whole yet.
+    pub(super) fn open(&mut self, buffer: &mut BytesMut) -> Result<Option<Opened>, Error> {
+        let Some(len) = whole_record(buffer)? else {
+            return Ok(None);
+        };
+        let mut record = buffer.split_to(len);
+        if record[0] != u8::from(ContentType::ApplicationData) {
+            // After the handshake everything is protected, and so of this type.
+            return Err(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec.into());
+        }
+        let message = InboundOpaqueMessage::new(
+            ContentType::ApplicationData,
+            ProtocolVersion::TLSv1_2,
+            &mut record[HEADER_BYTES..],
+        );
+        let plain = self.protection.decrypt(message, self.sequence)?;
+        self.sequence += 1;
+        let (typ, len) = (plain.typ, plain.payload.len());
+        record.advance(HEADER_BYTES);
+        record.truncate(len);
+        match typ {
+            ContentType::ApplicationData => Ok(Some(Opened::Content(record))),
+            ContentType::Handshake => self.renewed(&record).map(Some),
+            ContentType::Alert if len == 2 => Ok(Some(Opened::Alert(record[1]))),
+            _ => Err(Error::General("a record of an unknown kind".to_owned())),
+        }
+    }
+
+    /// Key updates are the only messages that may follow the handshake: there are no tickets.
+    fn renewed(&mut self, message: &[u8]) -> Result<Opened, Error> {
+        let asked = match message.strip_prefix(&KEY_UPDATE[..4]) {
+            Some([0]) => false,
+            Some([1]) => true,
+            _ => return Err(Error::General("an unexpected handshake message".to_owned())),
+        };
+        let (sequence, secret) = self.keys.next(false)?;
+        let (key, iv) = material(secret)?;
+        self.protection = self.keys.algorithm.decrypter(key, iv);
+        self.sequence = sequence;
+        Ok(Opened::Renewed { asked })
+    }
+}
+
+/// The length of the first record in `buffer` with its header, if all of it is there.
+pub(super) fn whole_record(buffer: &[u8]) -> Result<Option<usize>, Error> {
+    let &[_, _, _, high, low, ..] = buffer else {
+        return Ok(None);
+    };
+    let len = HEADER_BYTES + usize::from(u16::from_be_bytes([high, low]));
+    if len > RECORD_MAX_BYTES {
+        return Err(Error::General("a record is too large".to_owned()));
+    }
+    Ok((buffer.len() >= len).then_some(len))
+}
