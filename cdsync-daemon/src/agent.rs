@@ -3,25 +3,26 @@
 use std::path::Path;
 
 use cdsync_agent::{Agent, AgentConfig};
+use cdsync_transport::DialOver;
 
 use crate::failure::{Failure, Result, chain};
 use crate::join::Joined;
 use crate::shutdown;
 
 /// Runs the agent of a folder.
-pub(crate) async fn run(data: &Path) -> Result<()> {
+pub(crate) async fn run(data: &Path, dial_over: DialOver) -> Result<()> {
     let joined = Joined::load(data)?;
     tracing::info!(name = %joined.name, listen = %joined.listen, master = %joined.master_address, "agent starts");
-    serve(data, joined, shutdown::requested()?).await
+    let config = AgentConfig {
+        dial_over,
+        ..config(data, joined)
+    };
+    serve(config, shutdown::requested()?).await
 }
 
 /// The one place that knows the agent library.
-async fn serve(
-    data: &Path,
-    joined: Joined,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<()> {
-    let agent = Agent::start(config(data, joined)).map_err(|e| Failure::condition(chain(&e)))?;
+async fn serve(config: AgentConfig, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
+    let agent = Agent::start(config).map_err(|e| Failure::condition(chain(&e)))?;
     agent.run(shutdown).await;
     Ok(())
 }
@@ -31,6 +32,7 @@ pub(crate) fn config(data: &Path, joined: Joined) -> AgentConfig {
     AgentConfig {
         data: data.to_owned(),
         listen: joined.listen,
+        dial_over: DialOver::default(),
         advertise: joined.advertise,
         roots: joined.roots,
         master_address: joined.master_address,

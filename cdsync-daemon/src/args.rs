@@ -8,7 +8,8 @@ use std::time::Duration;
 use cdsync_core::ids::Label;
 use cdsync_core::job::Place;
 use cdsync_master::MasterConfig;
-use clap::{Args, Parser, Subcommand};
+use cdsync_transport::DialOver;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::text::duration;
 
@@ -121,7 +122,31 @@ pub(crate) enum AgentCommand {
         /// The agent's folder.
         #[arg(long, value_name = "DIR")]
         data: PathBuf,
+        /// Over what it dials other agents; it always listens for both, on one port number.
+        #[arg(long, value_name = "WHICH", value_enum, default_value_t = TransportArg::Auto)]
+        transport: TransportArg,
     },
+}
+
+/// `--transport` of `cdsync agent run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportArg {
+    /// TCP on short ways (a LAN, a region), QUIC on long ones, and whichever passes.
+    Auto,
+    /// QUIC (UDP) alone.
+    Quic,
+    /// TCP alone: the fewest cycles per byte.
+    Tcp,
+}
+
+impl From<TransportArg> for DialOver {
+    fn from(arg: TransportArg) -> Self {
+        match arg {
+            TransportArg::Auto => Self::Auto,
+            TransportArg::Quic => Self::Quic,
+            TransportArg::Tcp => Self::Tcp,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -135,7 +160,7 @@ pub(crate) struct JoinArgs {
     /// A folder that jobs may use, with all below it; may be given again.
     #[arg(long = "root", value_name = "PATH", required = true)]
     pub(crate) roots: Vec<PathBuf>,
-    /// Where other agents connect (UDP).
+    /// Where other agents connect (UDP and TCP; one alone works too, only slower).
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], 7410)))]
     pub(crate) listen: SocketAddr,
     /// What other agents dial, as HOST:PORT; default: the listening address, or for 0.0.0.0 this

@@ -49,9 +49,9 @@ fn run(cli: Cli) -> Result<()> {
         },
         Command::Agent(group) => match group.command {
             AgentCommand::Join(join) => manager(join::join(join)),
-            AgentCommand::Run { data } => {
+            AgentCommand::Run { data, transport } => {
                 logging::start(logging::DAEMON);
-                many_threads()?.block_on(agent::run(&data))
+                many_threads()?.block_on(agent::run(&data, transport.into()))
             }
         },
         Command::Status(status) => manager(cli::servers::status(status)),

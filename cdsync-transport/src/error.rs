@@ -252,8 +252,10 @@ impl ConnectError {
 #[non_exhaustive]
 pub enum BindError {
     /// The address is taken, not ours, or needs privileges.
-    #[error("cannot listen on {addr}")]
+    #[error("cannot listen on {protocol} {addr}")]
     Listen {
+        /// `TCP` or `UDP`.
+        protocol: &'static str,
         /// The address as given.
         addr: SocketAddr,
         /// What the system said.

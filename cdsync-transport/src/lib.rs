@@ -6,7 +6,7 @@
 //!   SendHalf / RecvHalf              a stream: ordered bytes, back-pressure, reset codes
 //!   Connection                       many streams to one identified peer
 //!   Transport                        an endpoint: dials and accepts
-//!   QuicTransport | TcpTransport | MemoryTransport
+//!   QuicTransport | TcpTransport | AutoTransport (both) | MemoryTransport
 //! ```
 //!
 //! - Identities: a cluster has one [`CertificateAuthority`]; every server holds a [`NodeIdentity`]
@@ -47,6 +47,7 @@
 //! - Closing a connection discards what was not yet delivered: let the receiver close.
 #![forbid(unsafe_code)]
 
+mod auto;
 pub mod compress;
 mod connection;
 mod enrol;
@@ -60,6 +61,7 @@ mod resolve;
 mod tcp;
 mod tls;
 
+pub use auto::{AutoTransport, DialOver};
 pub use connection::{
     BoxFuture, Connection, LinkStats, RecvHalf, SEND_FILE_STEP_BYTES, SendHalf, Stream, Transport,
 };

@@ -28,6 +28,7 @@ fn joined(data: &Path) -> Result<AgentConfig> {
     Ok(AgentConfig {
         data: data.to_owned(),
         listen: text("listen")?.parse()?,
+        dial_over: cdsync_transport::DialOver::default(),
         advertise: text("advertise")?.to_owned(),
         roots: roots.map(PathBuf::from).collect(),
         master_address: text("master")?.to_owned(),

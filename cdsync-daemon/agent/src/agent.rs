@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use cdsync_core::ids::{Label, ServerId};
 use cdsync_core::wire::VerifyingKey;
-use cdsync_transport::{BindError, NodeIdentity, QuicConfig, QuicTransport, Transport};
+use cdsync_transport::{AutoTransport, BindError, DialOver, NodeIdentity, QuicConfig, Transport};
 use thiserror::Error;
 use tokio::task::JoinSet;
 
@@ -22,8 +22,10 @@ use crate::serve::{self, Readers, Serving};
 pub struct AgentConfig {
     /// The folder for ledgers and orders; used by one agent at a time.
     pub data: PathBuf,
-    /// Where other agents connect to.
+    /// Where other agents connect to, by UDP (QUIC) and by TCP.
     pub listen: SocketAddr,
+    /// Over what other agents are dialled.
+    pub dial_over: DialOver,
     /// What other agents dial: host and port; port 0 stands for the one that `listen` gets.
     pub advertise: String,
     /// The roots that jobs may use: themselves and everything below.
@@ -64,7 +66,7 @@ pub enum AgentError {
 /// [`Agent::run`] ends politely.
 #[derive(Debug)]
 pub struct Agent {
-    transport: Arc<QuicTransport>,
+    transport: Arc<AutoTransport>,
     roles: Arc<Mutex<Roles>>,
     tasks: JoinSet<()>,
 }
@@ -83,12 +85,12 @@ impl Agent {
         let ledgers = config.data.join("ledgers");
         std::fs::create_dir_all(&ledgers).map_err(data_error)?;
         let readers = Readers::start().map_err(data_error)?;
-        let quic = QuicTransport::bind(
+        let transport = Arc::new(AutoTransport::bind(
             config.listen,
             config.identity.clone(),
             QuicConfig::default(),
-        )?;
-        let transport = Arc::new(quic);
+            config.dial_over,
+        )?);
         if let Some(host) = config.advertise.strip_suffix(":0") {
             config.advertise = format!("{host}:{}", transport.local_addr().port());
         }

@@ -9,8 +9,8 @@ use cdsync_core::wire::{
     kind,
 };
 use cdsync_transport::{
-    CertificateError, CloseReason, ConnectError, FrameError, FrameReader, FrameWriter,
-    NodeIdentity, PeerExpectation, QuicTransport, Transport,
+    AutoTransport, CertificateError, CloseReason, ConnectError, FrameError, FrameReader,
+    FrameWriter, NodeIdentity, PeerExpectation, Transport,
 };
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -52,7 +52,7 @@ enum ControlError {
 /// Everything that the control task works with.
 pub(crate) struct Control {
     pub(crate) config: Arc<AgentConfig>,
-    pub(crate) transport: Arc<QuicTransport>,
+    pub(crate) transport: Arc<AutoTransport>,
     pub(crate) board: Arc<Board>,
     pub(crate) keeper: OrdersKeeper,
     pub(crate) roles: Arc<Mutex<Roles>>,
@@ -82,6 +82,7 @@ impl Control {
         let expect = PeerExpectation::any_master();
         let connection = self
             .transport
+            .quic()
             .connect(&self.config.master_address, &expect)
             .await?;
         let (send, recv) = connection.open().await?;

@@ -51,6 +51,7 @@ impl QuicTransport {
     ) -> Result<Self, BindError> {
         let server = server_config(&node, &config)?;
         let failed = |source| BindError::Listen {
+            protocol: "UDP",
             addr: listen,
             source,
         };

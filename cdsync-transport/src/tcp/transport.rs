@@ -47,6 +47,7 @@ impl TcpTransport {
     ) -> Result<Self, BindError> {
         let tls = server_config(&node)?;
         let failed = |source| BindError::Listen {
+            protocol: "TCP",
             addr: listen,
             source,
         };
