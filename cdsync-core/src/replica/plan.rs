@@ -130,8 +130,8 @@ impl Replica {
                 return Ok(false);
             }
             let slots: Vec<Slot> = slots().collect();
-            let simple = is_simple(t, &queued.record)?;
-            if !simple && !self.running.is_empty() {
+            let shape = Shape::of(t, &queued.record)?;
+            if shape == Shape::Structure && !self.running.is_empty() {
                 return Ok(false);
             }
             let Some(queued) = self.queue.pop_front() else {
@@ -147,22 +147,22 @@ impl Replica {
                 let folders = objects.filter(|o| o.kind == Kind::Folder).map(|o| o.id);
                 self.touched.extend(parents.chain(folders));
             }
-            if simple {
-                if !self.plan_new_file(t, &queued)? {
-                    self.plan_simple(wall, t, &queued)?;
-                }
-            } else {
-                self.plan_structure(wall, t, queued)?;
-                if !self.running.is_empty() {
-                    return Ok(true);
+            match shape {
+                Shape::New if self.plan_new_file(t, &queued)? => {}
+                Shape::New | Shape::Simple => self.plan_simple(wall, t, &queued)?,
+                Shape::Structure => {
+                    self.plan_structure(wall, t, queued)?;
+                    if !self.running.is_empty() {
+                        return Ok(true);
+                    }
                 }
             }
         }
         Ok(false)
     }
 
-    /// Plans what most records of a first copy are: one new file, its content at hand, at a free
-    /// name. Its rows are written once, with what became of it. Returns whether it was that.
+    /// Plans what most records of a first copy are: one file that is [`Shape::New`], its content at
+    /// hand. Its rows are written once, with what became of it. Returns whether it was that.
     fn plan_new_file(&mut self, t: &mut dyn Tables, queued: &Queued) -> Result<bool, TableError> {
         let ([state], [name]) = (&queued.record.objects[..], &queued.record.names[..]) else {
             return Ok(false);
@@ -180,7 +180,7 @@ impl Replica {
         };
         let seq = queued.record.seq;
         let plain = version <= seq && name.object == Some(state.id) && !self.is_suspect(seq);
-        if !plain || object(t, state.id)?.is_some() {
+        if !plain {
             return Ok(false);
         }
         let Some(folder) = self.folders.at(t, name.parent)? else {
@@ -631,21 +631,39 @@ impl Replica {
     }
 }
 
-/// Whether a record only makes new things at free names, or changes things where they are: such
-/// records may be applied side by side.
-fn is_simple(t: &dyn TablesRead, record: &Record) -> Result<bool, TableError> {
-    if !record.removed.is_empty() {
-        return Ok(false);
-    }
-    for name in &record.names {
-        let Some(id) = name.object else {
-            return Ok(false);
-        };
-        if access::name(t, name.parent, &name.name)?.is_some() || live(t, id)?.is_some() {
-            return Ok(false);
+/// How a record is to be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// It only makes things that the ledger has never heard of, at free names.
+    New,
+    /// It only makes things at free names, or changes things where they are. As the one above, it
+    /// may be applied side by side with others.
+    Simple,
+    /// It removes or moves something.
+    Structure,
+}
+
+impl Shape {
+    fn of(t: &dyn TablesRead, record: &Record) -> Result<Self, TableError> {
+        if !record.removed.is_empty() {
+            return Ok(Self::Structure);
         }
+        let mut shape = Self::New;
+        for name in &record.names {
+            let Some(id) = name.object else {
+                return Ok(Self::Structure);
+            };
+            if access::name(t, name.parent, &name.name)?.is_some() {
+                return Ok(Self::Structure);
+            }
+            match object(t, id)? {
+                None => {}
+                Some(ObjectRow::Gone(_)) => shape = Self::Simple,
+                Some(ObjectRow::Live(_)) => return Ok(Self::Structure),
+            }
+        }
+        Ok(shape)
     }
-    Ok(true)
 }
 
 fn content_of(queued: &Queued, id: ObjectId) -> Option<(usize, &Inline)> {
