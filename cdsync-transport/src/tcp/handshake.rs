@@ -21,6 +21,9 @@ const INPUT_MAX_BYTES: usize = 64 * 1024;
 /// Read at a time.
 const READ_BYTES: usize = 8 * 1024;
 
+/// Messages queued before an alert, with room to spare.
+const ERROR_STEPS: usize = 16;
+
 /// What certificates are checked against is not a host name; TLS only wants one that is valid.
 const SERVER_NAME: &str = "cdsync.internal";
 
@@ -181,8 +184,13 @@ async fn drive(
                 shown += next_record(stream, &mut input, shown).await?;
             }
             Err(error) => {
-                // The peer is told by an alert, if it still listens.
-                while let (_, Ok(Step::Again)) = tls.step(&mut [], &mut out) {}
+                // The peer is told by an alert, if it still listens. It is the last of what is
+                // queued; after that the same error comes again.
+                for _ in 0..ERROR_STEPS {
+                    let (_, Ok(Step::Again)) = tls.step(&mut input[..shown], &mut out) else {
+                        break;
+                    };
+                }
                 let _ = send(stream, &mut out).await;
                 return Err(error.into());
             }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::handshake::Secured;
 use super::record::{CONTENT_MAX_BYTES, Opened, Opener, RECORD_MAX_BYTES, Sealer};
@@ -37,6 +37,9 @@ const HELD_MAX_BYTES: usize = 1024 * 1024;
 /// What a piece costs beside its bytes.
 const PIECE_BYTES: usize = 64;
 
+/// Reads that are thrown away at once.
+const DISCARD_READS: usize = 8;
+
 /// Parts gathered into one record.
 const GATHER_MAX: usize = 32;
 
@@ -50,6 +53,8 @@ pub(super) mod kind {
     pub(crate) const RESET: u8 = 2;
     /// To the sender: `[u32 number of the stream on this lane][u32 code]`.
     pub(crate) const STOP: u8 = 3;
+    /// By who accepted the stream: it is done with it, and the lane free for the next.
+    pub(crate) const RELEASE: u8 = 10;
     /// First on each lane, by its dialler: `[16 connection][u8 purpose]`.
     pub(crate) const HELLO: u8 = 4;
     /// Answer to the hello of a control lane. This and what follows travel on control lanes only.
@@ -185,8 +190,8 @@ pub(super) struct Rx {
     pieces: VecDeque<Bytes>,
     held_bytes: usize,
     end: Option<End>,
-    /// What came after the end: it belongs to the next stream.
-    ahead: Option<(u8, Bytes)>,
+    /// The peer, who accepted the current stream, is done with it.
+    released: bool,
     /// Which stream of this lane is the current one.
     number: u32,
 }
@@ -198,6 +203,14 @@ pub(super) enum Filled {
     Nothing,
 }
 
+/// Whether an idle lane can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// The peer is not done with the last stream.
+    NotYet,
+}
+
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) stream: TcpStream,
@@ -205,6 +218,8 @@ pub(super) struct Lane {
     rx: Mutex<Rx>,
     /// The current stream was stopped by its receiver: code + 1.
     stopped: AtomicU64,
+    /// The sender took something off the socket that is the receiver's.
+    stashed: Notify,
     /// The peer asked for new keys.
     renew: AtomicBool,
     traffic: Arc<Traffic>,
@@ -231,7 +246,7 @@ impl Lane {
             pieces: VecDeque::new(),
             held_bytes: 0,
             end: None,
-            ahead: None,
+            released: false,
             number: 0,
         };
         Self {
@@ -239,6 +254,7 @@ impl Lane {
             tx: Mutex::new(tx),
             rx: Mutex::new(rx),
             stopped: AtomicU64::new(0),
+            stashed: Notify::new(),
             renew: AtomicBool::new(false),
             traffic,
             brought,
@@ -332,6 +348,14 @@ impl Lane {
         }
     }
 
+    /// Waits until there may be something to receive.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        tokio::select! {
+            ready = self.stream.readable() => ready,
+            () = self.stashed.notified() => Ok(()),
+        }
+    }
+
     /// The next message at hand, whatever it is.
     pub(super) fn next(&self, rx: &mut Rx) -> Result<Option<(u8, Bytes)>, LaneError> {
         loop {
@@ -376,7 +400,7 @@ impl Lane {
     /// while there are none and the socket has some.
     fn advance(&self, rx: &mut Rx, pieces: usize) -> Result<(), LaneError> {
         loop {
-            while rx.pieces.len() < pieces && rx.ahead.is_none() {
+            while rx.pieces.len() < pieces {
                 let Some((kind, body)) = self.next(rx)? else {
                     break;
                 };
@@ -405,7 +429,7 @@ impl Lane {
             }
             (kind::FINISH, None) => rx.end = Some(End::Finished),
             (kind::RESET, None) => rx.end = Some(End::Reset(CloseCode(one_u32(&body)?))),
-            (kind::DATA | kind::FINISH | kind::RESET, Some(_)) => rx.ahead = Some((kind, body)),
+            (kind::RELEASE, Some(_)) => rx.released = true,
             _ => return Err(LaneError::Protocol("an unexpected message on a stream")),
         }
         Ok(())
@@ -430,10 +454,11 @@ impl Lane {
         })
     }
 
-    /// Throws away what is at hand of the current stream; its end if that is reached.
+    /// Throws away what is at hand of the current stream; its end if that is reached. It gives up
+    /// for now when more comes than it throws away.
     pub(super) fn discard(&self) -> Result<Option<End>, LaneError> {
         let mut rx = self.rx();
-        loop {
+        for _ in 0..DISCARD_READS {
             rx.pieces.clear();
             rx.held_bytes = 0;
             self.advance(&mut rx, usize::MAX)?;
@@ -441,6 +466,7 @@ impl Lane {
                 return Ok(rx.end);
             }
         }
+        Ok(None)
     }
 
     /// Whether the receiver of the current stream wants no more. Looks at what has come, unless
@@ -448,11 +474,11 @@ impl Lane {
     pub(super) fn stopped(&self) -> Option<CloseCode> {
         if let Ok(mut rx) = self.rx.try_lock()
             && rx.held_bytes < HELD_MAX_BYTES
-            && rx.ahead.is_none()
         {
             // An error is met again by whoever receives, and by the write that follows.
             if let Ok(Filled::Some) = self.fill(&mut rx) {
                 let _ = self.advance(&mut rx, usize::MAX);
+                self.stashed.notify_one();
             }
         }
         let stopped = self.stopped.load(Ordering::Relaxed);
@@ -465,29 +491,30 @@ impl Lane {
         self.put(kind::STOP, &[&number.to_le_bytes(), &code.0.to_le_bytes()])
     }
 
-    /// Makes ready for the next stream, after the current one ended in both directions.
-    pub(super) fn renumber(&self) -> Result<(), LaneError> {
-        {
-            let mut rx = self.rx();
-            rx.number = rx.number.wrapping_add(1);
-            rx.end = None;
-            rx.pieces.clear();
-            rx.held_bytes = 0;
-            rx.read_bytes = READ_MIN_BYTES;
-            self.stopped.store(0, Ordering::Relaxed);
-            if let Some((kind, body)) = rx.ahead.take() {
-                self.sort(&mut rx, kind, body)?;
-            }
-            if rx.buffer.is_empty() {
-                rx.buffer = BytesMut::new();
-            }
+    /// Makes ready for the next stream, after both sides are done with the current one.
+    pub(super) fn renumber(&self) {
+        let mut rx = self.rx();
+        rx.number = rx.number.wrapping_add(1);
+        rx.end = None;
+        rx.released = false;
+        rx.pieces.clear();
+        rx.held_bytes = 0;
+        self.stopped.store(0, Ordering::Relaxed);
+    }
+
+    /// Gives back what an idle lane does not need.
+    pub(super) fn shrink(&self) {
+        let mut rx = self.rx();
+        rx.read_bytes = READ_MIN_BYTES;
+        if rx.buffer.is_empty() {
+            rx.buffer = BytesMut::new();
         }
+        drop(rx);
         let mut tx = self.tx();
         if tx.is_flushed() {
             tx.out = Vec::new();
             tx.written = 0;
         }
-        Ok(())
     }
 
     /// Whether the peer has begun a stream here.
@@ -501,9 +528,33 @@ impl Lane {
         Ok(begun)
     }
 
-    /// Whether an idle lane can still be used: nothing has come on it, not even its end.
-    pub(super) fn is_fresh(&self) -> bool {
-        matches!(self.begun(), Ok(false))
+    /// Whether a lane on which this side opens streams can carry the next one.
+    pub(super) fn readiness(&self) -> Result<Readiness, LaneError> {
+        let mut rx = self.rx();
+        // The release, if it has come; and the end, if that has come after it.
+        for _ in 0..2 {
+            let filled = self.fill(&mut rx)?;
+            while let Some((kind, body)) = self.next(&mut rx)? {
+                self.sort(&mut rx, kind, body)?;
+            }
+            if filled == Filled::Nothing {
+                break;
+            }
+        }
+        let fresh = rx.end.is_none() && rx.pieces.is_empty();
+        let released = rx.released;
+        if rx.buffer.is_empty() {
+            rx.buffer = BytesMut::new();
+        }
+        drop(rx);
+        if released {
+            self.renumber();
+        }
+        Ok(if fresh || released {
+            Readiness::Ready
+        } else {
+            Readiness::NotYet
+        })
     }
 }
 

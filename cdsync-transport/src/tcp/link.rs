@@ -9,7 +9,7 @@ use tokio::runtime;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::dial::LaneDialler;
-use super::lane::{Lane, Traffic};
+use super::lane::{Lane, Readiness, Traffic};
 use crate::connection::LinkStats;
 use crate::error::{CloseCode, CloseReason};
 use crate::peer::PeerIdentity;
@@ -188,14 +188,18 @@ impl Link {
         self.wanted_lanes.swap(0, Ordering::Relaxed)
     }
 
-    /// The idle lane that was used last, whose congestion window is the freshest.
+    /// The idle lane that was used last, whose congestion window is the freshest, of those that
+    /// the peer is done with.
     pub(super) fn take_idle(&self) -> Option<Arc<Lane>> {
-        loop {
-            let lane = self.idle().pop()?.lane;
-            if lane.is_fresh() {
-                return Some(lane);
+        let mut idle = self.idle();
+        for at in (0..idle.len()).rev() {
+            match idle[at].lane.readiness() {
+                Ok(Readiness::Ready) => return Some(idle.remove(at).lane),
+                Ok(Readiness::NotYet) => {}
+                Err(_) => drop(idle.remove(at)),
             }
         }
+        None
     }
 
     /// Closes what was idle for long.
@@ -218,7 +222,7 @@ impl Link {
                 tokio::select! {
                     biased;
                     _ = over(&mut ending) => return,
-                    ready = lane.stream.readable() => if ready.is_err() { return },
+                    ready = lane.readable() => if ready.is_err() { return },
                 }
             }
             // There is room for all lanes; a receiver that is gone ended the connection.

@@ -33,25 +33,32 @@ struct Use {
 }
 
 impl Use {
-    /// One direction ended: after the second the lane is free for another stream.
-    fn end_direction(&self) {
-        if self.open.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
+    /// One direction ended: after the second the lane is free for another stream. Who accepted the
+    /// stream says so to who opened it.
+    fn end_direction(self: &Arc<Self>) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.release(true);
         }
+    }
+
+    fn release(self: &Arc<Self>, tell: bool) {
         drop(
             self.permit
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
         );
-        if self.lane.renumber().is_err() {
+        if self.opened {
+            self.lane.shrink();
+            self.link.keep(Arc::clone(&self.lane));
             return;
         }
-        if self.opened {
-            self.link.keep(Arc::clone(&self.lane));
-        } else {
-            self.link.await_stream(Arc::clone(&self.lane));
+        self.lane.renumber();
+        if tell {
+            self.tell(|lane| lane.put(kind::RELEASE, &[]));
         }
+        self.lane.shrink();
+        self.link.await_stream(Arc::clone(&self.lane));
     }
 
     /// Queues a message that needs no waiting for; the rest of it goes out in the background.
@@ -129,8 +136,20 @@ impl TcpSend {
     /// Ends this direction by a last message.
     fn end(&mut self, kind: u8, body: &[&[u8]]) {
         self.ended = true;
-        self.used.tell(|lane| lane.put(kind, body));
-        self.used.end_direction();
+        // Nobody else ends the last direction: then one write says both.
+        if !self.used.opened && self.used.open.load(Ordering::Acquire) == 1 {
+            self.used.tell(|lane| {
+                let mut tx = lane.tx();
+                tx.put(kind, body)?;
+                tx.put(kind::RELEASE, &[])?;
+                lane.write(&mut tx)
+            });
+            self.used.open.store(0, Ordering::Release);
+            self.used.release(false);
+        } else {
+            self.used.tell(|lane| lane.put(kind, body));
+            self.used.end_direction();
+        }
     }
 }
 
@@ -244,7 +263,7 @@ impl RecvHalf for TcpRecv {
                     biased;
                     reason = over(&mut self.ending) => return Err(reason.into()),
                     // An error is met again by the read.
-                    _ = self.used.lane.stream.readable() => {}
+                    _ = self.used.lane.readable() => {}
                 }
             }
         })
@@ -287,7 +306,7 @@ async fn drain(used: Arc<Use>) {
             tokio::select! {
                 biased;
                 _ = over(&mut ending) => false,
-                ready = lane.stream.readable() => ready.is_ok(),
+                ready = lane.readable() => ready.is_ok(),
             }
         };
         match timeout(DRAIN_STEP, ready).await {

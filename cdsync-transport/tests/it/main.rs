@@ -6,7 +6,9 @@
     reason = "a test may fail and say why"
 )]
 
+mod auto;
 mod enrolment;
+mod lanes;
 mod links;
 mod relay;
 mod strangers;

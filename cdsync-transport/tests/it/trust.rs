@@ -46,18 +46,7 @@ async fn foreign_authority_is_refused_by_the_server() {
     let (ours, theirs) = (Cluster::new(), Cluster::new());
     let server = bind(ours.agent(SERVER), quick());
     for (issuer, welcome) in [(&ours, true), (&theirs, false)] {
-        let pair = rcgen::KeyPair::generate().unwrap();
-        let key = NodeKey::from_pem(&pair.serialize_pem()).unwrap();
-        let request = key.signing_request().unwrap();
-        let identity = PeerIdentity::agent(issuer.ca.cluster(), CLIENT);
-        let certificate = issuer
-            .ca
-            .issue(&request, &identity, CERTIFICATE_VALIDITY)
-            .unwrap();
-        let shown = bare::Shown {
-            certificate,
-            key: pair.serialize_der(),
-        };
+        let shown = bare::Shown::agent(issuer, CLIENT);
         let outcome = bare_client(server.local_addr(), b"cdsync/1", Some(shown)).await;
         match outcome {
             None => assert!(welcome, "a stranger was given a stream"),
@@ -185,14 +174,18 @@ async fn bare_client(
     Some(error.to_string())
 }
 
-mod bare {
+pub(crate) mod bare {
     use std::sync::Arc;
 
+    use cdsync_core::ids::ServerId;
+    use cdsync_transport::{CERTIFICATE_VALIDITY, NodeKey, PeerIdentity};
     use quinn::crypto::rustls::QuicClientConfig;
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
     use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+    use crate::world::Cluster;
 
     #[derive(Debug)]
     struct TrustAll;
@@ -233,12 +226,35 @@ mod bare {
     }
 
     /// A certificate (PEM) and its key (PKCS #8) to be shown.
-    pub(super) struct Shown {
-        pub(super) certificate: String,
-        pub(super) key: Vec<u8>,
+    pub(crate) struct Shown {
+        pub(crate) certificate: String,
+        pub(crate) key: Vec<u8>,
     }
 
-    pub(super) fn config(alpn: &[u8], shown: Option<Shown>) -> quinn::ClientConfig {
+    impl Shown {
+        /// As an agent of `cluster`.
+        pub(crate) fn agent(cluster: &Cluster, server: ServerId) -> Self {
+            let pair = rcgen::KeyPair::generate().unwrap();
+            let key = NodeKey::from_pem(&pair.serialize_pem()).unwrap();
+            let request = key.signing_request().unwrap();
+            let identity = PeerIdentity::agent(cluster.ca.cluster(), server);
+            let certificate = cluster
+                .ca
+                .issue(&request, &identity, CERTIFICATE_VALIDITY)
+                .unwrap();
+            Self {
+                certificate,
+                key: pair.serialize_der(),
+            }
+        }
+    }
+
+    pub(crate) fn config(alpn: &[u8], shown: Option<Shown>) -> quinn::ClientConfig {
+        let config = QuicClientConfig::try_from(tls(alpn, shown)).unwrap();
+        quinn::ClientConfig::new(Arc::new(config))
+    }
+
+    pub(crate) fn tls(alpn: &[u8], shown: Option<Shown>) -> rustls::ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -254,7 +270,7 @@ mod bare {
             }
         };
         config.alpn_protocols = vec![alpn.to_vec()];
-        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
+        config
     }
 }
 
