@@ -205,13 +205,10 @@ pub(crate) fn member(
     node: &NodeIdentity,
     expect: &PeerExpectation,
     alpn: &[u8],
+    provider: Arc<CryptoProvider>,
 ) -> Result<(ClientConfig, Verdict), String> {
-    client(
-        Trust::Authority(node.ca().clone()),
-        Some(node),
-        *expect,
-        alpn,
-    )
+    let trust = Trust::Authority(node.ca().clone());
+    client(trust, Some(node), *expect, alpn, provider)
 }
 
 /// For one attempt to reach whom `trust` and `expect` say, with a certificate or (joining) without.
@@ -220,15 +217,16 @@ pub(crate) fn client(
     node: Option<&NodeIdentity>,
     expect: PeerExpectation,
     alpn: &[u8],
+    provider: Arc<CryptoProvider>,
 ) -> Result<(ClientConfig, Verdict), String> {
     let verdict = Verdict::default();
     let verifier = ServerVerifier {
-        provider: provider(),
+        provider: Arc::clone(&provider),
         trust,
         expect,
         verdict: Arc::clone(&verdict),
     };
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| e.to_string())?
         .dangerous()

@@ -6,7 +6,7 @@ use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::CertificateDer;
 
 use super::{ALPN_JOIN, ALPN_PEER};
-use crate::identity::verify::identity_of;
+use crate::identity::verify::{identity_of, provider};
 use crate::identity::{CaFingerprint, NodeIdentity};
 use crate::peer::{IdentityError, PeerExpectation, PeerIdentity, Role};
 use crate::tls::{self, Trust, Verdict};
@@ -28,7 +28,7 @@ pub(super) fn client(
     node: &NodeIdentity,
     expect: &PeerExpectation,
 ) -> Result<(quinn::ClientConfig, Verdict), String> {
-    for_quinn(tls::member(node, expect, ALPN_PEER)?)
+    for_quinn(tls::member(node, expect, ALPN_PEER, provider())?)
 }
 
 /// For one attempt of a server to join.
@@ -40,7 +40,7 @@ pub(super) fn joining(
         server: None,
     };
     let trust = Trust::Fingerprint(fingerprint);
-    for_quinn(tls::client(trust, None, expect, ALPN_JOIN)?)
+    for_quinn(tls::client(trust, None, expect, ALPN_JOIN, provider())?)
 }
 
 fn for_quinn(

@@ -198,7 +198,7 @@ async fn drive(
     }
 }
 
-async fn send(stream: &TcpStream, out: &mut Vec<u8>) -> io::Result<()> {
+pub(super) async fn send(stream: &TcpStream, out: &mut Vec<u8>) -> io::Result<()> {
     let mut rest = out.as_slice();
     while !rest.is_empty() {
         stream.writable().await?;

@@ -3,7 +3,21 @@
 //! A connection is made of lanes, each a TCP connection of its own. The first one dialled is the
 //! control lane: signs of life, and why the connection ended. Every stream has a lane to itself
 //! while it lasts, so streams do not block each other and no multiplexer is needed; a lane whose
-//! stream ended in both directions carries the next one.
+//! stream both sides are done with carries the next one.
+//!
+//! What the hot path does, and what it costs: `examples/throughput.rs`, 2 GiB over one stream, both
+//! ends on two cores (Xeon without VAES, 2.5 GHz, Linux 6.18) that others kept busy (load 9), in
+//! CPU-seconds of both ends per GiB, QUIC measured beside it:
+//!
+//! ```text
+//!                           TCP          QUIC
+//!   link of MTU 1,500       1.65 to 2.1  4.5
+//!   loopback                1.7          2.1
+//! ```
+//!
+//! Over the link: AES-GCM 40 % (2.4 GB/s with AES-256; with AES-128 a tenth of the whole less), the
+//! kernel's two copies 20 %, this side's two copies (into a record, into the buffer of one write)
+//! 6 %; receiving copies nothing. The rest is the kernel's TCP.
 
 mod accept;
 mod connection;

@@ -65,7 +65,8 @@ async fn ask(ends: &Ends, round: u64) {
     let (send, recv) = ends.dialled.open().await.unwrap();
     let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(recv));
     let question = noise(70_000, round);
-    writer.write(1, &[question.clone()]).await.unwrap();
+    let parts = std::slice::from_ref(&question);
+    writer.write(1, parts).await.unwrap();
     writer.finish().await.unwrap();
     let answer = reader.next().await.unwrap().unwrap();
     assert!(answer.payload == question);
