@@ -74,13 +74,14 @@ impl Coalescer {
             names,
         } in looked
         {
+            let misses = self.listings.looking_itself.remove(&folder);
             match itself {
                 Ok(observed) => {
                     self.seen_folders.insert(folder, observed);
                 }
                 Err(error) => {
                     let names = names.into_iter().map(|(name, _)| name);
-                    self.folder_missed(now, t, folder, names, &error)?;
+                    self.folder_missed(now, t, folder, names, misses, &error)?;
                     continue;
                 }
             }
@@ -108,10 +109,15 @@ impl Coalescer {
         t: &dyn TablesRead,
         folder: ObjectId,
         names: impl Iterator<Item = crate::path::Name>,
+        misses: Option<u8>,
         error: &LookError,
     ) -> Result<(), TableError> {
         let own = live(t, folder)?.and_then(|row| row.names.into_iter().next());
         let mut lost = false;
+        if let (Some(misses), LookError::Moved) = (misses, error) {
+            // Its own metadata is not compared when what moved was a folder above it.
+            lost |= !self.look_at_folder_again(now, folder, misses);
+        }
         for name in names {
             let slot = (folder, name);
             let Some(waiting) = self.listings.looking.remove(&slot) else {

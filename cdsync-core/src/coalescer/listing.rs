@@ -39,6 +39,8 @@ pub(super) struct Listings {
     owed: BTreeMap<ObjectId, Depth>,
     /// Names taken out for a look that is under way.
     pub(super) looking: BTreeMap<Slot, Waiting>,
+    /// Folders taken out for a look at themselves, with how often that was in vain.
+    pub(super) looking_itself: BTreeMap<ObjectId, u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

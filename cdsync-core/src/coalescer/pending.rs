@@ -1,6 +1,7 @@
 //! Hints that wait for their turn, bounded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::{Coalescer, FlushState, FolderKey, Hint, LookRequest, Slot, What};
 use crate::ids::ObjectId;
@@ -9,6 +10,15 @@ use crate::ledger::object::Kind;
 use crate::ledger::tables::{TableError, TablesRead};
 use crate::path::Name;
 use crate::time::Instant;
+
+/// How often a folder that is not where the ledger has it is looked for before the name that led
+/// there is looked at.
+const MISSES_MAX: u8 = 8;
+
+/// How long a hint of what happened to a folder is waited for.
+fn missed_for(misses: u8) -> Duration {
+    Duration::from_millis(1 << misses.min(6))
+}
 
 /// One name that may have changed.
 #[derive(Debug, Clone)]
@@ -40,8 +50,9 @@ pub(super) enum Confirm {
 pub(super) struct Pending {
     slots: BTreeMap<Slot, Waiting>,
     due: BTreeSet<(Instant, Slot)>,
-    /// Folders to be looked at by themselves.
-    folders: BTreeSet<ObjectId>,
+    /// Folders to be looked at by themselves: when, and how often they were not where the ledger
+    /// has them.
+    folders: BTreeMap<ObjectId, (Instant, u8)>,
     /// Vanished names that wait for a flush.
     confirming: usize,
 }
@@ -56,10 +67,9 @@ impl Pending {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        if !self.folders.is_empty() {
-            return Some(Instant::default());
-        }
-        self.due.first().map(|(due, _)| *due)
+        let slot = self.due.first().map(|(due, _)| *due);
+        let folder = self.folders.values().map(|(due, _)| *due).min();
+        slot.into_iter().chain(folder).min()
     }
 
     pub(super) fn is_settled(&self, now: Instant) -> bool {
@@ -81,7 +91,13 @@ impl Pending {
     }
 
     pub(super) fn folder(&mut self, id: ObjectId) {
-        self.folders.insert(id);
+        self.folders.insert(id, (Instant::default(), 0));
+    }
+
+    /// Takes the folders to look at by themselves now.
+    fn take_folders(&mut self, now: Instant) -> Vec<(ObjectId, u8)> {
+        let due = self.folders.extract_if(.., |_, (due, _)| *due <= now);
+        due.map(|(id, (_, misses))| (id, misses)).collect()
     }
 
     pub(super) fn get(&self, slot: &Slot) -> Option<&Waiting> {
@@ -313,16 +329,20 @@ impl Coalescer {
         for (folder, name) in slots {
             chosen.entry(folder).or_default().push(name);
         }
-        for folder in std::mem::take(&mut self.pending.folders) {
+        for (folder, misses) in self.pending.take_folders(now) {
+            self.listings.looking_itself.insert(folder, misses);
             chosen.entry(folder).or_default();
         }
         let mut requests = Vec::with_capacity(chosen.len());
         for (id, names) in chosen {
             match self.folders.at(t, id)? {
                 Some(folder) => requests.push(LookRequest { folder, names }),
-                None => names.into_iter().for_each(|name| {
-                    self.listings.looking.remove(&(id, name));
-                }),
+                None => {
+                    self.listings.looking_itself.remove(&id);
+                    names.into_iter().for_each(|name| {
+                        self.listings.looking.remove(&(id, name));
+                    });
+                }
             }
         }
         Ok(requests)
@@ -357,12 +377,23 @@ impl Coalescer {
     /// it; after some tries the name that led there is looked at.
     pub(super) fn look_again(&mut self, now: Instant, slot: Slot, mut waiting: Waiting) -> bool {
         waiting.misses += 1;
-        if waiting.misses > 8 {
+        if waiting.misses > MISSES_MAX {
             return false;
         }
-        waiting.due = now.after(std::time::Duration::from_millis(1 << waiting.misses.min(6)));
+        waiting.due = now.after(missed_for(waiting.misses));
         waiting.confirm = Confirm::No;
         self.pending.put(slot, waiting);
+        true
+    }
+
+    /// The same for a folder that was to be looked at by itself.
+    pub(super) fn look_at_folder_again(&mut self, now: Instant, id: ObjectId, misses: u8) -> bool {
+        let misses = misses + 1;
+        if misses > MISSES_MAX {
+            return false;
+        }
+        let due = now.after(missed_for(misses));
+        self.pending.folders.entry(id).or_insert((due, misses));
         true
     }
 
