@@ -65,6 +65,7 @@ impl Coalescer {
         });
         if let Some(handle) = &seen.handle {
             t.put(Table::Handles, handle, &id.to_key())?;
+            self.listings.heard(id, handle);
         }
         put_name(
             t,
@@ -364,7 +365,8 @@ impl Coalescer {
         let mut what = seen.what;
         what.merge(gone.what());
         let Lost { id, mut row, .. } = gone;
-        let content = moved_content_differs(&row, &seen.observed, what);
+        let content =
+            moved_content_differs(&row, &seen.observed, what, self.listings.is_deaf(slot.0));
         row.names = vec![slot.clone()];
         put_name(
             t,

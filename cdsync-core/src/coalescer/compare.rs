@@ -400,6 +400,7 @@ impl Coalescer {
         }
         self.written = true;
         self.listings.deep(id);
+        self.listings.heard(id, handle);
         t.put(Table::Handles, handle, &id.to_key())
     }
 
@@ -456,12 +457,19 @@ fn into_itself(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<Vec<S
     Ok(early)
 }
 
-/// Whether a moved file's bytes must be taken for other ones.
-pub(super) fn moved_content_differs(row: &LiveObject, seen: &Observed, what: What) -> bool {
-    let differs = row
-        .local
-        .as_ref()
-        .is_none_or(|local| bytes_differ(&local.fingerprint, &seen.fingerprint));
+/// Whether a moved file's bytes must be taken for other ones. A move changes the change time, so
+/// that only a hint tells a file whose old modification time was restored behind a write: where
+/// hints may be `missing`, it is taken for written.
+pub(super) fn moved_content_differs(
+    row: &LiveObject,
+    seen: &Observed,
+    what: What,
+    missing: bool,
+) -> bool {
+    let differs = row.local.as_ref().is_none_or(|local| {
+        bytes_differ(&local.fingerprint, &seen.fingerprint)
+            || missing && local.fingerprint.ctime != seen.fingerprint.ctime
+    });
     let said = match row.state.content {
         Content::Data { size, .. } => size != seen.fingerprint.size,
         _ => false,

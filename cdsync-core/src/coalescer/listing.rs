@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 
 use super::pending::Waiting;
-use super::{Coalescer, ListRequest, LookError, Slot, What};
+use super::{Coalescer, FolderKey, ListRequest, LookError, Slot, What};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live};
@@ -17,6 +17,9 @@ use crate::ledger::object::{Kind, Observed};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::{Instant, WallMillis};
+
+/// How many folders outside of the ledger are remembered, 60 bytes each or so.
+const UNHEARD_MAX: usize = 4096;
 
 /// How many folders are listed ahead of the ledger: what is at hand together goes into one
 /// transaction, and most folders are small.
@@ -34,6 +37,12 @@ pub(super) struct Listings {
     /// A scan is running, or what it found is still looked at: folders that move meanwhile are
     /// listed where they come to, because the scan may have been there before.
     scanning: bool,
+    /// Hints were lost, and what they spoke of is still looked at.
+    lossy: bool,
+    /// Handles of folders of which a write was told before they were in the ledger.
+    unheard: BTreeSet<Vec<u8>>,
+    /// Folders that came into the ledger since, with the same meaning.
+    deaf: BTreeSet<ObjectId>,
     /// Folders that were not where the ledger had them when they were to be listed, or whose names
     /// could not be looked at: listed once they are met again.
     owed: BTreeMap<ObjectId, Depth>,
@@ -81,6 +90,7 @@ impl Listings {
 
     /// Lists one folder again: too much happened in it to follow.
     pub(super) fn again(&mut self, folder: ObjectId) {
+        self.lossy = true;
         self.push(folder, Depth::Shallow);
     }
 
@@ -100,6 +110,37 @@ impl Listings {
 
     pub(super) fn end_scan(&mut self) {
         self.scanning = false;
+        self.lossy = false;
+        self.unheard.clear();
+        self.deaf.clear();
+    }
+
+    /// Hints were lost.
+    pub(super) fn lost(&mut self) {
+        self.lossy = true;
+    }
+
+    /// A write was told of in a folder that the ledger does not have: it may be outside, or come
+    /// into the ledger later.
+    pub(super) fn not_heard(&mut self, key: FolderKey) {
+        match key {
+            FolderKey::Handle(handle) if self.unheard.len() < UNHEARD_MAX => {
+                self.unheard.insert(handle);
+            }
+            _ => self.lossy = true,
+        }
+    }
+
+    /// A folder came into the ledger by this handle.
+    pub(super) fn heard(&mut self, folder: ObjectId, handle: &[u8]) {
+        if self.unheard.remove(handle) {
+            self.deaf.insert(folder);
+        }
+    }
+
+    /// Whether a write of what is in this folder now may not have been told.
+    pub(super) fn is_deaf(&self, folder: ObjectId) -> bool {
+        self.lossy || self.deaf.contains(&folder)
     }
 
     /// A folder was met where it is now.

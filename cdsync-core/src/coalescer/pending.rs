@@ -189,12 +189,16 @@ impl Coalescer {
                 }
                 continue;
             };
+            if folder.is_none() && (hint.what.written || hint.what.closed) {
+                self.listings.not_heard(hint.folder);
+            }
             let slot = folder.map(|folder| (folder, name));
             if let Some(partner) = partner.clone() {
                 // What was written under the old name moved along.
                 let before = slot.as_ref().and_then(|slot| self.pending.get(slot));
+                // Where it was, nothing could be told of it.
                 let what = What {
-                    written: before.is_some_and(|w| w.what.written),
+                    written: slot.is_none() || before.is_some_and(|w| w.what.written),
                     closed: before.is_some_and(|w| w.what.closed),
                     ..What::LOOK
                 };
@@ -209,6 +213,7 @@ impl Coalescer {
 
     /// The kernel lost events, or said too little: the whole tree is compared.
     pub fn handle_gap(&mut self) {
+        self.listings.lost();
         self.start_scan();
     }
 

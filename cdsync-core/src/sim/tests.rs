@@ -75,13 +75,18 @@ fn seeds() {
 }
 
 /// Seeds that once broke a promise, with what was behind it.
-const BROKEN_BEFORE: [(u64, &str); 3] = [
+const BROKEN_BEFORE: [(u64, &str); 5] = [
     (
         3040,
         "a folder's own times were not looked at again when one above it had moved",
     ),
     (13561, "the same, below a folder that moved twice"),
     (19162, "the same, under a filter"),
+    (
+        13726,
+        "a write with its time restored, and a move, while hints were lost",
+    ),
+    (15736, "the same in a folder that was not in the ledger yet"),
 ];
 
 /// Proves that what once broke a promise does not any more.
