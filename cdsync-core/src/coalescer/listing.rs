@@ -14,6 +14,7 @@ use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live};
 use crate::ledger::object::{Kind, Observed};
+use crate::ledger::rows::LiveObject;
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::{Instant, WallMillis};
@@ -256,6 +257,10 @@ impl Coalescer {
                 .as_ref()
                 .is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity);
         if !same {
+            if depth == Depth::Deep && row.state.kind == Kind::Folder {
+                // Where it is now is not known yet: it is listed there.
+                self.listings.owed.insert(id, depth);
+            }
             self.pending.due_now(slot, now);
             return Ok(());
         }
@@ -354,12 +359,18 @@ impl Coalescer {
             Ok(observed) => {
                 let mut missing = Vec::new();
                 access::children(t, folder, &mut |name, row| {
-                    if row.object.is_some() && !listing.seen.contains(&name_hash(&name)) {
-                        missing.push(name);
+                    if let Some(id) = row.object
+                        && !listing.seen.contains(&name_hash(&name))
+                    {
+                        missing.push((id, name));
                     }
                     ControlFlow::Continue(())
                 })?;
-                for name in missing {
+                for (id, name) in missing {
+                    let is_folder = |row: LiveObject| row.state.kind == Kind::Folder;
+                    if listing.depth == Depth::Deep && live(t, id)?.is_some_and(is_folder) {
+                        self.listings.owed.insert(id, Depth::Deep);
+                    }
                     self.pending.due_now((folder, name), now);
                 }
                 self.seen_folders.insert(folder, observed);
