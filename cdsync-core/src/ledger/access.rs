@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::object::{Identity, Seq};
 use super::record::Record;
@@ -22,7 +22,7 @@ pub(crate) const DEPTH_MAX: usize = PATH_MAX_BYTES / 2;
 pub type Slot = (ObjectId, Name);
 
 /// A folder as the ledger knows it: what a disk needs to open it and to see that it is the one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FolderAt {
     /// Which object.
     pub id: ObjectId,

@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::access::FolderAt;
 use super::object::{Fingerprint, Identity, ObjectState, Seq};
 use super::tables::{Table, TableError};
 use crate::ids::{IncarnationId, ObjectId};
@@ -114,10 +115,13 @@ pub enum ParkedWhat {
     Content(ObjectState),
     /// To get this metadata.
     Meta(ObjectState),
-    /// To be moved from this name to the one that it has in the ledger.
+    /// To be moved. The folders are where they were before anything of the same record moved,
+    /// also those that went with it: nothing else is applied until this is done.
     Move {
         /// Where it still is.
-        from: (ObjectId, Name),
+        from: (FolderAt, Name),
+        /// Where the ledger has it.
+        to: (FolderAt, Name),
     },
     /// To be removed from this name; the object itself is a tombstone.
     Remove {

@@ -157,8 +157,8 @@ enum Then {
     Meta(Box<crate::ledger::object::ObjectState>),
     /// A folder's times were set again.
     Touched,
-    /// Objects were moved from these names.
-    Moved(Vec<(ObjectId, access::Slot)>),
+    /// Objects were moved.
+    Moved,
     /// A name was emptied.
     Removed(Seq, access::Slot),
     /// A file that may have been replaced before a crash is the one that is known, or not.

@@ -3,6 +3,7 @@
 use crate::ids::ObjectId;
 use crate::ledger::access::FolderAt;
 use crate::ledger::object::{Identity, Kind, Metadata, Observed};
+use crate::ledger::rows::ParkedWhat;
 use crate::path::{Name, NameSetDigest};
 use crate::time::Timestamp;
 
@@ -35,6 +36,17 @@ pub struct MoveOne {
     pub to: Place,
     /// What it is known by.
     pub identity: Identity,
+}
+
+impl MoveOne {
+    /// What is noted of it until it is done.
+    pub(super) fn parked(&self) -> ParkedWhat {
+        let place = |at: &Place| (at.folder.clone(), at.name.clone());
+        ParkedWhat::Move {
+            from: place(&self.from),
+            to: place(&self.to),
+        }
+    }
 }
 
 /// One thing to do. Every one may be done twice, or over its own half-done state.
@@ -133,6 +145,14 @@ impl ApplyOp {
             | Self::SetMeta { id, .. }
             | Self::Remove { id, .. } => Some(*id),
             Self::Move(moves) => moves.first().map(|m| m.id),
+        }
+    }
+
+    /// What it moves.
+    pub(super) fn moves(&self) -> &[MoveOne] {
+        match self {
+            Self::Move(moves) => moves,
+            _ => &[],
         }
     }
 

@@ -1,14 +1,14 @@
 //! Objects that could not be applied, and when they are tried again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{ApplyOp, MoveOne, Place, Replica, Then};
+use super::{ApplyOp, MoveOne, Place, Replica, Running, Then};
 use crate::ids::ObjectId;
-use crate::ledger::access::{self, FolderAt, live, parked_row, put_parked, remove_parked};
+use crate::ledger::access::{self, live, parked_row, put_parked, remove_parked};
 use crate::ledger::object::{Kind, ObjectState, Seq};
 use crate::ledger::rows::{ParkedRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
-use crate::path::{Name, NameSetDigest, RelPath};
+use crate::path::NameSetDigest;
 use crate::time::WallMillis;
 
 /// The first wait, doubled with each attempt.
@@ -52,11 +52,11 @@ impl Replica {
         let mut leaving = BTreeSet::new();
         for id in &self.blocking {
             if let Some(ParkedRow {
-                what: ParkedWhat::Move { from },
+                what: ParkedWhat::Move { from, .. },
                 ..
             }) = parked_row(t, *id)?
             {
-                leaving.insert(from);
+                leaving.insert((from.0.id, from.1));
             }
         }
         for id in due {
@@ -68,13 +68,32 @@ impl Replica {
             self.parked
                 .insert(id, WallMillis(wall.0 + wait_ms(id, row.attempts + 1)));
             // What waits for a move may be a folder to move to; the rest comes behind.
-            let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder)
-                && live(t, id)?.is_some_and(|l| l.slot().is_some_and(|s| !leaving.contains(s)));
-            if !blocked || folder {
+            let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder);
+            if !blocked || (folder && self.is_free(t, id, &leaving)?) {
                 self.retry(wall, t, id, row)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a folder may be made although moves are still to be done: neither at a name that
+    /// is still to be left, nor below a folder that is not on the disk. At that one's path there
+    /// may be another one, which is to be moved.
+    fn is_free(
+        &self,
+        t: &dyn TablesRead,
+        id: ObjectId,
+        leaving: &BTreeSet<access::Slot>,
+    ) -> Result<bool, TableError> {
+        let Some(slot) = live(t, id)?.and_then(|row| row.slot().cloned()) else {
+            return Ok(false);
+        };
+        let parent = slot.0;
+        let made = |running: &Running| matches!(running.op, ApplyOp::MakeFolder { id, .. } if id == parent);
+        let there = parent.is_root()
+            || live(t, parent)?.is_some_and(|row| row.local.is_some())
+            || self.running.iter().any(made);
+        Ok(there && !leaving.contains(&slot))
     }
 
     fn retry(
@@ -120,57 +139,30 @@ impl Replica {
 
     /// Tries all moves that are parked, together: they may have to change places.
     fn retry_moves(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<(), TableError> {
-        let mut from = BTreeMap::new();
+        let mut moves = Vec::with_capacity(self.blocking.len());
         for id in self.blocking.clone() {
-            match parked_row(t, id)? {
-                Some(ParkedRow {
-                    what: ParkedWhat::Move { from: slot },
-                    attempts,
-                    ..
-                }) if live(t, id)?.is_some_and(|row| row.local.is_some()) => {
-                    self.parked
-                        .insert(id, WallMillis(wall.0 + wait_ms(id, attempts + 1)));
-                    from.insert(id, slot);
-                }
-                _ => self.unpark(t, id)?,
-            }
-        }
-        let mut moves = Vec::with_capacity(from.len());
-        for (id, slot) in &from {
-            let Some(row) = live(t, *id)? else { continue };
-            let (Some((parent, name)), Some(local)) = (row.slot().cloned(), row.local) else {
+            let local = live(t, id)?.and_then(|row| row.local);
+            let (Some(local), Some(row)) = (local, parked_row(t, id)?) else {
+                self.unpark(t, id)?;
                 continue;
             };
-            let (old, new) = (
-                folder_before(t, slot.0, &from)?,
-                folder_before(t, parent, &from)?,
-            );
-            let (Some(old), Some(new)) = (old, new) else {
+            let ParkedWhat::Move { from, to } = row.what else {
+                self.unpark(t, id)?;
                 continue;
             };
-            self.touched.extend([old.id, new.id]);
-            let place = |folder, name: &Name| Place {
-                folder,
-                name: name.clone(),
-            };
+            let next = WallMillis(wall.0 + wait_ms(id, row.attempts + 1));
+            self.parked.insert(id, next);
+            self.touched.extend([from.0.id, to.0.id]);
+            let place = |(folder, name)| Place { folder, name };
             moves.push(MoveOne {
-                id: *id,
-                from: place(old, &slot.1),
-                to: place(new, &name),
+                id,
+                from: place(from),
+                to: place(to),
                 identity: local.fingerprint.identity,
             });
         }
-        from.retain(|id, _| moves.iter().any(|one| one.id == *id));
-        for id in self.blocking.clone() {
-            if !from.contains_key(&id) {
-                self.unpark(t, id)?;
-            }
-        }
         if !moves.is_empty() {
-            self.run(
-                ApplyOp::Move(moves),
-                Then::Moved(from.into_iter().collect()),
-            );
+            self.run(ApplyOp::Move(moves), Then::Moved);
         }
         Ok(())
     }
@@ -341,33 +333,6 @@ impl Replica {
         rows.truncate(most);
         Ok(rows)
     }
-}
-
-/// Where a folder was before these objects moved.
-fn folder_before(
-    t: &dyn TablesRead,
-    id: ObjectId,
-    from: &BTreeMap<ObjectId, (ObjectId, Name)>,
-) -> Result<Option<FolderAt>, TableError> {
-    let mut names = Vec::new();
-    let mut at = id;
-    while !at.is_root() {
-        let slot = match from.get(&at) {
-            Some(slot) => Some(slot.clone()),
-            None => live(t, at)?.and_then(|row| row.names.into_iter().next()),
-        };
-        let Some((parent, name)) = slot.filter(|_| names.len() < access::DEPTH_MAX) else {
-            return Ok(None);
-        };
-        names.push(name);
-        at = parent;
-    }
-    let local = live(t, id)?.and_then(|row| row.local);
-    Ok(Some(FolderAt {
-        id,
-        path: RelPath::from_names_upwards(&names),
-        identity: local.map(|l| l.fingerprint.identity),
-    }))
 }
 
 /// Doubling from a second to a minute, spread by 20 % with the object's own number: many objects

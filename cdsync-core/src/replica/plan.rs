@@ -450,7 +450,7 @@ impl Replica {
         Ok(())
     }
 
-    fn is_suspect(&self, seq: Seq) -> bool {
+    pub(super) fn is_suspect(&self, seq: Seq) -> bool {
         self.suspect.is_some_and(|upto| seq <= upto)
     }
 

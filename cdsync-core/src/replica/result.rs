@@ -1,7 +1,6 @@
 //! What became of operations.
 
 use super::{ApplyOp, ApplyResult, Replica, Running, Then};
-use crate::ids::ObjectId;
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
 use crate::ledger::object::{Kind, ObjectState, Observed, Seq};
 use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
@@ -56,11 +55,9 @@ impl Replica {
                     let (id, seq) = (state.id, state.version.seq);
                     self.park(wall, t, id, seq, reason, ParkedWhat::Meta(*state))?;
                 }
-                (Then::Moved(from), ApplyResult::Done(seen)) => {
-                    self.moved(t, &from, seen)?;
-                }
-                (Then::Moved(from), ApplyResult::Failed(reason)) => {
-                    self.not_moved(wall, t, from, &reason)?;
+                (Then::Moved, ApplyResult::Done(seen)) => self.moved(t, &op, seen)?,
+                (Then::Moved, ApplyResult::Failed(reason)) => {
+                    self.not_moved(wall, t, &op, &reason)?;
                 }
                 (Then::Removed(_, slot), ApplyResult::Done(_)) => self.removed(t, &op, &slot)?,
                 (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
@@ -143,17 +140,17 @@ impl Replica {
     fn moved(
         &mut self,
         t: &mut dyn Tables,
-        from: &[(ObjectId, Slot)],
+        op: &ApplyOp,
         seen: Vec<Observed>,
     ) -> Result<(), TableError> {
         self.folders.forget();
-        for ((id, _), seen) in from.iter().zip(seen) {
-            self.unpark_moved(t, *id)?;
-            let Some(mut row) = live(t, *id)? else {
+        for (one, seen) in op.moves().iter().zip(seen) {
+            self.unpark_moved(t, one.id)?;
+            let Some(mut row) = live(t, one.id)? else {
                 continue;
             };
             row.local = Some(local_of(seen));
-            put_live(t, *id, row)?;
+            put_live(t, one.id, row)?;
         }
         Ok(())
     }
@@ -162,13 +159,12 @@ impl Replica {
         &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,
-        from: Vec<(ObjectId, Slot)>,
+        op: &ApplyOp,
         reason: &str,
     ) -> Result<(), TableError> {
-        for (id, from) in from {
-            let seq = live(t, id)?.map_or(Seq(0), |row| row.state.version.seq);
-            let what = ParkedWhat::Move { from };
-            self.park(wall, t, id, seq, reason.to_owned(), what)?;
+        for one in op.moves() {
+            let seq = live(t, one.id)?.map_or(Seq(0), |row| row.state.version.seq);
+            self.park(wall, t, one.id, seq, reason.to_owned(), one.parked())?;
         }
         Ok(())
     }

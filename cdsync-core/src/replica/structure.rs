@@ -80,17 +80,10 @@ impl Replica {
             return self.plan_rest(wall, t, rest);
         }
         let seq = rest.queued.record.seq;
-        let from: Vec<(ObjectId, Slot)> = layout
-            .moves
-            .into_iter()
-            .filter(|(id, ..)| moves.iter().any(|one| one.id == *id))
-            .map(|(id, from, _)| (id, from))
-            .collect();
-        for (id, from) in &from {
-            let what = ParkedWhat::Move { from: from.clone() };
-            self.intend(wall, t, *id, seq, what)?;
+        for one in &moves {
+            self.intend(wall, t, one.id, seq, one.parked())?;
         }
-        self.run(ApplyOp::Move(moves), Then::Moved(from));
+        self.run(ApplyOp::Move(moves), Then::Moved);
         self.rest = Some(rest);
         Ok(())
     }
@@ -252,12 +245,13 @@ impl Replica {
         leaving: BTreeMap<ObjectId, (Slot, LiveObject)>,
         rest: &mut Rest,
     ) -> Result<(), TableError> {
+        let suspect = self.is_suspect(rest.queued.record.seq);
         for (id, (slot, mut row)) in leaving {
-            let remnant = row
-                .local
-                .is_none()
-                .then(|| rest.stays.get(&slot).copied())
-                .flatten();
+            let stays = rest.stays.get(&slot).copied();
+            // What was published here before a crash that took its row back is not known.
+            let unknown = (suspect && row.state.kind != Kind::Folder).then(Identity::default);
+            let absent = row.local.is_none();
+            let remnant = absent.then(|| stays.or(unknown)).flatten();
             put_name(
                 t,
                 slot.0,

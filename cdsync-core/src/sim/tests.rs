@@ -75,7 +75,7 @@ fn seeds() {
 }
 
 /// Seeds that once broke a promise, with what was behind it.
-const BROKEN_BEFORE: [(u64, &str); 5] = [
+const BROKEN_BEFORE: [(u64, &str); 9] = [
     (
         3040,
         "a folder's own times were not looked at again when one above it had moved",
@@ -87,6 +87,22 @@ const BROKEN_BEFORE: [(u64, &str); 5] = [
         "a write with its time restored, and a move, while hints were lost",
     ),
     (15736, "the same in a folder that was not in the ledger yet"),
+    (
+        13907,
+        "a folder that was elsewhere when a scan came by was not listed at all",
+    ),
+    (
+        3421,
+        "a folder was made where another one was still to be moved away",
+    ),
+    (
+        14926,
+        "a file of a lost row was renamed before its content came again",
+    ),
+    (
+        7144,
+        "a move out of a folder that went with it could not be tried again",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
