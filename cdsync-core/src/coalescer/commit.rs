@@ -350,7 +350,22 @@ impl Coalescer {
         if row.is_announced() {
             record.removed.push(id);
         }
-        put_gone(t, id, record.seq)
+        put_gone(t, id, record.seq)?;
+        if row.state.kind == Kind::Folder {
+            self.forget_writes(t)?;
+        }
+        Ok(())
+    }
+
+    /// What was written in folders that are taken for gone cannot be looked at there any more. Such
+    /// a folder may be elsewhere, and be entered as a new one.
+    fn forget_writes(&mut self, t: &dyn TablesRead) -> Result<(), TableError> {
+        for folder in self.pending.written_folders() {
+            if live(t, folder)?.is_none() {
+                self.listings.lost();
+            }
+        }
+        Ok(())
     }
 
     /// Gives a moved object its new name. Returns its id if the record tells of it.

@@ -40,7 +40,8 @@ pub(super) struct Listings {
     scanning: bool,
     /// Hints were lost, and what they spoke of is still looked at.
     lossy: bool,
-    /// Handles of folders of which a write was told before they were in the ledger.
+    /// Handles of folders of which a write was told before they were in the ledger. Kept, because
+    /// the hint by which a folder is entered may come much later than that of the write.
     unheard: BTreeSet<Vec<u8>>,
     /// Folders that came into the ledger since, with the same meaning.
     deaf: BTreeSet<ObjectId>,
@@ -112,7 +113,6 @@ impl Listings {
     pub(super) fn end_scan(&mut self) {
         self.scanning = false;
         self.lossy = false;
-        self.unheard.clear();
         self.deaf.clear();
     }
 
@@ -125,10 +125,14 @@ impl Listings {
     /// into the ledger later.
     pub(super) fn not_heard(&mut self, key: FolderKey) {
         match key {
-            FolderKey::Handle(handle) if self.unheard.len() < UNHEARD_MAX => {
+            FolderKey::Handle(handle) => {
+                if self.unheard.len() >= UNHEARD_MAX {
+                    self.unheard.clear();
+                    self.lossy = true;
+                }
                 self.unheard.insert(handle);
             }
-            _ => self.lossy = true,
+            FolderKey::Path(_) => self.lossy = true,
         }
     }
 

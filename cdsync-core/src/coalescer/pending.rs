@@ -66,6 +66,15 @@ impl Pending {
         self.slots.keys()
     }
 
+    /// Folders in which something was written.
+    pub(super) fn written_folders(&self) -> BTreeSet<ObjectId> {
+        let written = self
+            .slots
+            .iter()
+            .filter(|(_, w)| w.what.written || w.what.closed);
+        written.map(|(slot, _)| slot.0).collect()
+    }
+
     pub(super) fn next_due(&self) -> Option<Instant> {
         let slot = self.due.first().map(|(due, _)| *due);
         let folder = self.folders.values().map(|(due, _)| *due).min();
