@@ -77,7 +77,8 @@ impl Replica {
             // What was to be moved is not where the ledger has it: nothing else until it is.
             return Ok(None);
         }
-        if self.running.is_empty() {
+        if self.running.is_empty() && self.rest.is_none() {
+            // A record's removals come first: one may be of what is still at a file's new name.
             self.plan_staged(t)?;
         }
         if self.running.is_empty() {
