@@ -140,6 +140,81 @@ fn killed_agents_resume() {
     );
 }
 
+/// Moves folders about at random, with what is below them: to other folders, into each other's
+/// places, and inside out.
+fn storm(top: &Path, random: &mut Random, moves: u64) {
+    let below = |path: &Path, of: &Path| path.starts_with(of);
+    for _ in 0..moves {
+        let folders: Vec<PathBuf> = {
+            let mut found = vec![top.to_owned()];
+            let mut at = 0;
+            while at < found.len() {
+                let entries = fs::read_dir(&found[at]).unwrap().flatten();
+                let below: Vec<_> = entries.map(|e| e.path()).filter(|p| p.is_dir()).collect();
+                found.extend(below);
+                at += 1;
+            }
+            found
+        };
+        let mut pick = || {
+            let at = random.below(folders.len() as u64 - 1) + 1;
+            folders[usize::try_from(at).unwrap()].clone()
+        };
+        let (a, b) = (pick(), pick());
+        if below(&a, &b) || below(&b, &a) {
+            // Inside out: the inner one comes up, the outer one goes below it.
+            let (outer, inner) = if below(&a, &b) { (b, a) } else { (a, b) };
+            let spare = top.join("inner");
+            if outer != inner && fs::rename(&inner, &spare).is_ok() {
+                fs::rename(&outer, spare.join("outer")).ok();
+                fs::rename(&spare, &outer).ok();
+            }
+        } else if random.below(2) == 0 {
+            let spare = top.join("spare");
+            fs::rename(&a, &spare).unwrap();
+            fs::rename(&b, &a).unwrap();
+            fs::rename(&spare, &b).unwrap();
+        } else {
+            let to = b.join(a.file_name().unwrap());
+            if !to.exists() {
+                fs::rename(&a, &to).unwrap();
+            }
+        }
+    }
+}
+
+/// Proves that a target killed in the middle of moving folders about ends equal, and that
+/// nothing which stayed was sent again.
+#[test]
+fn kills_in_a_storm_of_moves_end_equal() {
+    let mut random = Random::new(seed());
+    let (mut cluster, source, target) = start(&mut random);
+    let storms = source.join("busy");
+    let before = inodes(&target.join("quiet"));
+    for round in 0..4 {
+        eprintln!("round {round}");
+        storm(&storms, &mut random, 40);
+        // The first moves have come when the agent is killed in the midst of the others.
+        let mark = storms.join(format!("mark-{round}"));
+        fs::write(&mark, b"here").unwrap();
+        let arrived = target.join("busy").join(mark.file_name().unwrap());
+        storm(&storms, &mut random, 40);
+        wait_until(Duration::from_secs(30), "the mark arrives", || {
+            arrived.exists()
+        });
+        cluster.kill("edge");
+        storm(&storms, &mut random, 20);
+        cluster.up("edge");
+        cluster.wait("site");
+        cluster.assert_equal("site", &source, &target);
+    }
+    assert_eq!(
+        inodes(&target.join("quiet")),
+        before,
+        "files were sent again"
+    );
+}
+
 /// Proves that changes keep arriving while the master is away, also at agents that start meanwhile.
 #[test]
 fn changes_arrive_without_the_master() {

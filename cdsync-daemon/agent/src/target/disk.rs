@@ -1,5 +1,8 @@
 //! Doing on the disk what the replica asks.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +16,8 @@ use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
 use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
-    Applied, Applier, ApplyError, Dir, DirRef, FsErrorKind, LookWants, Move, MoveOutcome, Root,
-    StagedWriter, Stager,
+    Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, Move, MoveOutcome,
+    Root, StagedWriter, Stager,
 };
 
 /// Writers that work side by side.
@@ -337,9 +340,9 @@ impl Disk {
             .iter()
             .map(|one| {
                 Ok(Move {
-                    from_dir: self.dir(&one.from)?,
+                    from_dir: self.dir_of_move(&one.from, moves)?,
                     from_name: one.from.name.clone(),
-                    to_dir: self.dir(&one.to)?,
+                    to_dir: self.dir_of_move(&one.to, moves)?,
                     to_name: one.to.name.clone(),
                     identity: one.identity,
                 })
@@ -363,7 +366,41 @@ impl Disk {
                 }
             }
         }
+        // The ledger says next that it was done, and does not look again.
+        for (at, one) in wanted.iter().enumerate() {
+            for dir in [&one.from_dir, &one.to_dir] {
+                let same = |other: &Move| {
+                    [&other.from_dir, &other.to_dir]
+                        .iter()
+                        .any(|d| d.identity() == dir.identity())
+                };
+                if !wanted[..at].iter().any(same) {
+                    self.applier.sync_folder(dir)?;
+                }
+            }
+        }
         Ok(seen)
+    }
+
+    /// Opens the folder of a move. Before a kill another move of the same set may have taken that
+    /// folder, or one above it, to its new place: it is there then.
+    fn dir_of_move(&self, at: &Place, moves: &[MoveOne]) -> Result<Arc<Dir>, ApplyError> {
+        let first = self.dir(at);
+        let mut place = at.clone();
+        for _ in 0..moves.len() {
+            match &first {
+                Err(ApplyError::Fs(error)) if is_elsewhere(error) => {}
+                _ => break,
+            }
+            let Some(path) = moves.iter().find_map(|one| taken_along(&place, one)) else {
+                break;
+            };
+            place.folder.path = path;
+            if let Ok(dir) = self.dir(&place) {
+                return Ok(dir);
+            }
+        }
+        first
     }
 
     fn remove(
@@ -473,6 +510,26 @@ fn balance(shards: &mut [Vec<usize>]) {
         let room = fair.saturating_sub(shard.len()).min(spare.len());
         shard.extend(spare.drain(spare.len() - room..));
     }
+}
+
+/// Whether an error says that a folder may be at another path.
+fn is_elsewhere(error: &FsError) -> bool {
+    matches!(
+        error.kind(),
+        FsErrorKind::NotFound | FsErrorKind::Moved | FsErrorKind::NotFolder | FsErrorKind::Link
+    )
+}
+
+/// The path of a folder that a move took along.
+fn taken_along(place: &Place, one: &MoveOne) -> Option<RelPath> {
+    let from = one.from.folder.path.join(&one.from.name);
+    let rest = place.folder.path.as_bytes().strip_prefix(from.as_bytes())?;
+    if !(rest.is_empty() || rest[0] == b'/') {
+        return None;
+    }
+    let mut moved = one.to.folder.path.join(&one.to.name).as_bytes().to_vec();
+    moved.extend_from_slice(rest);
+    RelPath::new(moved).ok()
 }
 
 fn wrong_hash(at: &Place) -> ApplyError {

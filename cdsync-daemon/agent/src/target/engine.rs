@@ -11,7 +11,7 @@ use cdsync_core::ids::{ObjectId, OriginId, ServerId};
 use cdsync_core::ledger::access::{self, meta, put_meta};
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
-use cdsync_core::replica::{Replica, SweepEntry};
+use cdsync_core::replica::{Replica, Step, SweepEntry};
 use cdsync_core::wire::{
     Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, Signed,
     TargetReport, TargetState, decode,
@@ -427,18 +427,51 @@ impl Engine {
 
     /// Runs steps until there is nothing more to do now.
     fn apply(&mut self, contents: &Contents) -> Result<(), TargetError> {
+        let mut order = MoveOrder::default();
+        let mut waiting = None;
+        loop {
+            waiting = self.apply_until_moves(contents, waiting, &mut order)?;
+            if waiting.is_none() && !order.moved {
+                return Ok(());
+            }
+            // A commit without rows covers those before it.
+            self.store
+                .write(Durability::Durable, |_| Ok::<_, TargetError>(()))?;
+            if waiting.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs the step that waited, and others, until one must not begin before everything so far
+    /// is durable. Returns that one.
+    fn apply_until_moves(
+        &mut self,
+        contents: &Contents,
+        waiting: Option<Step>,
+        order: &mut MoveOrder,
+    ) -> Result<Option<Step>, TargetError> {
         let (replica, disk) = (&mut self.replica, &self.disk);
         let mut applied = 0;
-        self.store.write(Durability::Lazy, |t| {
-            while let Some(step) = replica.poll_step(wall(), t)? {
-                applied += step.ops.len() as u64;
-                let results = disk.run(&step, contents);
-                replica.handle_applied(wall(), t, results)?;
+        let next = self.store.write(Durability::Lazy, |t| {
+            let mut next = waiting;
+            loop {
+                if let Some(step) = next {
+                    applied += step.ops.len() as u64;
+                    let results = disk.run(&step, contents);
+                    replica.handle_applied(wall(), t, results)?;
+                }
+                next = replica.poll_step(wall(), t)?;
+                let Some(step) = &next else {
+                    return Ok::<_, TargetError>(None);
+                };
+                if order.must_be_durable(step) {
+                    return Ok(next);
+                }
             }
-            Ok::<_, TargetError>(())
         })?;
         self.applied += applied;
-        Ok(())
+        Ok(next)
     }
 
     /// After a root was taken over: removes what the source does not have.
@@ -611,6 +644,21 @@ impl Engine {
                 })
             })
             .collect()
+    }
+}
+
+/// Which steps wait for a durable ledger: what moves, and what comes behind a move. So neither a
+/// kill nor a loss of power leaves a disk more than one set of moves apart from its ledger.
+#[derive(Debug, Default)]
+struct MoveOrder {
+    /// Whether the step before moved something.
+    moved: bool,
+}
+
+impl MoveOrder {
+    fn must_be_durable(&mut self, next: &Step) -> bool {
+        let moves = next.moves();
+        std::mem::replace(&mut self.moved, moves) || moves
     }
 }
 

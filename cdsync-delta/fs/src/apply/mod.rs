@@ -275,6 +275,16 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes the names of one folder durable: what was moved into it, or out of it.
+    ///
+    /// # Errors
+    /// As [`Applier::sync`].
+    pub fn sync_folder(&self, dir: &Dir) -> Result<(), ApplyError> {
+        rustix::fs::fsync(dir)
+            .map_err(|errno| FsError::new("sync", dir.path().as_bytes(), errno))?;
+        Ok(())
+    }
+
     fn trash_lock(&self) -> MutexGuard<'_, Trash> {
         // Its counter only rises and its lines are whole, also after a panic elsewhere.
         self.trash.lock().unwrap_or_else(PoisonError::into_inner)
