@@ -149,7 +149,8 @@ class Rsync(System):
 
     def start(self):
         config = self.home["target"] / "rsyncd.conf"
-        config.write_text(f"uid = 0\ngid = 0\nuse chroot = no\nmunge symlinks = no\nreverse lookup = no\n[target]\npath = {self.target}\nread only = no\n")
+        # Without a chroot the daemon tidies what symlinks point to: a kernel has one with `/./` in it.
+        config.write_text(f"uid = 0\ngid = 0\nuse chroot = yes\nmunge symlinks = no\nreverse lookup = no\n[target]\npath = {self.target}\nread only = no\n")
         machine = self.lab.target
         machine.spawn(f"{self.name}-daemon", ["rsync", "--daemon", "--no-detach", f"--config={config}",
                                               f"--address={machine.address}", f"--port={RSYNC_PORT}"])
