@@ -1,4 +1,4 @@
-"""The laboratory: two machines on one, each with its own network and its own file systems.
+"""The laboratory: machines on one, each with its own network and its own file systems.
 
 Everything lives in mount, network and process namespaces of the benchmark's own, so that the kernel
 clears all of it away when the benchmark ends, however it ends.
@@ -65,14 +65,14 @@ class Machine:
         return done
 
     def wire_bytes(self):
-        """Bytes sent and received on the link, as this end counts them (with Ethernet headers)."""
-        shown = json.loads(run("ip", "-n", self.namespace, "-j", "-s", "link", "show", "dev", "link0"))
-        stats = shown[0]["stats64"]
-        return stats["tx"]["bytes"] + stats["rx"]["bytes"]
+        """Bytes sent and received on its links, as this end counts them (with Ethernet headers)."""
+        shown = json.loads(run("ip", "-n", self.namespace, "-j", "-s", "link", "show"))
+        counted = [link["stats64"] for link in shown if link["ifname"].startswith("link")]
+        return sum(stats["tx"]["bytes"] + stats["rx"]["bytes"] for stats in counted)
 
 
 class Lab:
-    """Two machines, `source` and `target`, joined by one link."""
+    """Two machines, `source` and `target`, joined by one link; a third one for who asks for it."""
 
     def __init__(self, mtu):
         # In our own mount namespace: names of network namespaces that nobody else sees, and that
@@ -85,17 +85,27 @@ class Lab:
         self.logs.mkdir()
         self.running = []
         self.mounts = {}
+        self.mtu = mtu
         self.source = Machine(self, "source", "10.77.0.1")
         self.target = Machine(self, "target", "10.77.0.2")
-        self._link(mtu)
+        self.machines = {"source": self.source, "target": self.target}
+        self._link("link0", self.source.address, self.target)
 
-    def _link(self, mtu):
-        one, two = self.source.namespace, self.target.namespace
-        run("ip", "link", "add", "link0", "netns", one, "mtu", mtu, "type", "veth",
-            "peer", "name", "link0", "netns", two, "mtu", mtu)
-        for machine in (self.source, self.target):
-            run("ip", "-n", machine.namespace, "address", "add", f"{machine.address}/24", "dev", "link0")
-            run("ip", "-n", machine.namespace, "link", "set", "link0", "up")
+    def second_target(self):
+        """The machine `target-2`, with a link of its own to the source; made when first asked for."""
+        if "target-2" not in self.machines:
+            machine = self.machines["target-2"] = Machine(self, "target-2", "10.77.1.2")
+            self._link("link1", "10.77.1.1", machine)
+            run("ip", "-n", machine.namespace, "route", "add", self.source.address, "via", "10.77.1.1")
+        return self.machines["target-2"]
+
+    def _link(self, name, address, target):
+        """Joins the source, under a name and an address, with `link0` of a target."""
+        run("ip", "link", "add", name, "netns", self.source.namespace, "mtu", self.mtu, "type", "veth",
+            "peer", "name", "link0", "netns", target.namespace, "mtu", self.mtu)
+        for machine, link, own in ((self.source, name, address), (target, "link0", target.address)):
+            run("ip", "-n", machine.namespace, "address", "add", f"{own}/24", "dev", link)
+            run("ip", "-n", machine.namespace, "link", "set", link, "up")
 
     def fresh(self, name):
         """An empty file system of its own, in place of the one of that name before it.
@@ -155,8 +165,8 @@ class Lab:
         wait_until(self._nobody_left, 10, "all processes of the last system are gone")
 
     def processes(self):
-        """(pid, "source" or "target") of everything that runs at one of the two ends."""
-        ends = {self.source.inode: "source", self.target.inode: "target"}
+        """(pid, the machine's name) of everything that runs at one of the ends."""
+        ends = {machine.inode: machine.name for machine in self.machines.values()}
         for name in os.listdir("/proc"):
             if name.isdigit():
                 try:
@@ -196,7 +206,7 @@ class Lab:
 
 
 class Meter:
-    """Processor time, memory and bytes on the wire of both ends between start and stop.
+    """Processor time, memory and bytes on the wire of `source` and `target` between start and stop.
 
     Processor time is that of all processes in each end's network namespace, their ended children
     included (10 ms steps), and of the commands that this program ran to their end. Memory is the
@@ -210,10 +220,7 @@ class Meter:
 
     def __enter__(self):
         for pid, _ in self.lab.processes():
-            try:
-                Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM starts again from now
-            except OSError:
-                pass
+            forget_peak(pid)
         self._cpu = self._cpu_now()
         self._children = children_seconds()
         self._wire = self.lab.source.wire_bytes()
@@ -251,12 +258,7 @@ class Meter:
     def _cpu_now(self):
         total = {"source": 0.0, "target": 0.0}
         for pid, end in self.lab.processes():
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-            except OSError:
-                continue
-            # utime, stime, cutime, cstime: fields 14 to 17 of proc(5), counted after the name.
-            total[end] += sum(map(int, fields[11:15])) / CLOCK_TICKS
+            total[end] += cpu_seconds(pid)
         return total
 
     def _sample(self):
@@ -266,15 +268,36 @@ class Meter:
     def _sample_once(self):
         now = {"source": 0, "target": 0}
         for pid, end in self.lab.processes():
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            _, found, rest = status.partition("VmHWM:")
-            if found:
-                now[end] += int(rest.split(None, 1)[0])
+            now[end] += peak_kib(pid)
         for end, kib in now.items():
             self.peak[end] = max(self.peak[end], kib)
+
+
+def cpu_seconds(pid):
+    """Processor time of a process and of its ended children; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0.0
+    # utime, stime, cutime, cstime: fields 14 to 17 of proc(5), counted after the name.
+    return sum(map(int, fields[11:15])) / CLOCK_TICKS
+
+
+def peak_kib(pid):
+    """The most memory that a process had at once (VmHWM); 0 when it is gone."""
+    try:
+        _, found, rest = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")
+    except OSError:
+        return 0
+    return int(rest.split(None, 1)[0]) if found else 0
+
+
+def forget_peak(pid):
+    """Makes VmHWM start again from now."""
+    try:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    except OSError:
+        pass
 
 
 def children_seconds():

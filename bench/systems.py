@@ -73,28 +73,30 @@ class CDSync(System):
     name = "cdsync"
     # `job wait` says that it is done, so it is taken at its word.
     patience = 0
+    # The servers of the targets, and where each of them is.
+    edges = {"edge-1": "target"}
 
     @classmethod
     def missing(cls, options):
         return options.cdsync_missing
 
     def start(self):
-        lab, here, there = self.lab, self.lab.source, self.lab.target
+        lab, here = self.lab, self.lab.source
         self.data = self.home["source"] / "master"
         self.command("master", "init", "--data", self.data, "--listen", f"{here.address}:7400",
                      "--http", "127.0.0.1:7480", "--advertise", f"{here.address}:7400")
         here.spawn("cdsync-master", [self.options.cdsync, "master", "run", "--data", self.data])
         wait_until(lambda: here.call([self.options.cdsync, "status", "--data", self.data], check=False).returncode == 0,
                    30, "the master answers", lab, 0.1)
-        self.agent(here, "origin", "source", self.source)
-        self.agent(there, "edge-1", "target", self.target)
-        # A first job beside the measured one shows that both agents are connected and idle.
-        self.job("warm-up", self.home["source"] / "warm", self.home["target"] / "warm")
+        for server, end in {"origin": "source", **self.edges}.items():
+            self.agent(lab.machines[end], server, end)
+        # A first job beside the measured one shows that all agents are connected and idle.
+        self.job("warm-up", {end: home / "warm" for end, home in self.home.items()})
         self.wait("warm-up", retry=True)
         self.command("job", "remove", "warm-up", "--data", self.data, check=False)
 
-    def agent(self, machine, server, end, root):
-        home, warm = self.home[end] / "agent", self.home[end] / "warm"
+    def agent(self, machine, server, end):
+        home, warm, root = self.home[end] / "agent", self.home[end] / "warm", self.lab.mounts[end]
         warm.mkdir()
         if end == "source":
             (warm / "one").write_text("one\n")
@@ -107,12 +109,17 @@ class CDSync(System):
         """A manager's command, given where the master runs."""
         return self.lab.source.call([self.options.cdsync, *arguments], **options)
 
-    def job(self, name, source, target):
+    def job(self, name, roots):
+        """Applies a job from the source's root to that of every target."""
         file = self.home["source"] / f"{name}.toml"
-        # Paths as JSON strings, which are TOML strings too.
+
+        def place(server, end):
+            # A path as a JSON string, which is a TOML string too.
+            return f'{{ server = "{server}", path = {json.dumps(str(roots[end]))} }}'
+
+        targets = ", ".join(place(server, end) for server, end in self.edges.items())
         file.write_text(f'name = "{name}"\nmode = "realtime"\n'
-                        f'source = [{{ server = "origin", path = {json.dumps(str(source))} }}]\n'
-                        f'target = [{{ server = "edge-1", path = {json.dumps(str(target))} }}]\n')
+                        f'source = [{place("origin", "source")}]\ntarget = [{targets}]\n')
         self.command("job", "apply", "-f", file, "--data", self.data)
 
     def wait(self, name, timeout=600, retry=False):
@@ -133,7 +140,7 @@ class CDSync(System):
         self.wait_for_probe()
 
     def first_copy(self):
-        self.job("bench", self.source, self.target)
+        self.job("bench", self.lab.mounts)
         self.wait("bench", self.options.limit)
 
     def settled(self):
