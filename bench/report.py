@@ -32,12 +32,14 @@ def ratio(results, name, base, key="wall_s"):
 
 
 def show(scenario, results, asked):
-    """Prints one scenario's table."""
+    """Prints one scenario's table or tables."""
     about = ", ".join(f"{key} {value:,}" if isinstance(value, int) else str(value)
                       for key, value in scenario.about.items())
     print(f"\n({scenario.key}) {scenario.name}" + (f": {about}" if about else ""))
-    latency = scenario.key == "a"
-    if latency:
+    latency, churn = scenario.key == "a", scenario.key == "f"
+    if churn:
+        rows = [("system", "runs", "wall s", "cpu s", "wire MB", "remarks")]
+    elif latency:
         rows = [("system", "changes", "p50 ms", "p99 ms", "max ms", "remarks")]
     else:
         base = asked[0]
@@ -46,6 +48,9 @@ def show(scenario, results, asked):
         found = summary(results[name])
         if found is None:
             rows.append((name,) + ("-",) * (len(rows[0]) - 2) + ("FAILED: " + first_line(results[name]),))
+        elif churn:
+            rows.append((name, str(found["runs"]), f"{found['wall_s']:.3f}", f"{found['cpu_s']:.2f}",
+                         wire(found["wire_bytes"]), remarks(found, results[name])))
         elif latency:
             rows.append((name, str(found["changes"]), f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}",
                          f"{found['max_ms']:.1f}", remarks(found, results[name])))
@@ -58,6 +63,41 @@ def show(scenario, results, asked):
                          f"{found['rss_source_mib']:.0f}, {found['rss_target_mib']:.0f}",
                          wire(found["wire_bytes"]), remarks(found, results[name])))
     table(rows)
+    for result in results[asked[0]]:
+        if "phases" in result:
+            show_phases(result)
+
+
+def show_phases(result):
+    """What each phase of a churn took, per process and per link, and the renames alone."""
+    rows = [("phase", "made s", "wait s", "wall s", "cpu s", "peak MiB", "wire MB", "equal")]
+    print(f"  seed {result['seed']}; of " + ", ".join(result["phases"][0]["cpu_s"]))
+    for phase in result["phases"]:
+        rows.append((phase["phase"], *(f"{phase[key]:.3f}" if phase.get(key) is not None else "-" for key in ("made_s", "wait_s", "wall_s")),
+                     " ".join(f"{seconds:.2f}" for seconds in phase["cpu_s"].values()),
+                     " ".join(f"{mib:.0f}" for mib in phase["peak_mib"].values()),
+                     " ".join(wire(count) for count in phase["wire_bytes"].values()),
+                     " ".join(f"{server}: {'yes' if equal else 'NO'}" for server, equal in phase["equal"].items())))
+    table(rows)
+    for phase in result["phases"]:
+        if "changes" in phase:
+            counts = {**phase["switch"], **phase["changes"]}
+            print(f"  {phase['phase']}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    show_renames(result["rename"])
+
+
+def show_renames(found):
+    """Each rename of the large folder on an idle system."""
+    each = found["each"]
+    print(f"  rename of {found['folder']}, alone, {len(each)} times:")
+    for server in each[0]["ms"]:
+        taken = sorted(one["ms"][server] for one in each)
+        print(f"    {server}: new name after {statistics.median(taken):.2f} ms ({taken[0]:.2f}..{taken[-1]:.2f}; asked: 50)")
+    print("    records: " + " ".join(str(one["records"]) for one in each) + " (asked: 1 each)")
+    print(f"    bytes on both links: {' '.join(str(one['wire_bytes']) for one in each)};"
+          f" an idle system's {found['idle_bytes_per_s']:.0f} a second taken off:"
+          f" {' '.join(f'{count:.0f}' for count in found['net_bytes'])} (asked: below 4096)")
+    print(f"    files at the targets: {'the same ones as before' if found['files_kept'] else 'WRITTEN ANEW'}")
 
 
 def wire(count):

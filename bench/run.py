@@ -21,9 +21,11 @@ sys.dont_write_bytecode = True
 import report  # noqa: E402
 import scenarios  # noqa: E402
 import systems  # noqa: E402
+from churn import Churn  # noqa: E402
 from lab import INSIDE, Lab, LabError, enter_namespaces  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+ALL = (*scenarios.ALL, Churn)
 
 
 def byte_count(text):
@@ -34,23 +36,25 @@ def byte_count(text):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="scenarios:\n" + "\n".join(f"  {s.__doc__}" for s in scenarios.ALL))
+                                     epilog="scenarios:\n" + "\n".join(f"  {s.__doc__}" for s in ALL))
     parser.add_argument("--only", metavar="a,b", help="these scenarios")
     parser.add_argument("--systems", metavar="NAMES", help="these systems: " + ",".join(s.name for s in systems.ALL))
-    parser.add_argument("--runs", type=int, help="rounds of each scenario but (a), at least 1 (3)")
+    parser.add_argument("--runs", type=int, help="rounds of each scenario but (a), at least 1 (3; of (f) 1)")
     parser.add_argument("--changes", type=int, help="changes in (a) (200)")
     parser.add_argument("--latency-seconds", type=int, default=120, help="at most so long for one system in (a)")
     parser.add_argument("--poll-us", type=int, default=50,
                         help="pause between two looks at the target in (a); 0: none, which takes a core away (50)")
     parser.add_argument("--mtu", type=int, default=1500, help="of the link, 1280 to 65535 (1500)")
     parser.add_argument("--file-size", type=byte_count, help="of the file in (d), like 512M (4G)")
-    parser.add_argument("--tree", metavar="DIR", help="copy this tree in (c), in place of a kernel's source")
+    parser.add_argument("--tree", metavar="DIR", help="this tree in (c) and (f), in place of a kernel's source")
+    parser.add_argument("--seed", type=int, default=1, help="of all that is chosen at random in (f) (1)")
     parser.add_argument("--limit", type=int, default=600, help="give up one measurement after so many seconds")
     parser.add_argument("--cdsync", metavar="FILE", help="measure this binary, build nothing")
     parser.add_argument("--out", metavar="DIR", default=str(ROOT / "bench-results"), help="where the JSON goes")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: shows that it works, not how fast")
     options = parser.parse_args()
     quick = options.quick
+    options.churn_runs = max(1, options.runs or 1)
     options.runs = max(1, options.runs or (1 if quick else 3))
     options.changes = options.changes or (20 if quick else 200)
     options.file_bytes = options.file_size or (256 << 20 if quick else 4 << 30)
@@ -58,7 +62,9 @@ def arguments():
     options.base_files = 200 if quick else 1000
     options.burst_files = 1000 if quick else 10_000
     options.rename_files = 2000 if quick else 20_000
-    known = {s.key for s in scenarios.ALL}
+    options.churn_edits, options.churn_deletes, options.churn_moves = (500, 200, 50) if quick else (5000, 2000, 500)
+    options.idle_seconds = 5 if quick else 20
+    known = {s.key for s in ALL}
     options.only = options.only.split(",") if options.only else sorted(known)
     if not set(options.only) <= known:
         parser.error(f"--only takes some of {','.join(sorted(known))}")
@@ -105,6 +111,9 @@ def fit_to_memory(options):
     if "c" in options.only and not options.quick and most < 2 << 30:
         options.only.remove("c")
         print("SKIPPED: (c): memory does not hold a kernel's source twice")
+    if "f" in options.only and not options.quick and available < 8 << 30:
+        options.only.remove("f")
+        print("SKIPPED: (f): memory does not hold a kernel's source four times")
 
 
 def choose(options):
@@ -168,7 +177,7 @@ def inside(options):
     parts = []
     lab = Lab(options.mtu)
     try:
-        for kind in scenarios.ALL:
+        for kind in ALL:
             if kind.key in options.only:
                 part = measure(lab, kind, chosen, options)
                 parts += [part] if part else []

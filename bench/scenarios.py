@@ -67,7 +67,7 @@ class Scenario:
                 system.follow()
             lab.check_alive()
             result = self.measure(system)
-            result.update(verdict(system, settle=self.live))
+            result.update(self.judge(system))
             if system.remark:
                 result["remark"] = system.remark
             return result
@@ -75,6 +75,10 @@ class Scenario:
             return {"failed": str(error) or repr(error)}
         finally:
             system.stop()
+
+    def judge(self, system):
+        """Whether what was measured counts: `equal`, and what differs."""
+        return verdict(system, settle=self.live)
 
     def finish(self):
         self.lab.drop("target")
