@@ -32,5 +32,5 @@ setup: ## install what building and testing need (Debian, as root), check the Ru
 bench: ## measure, side by side with rsync, lsyncd and Syncthing where installed (root)
 	@python3 bench/run.py $(ARGS)
 
-bench-setup: ## install the peers to measure against, and a kernel tree (Debian, as root)
+bench-setup: ## install the peers to measure against, and two kernel trees (Debian, as root)
 	@scripts/bench-setup.sh

@@ -100,7 +100,6 @@ class Churn(Scenario):
 
     key, name = "f", "a developer's churn of a large tree, one source to two targets"
     asked = ("cdsync",)
-    RENAMES = 6
     # How long the system is left alone before and after what is measured on an idle one.
     QUIET_SECONDS = 2
 
@@ -225,10 +224,12 @@ class Churn(Scenario):
         time.sleep(5)
         later = list(comparer.compare(system.source, self.lab.mounts[system.edges[server]], RESERVED_OUT))
         print(f"  5 s later: {len(later)} differences")
+        explained = {}
         for path in dict.fromkeys(os.fsdecode(difference.path) for difference in differences[:EXPLAINED]):
             said = system.command("job", "explain", "bench", path, "--data", system.data, check=False)
-            print(f"  job explain bench {path}\n{said.stdout}{said.stderr}")
-        self.compared[-1]["later"] = len(later)
+            explained[path] = said.stdout + said.stderr
+            print(f"  job explain bench {path}\n{explained[path]}")
+        self.compared[-1].update(later=len(later), explained=explained)
 
     def renames(self, system):
         """The rename of the large folder alone, there and back again, on an idle system."""
@@ -236,7 +237,7 @@ class Churn(Scenario):
         idle = self.idle(system)
         taken = []
         with Phase(system, "the rename alone, on the idle system") as phase:
-            for number in range(self.RENAMES):
+            for number in range(self.options.churn_renames):
                 names = (self.main, self.aside) if number % 2 == 0 else (self.aside, self.main)
                 taken.append(self.one_rename(system, *names))
         phase.found["wait_s"] = None

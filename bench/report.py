@@ -90,7 +90,7 @@ def show_renames(found):
     """Each rename of the large folder on an idle system."""
     each = found["each"]
     print(f"  rename of {found['folder']}, alone, {len(each)} times:")
-    for server in each[0]["ms"]:
+    for server in sorted(each[0]["ms"]):
         taken = sorted(one["ms"][server] for one in each)
         print(f"    {server}: new name after {statistics.median(taken):.2f} ms ({taken[0]:.2f}..{taken[-1]:.2f}; asked: 50)")
     print("    records: " + " ".join(str(one["records"]) for one in each) + " (asked: 1 each)")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures CDSync beside what else is installed: rsync, lsyncd, Syncthing. Needs Linux and root.
 
-Two machines on one: network namespaces joined by a link, a file system of memory for each end. Every
+Machines on one: network namespaces joined by links, a file system of memory for each end. Every
 system is asked in turn, round by round, and is believed only when both trees are equal afterwards.
 """
 
@@ -63,7 +63,8 @@ def arguments():
     options.burst_files = 1000 if quick else 10_000
     options.rename_files = 2000 if quick else 20_000
     options.churn_edits, options.churn_deletes, options.churn_moves = (500, 200, 50) if quick else (5000, 2000, 500)
-    options.idle_seconds = 5 if quick else 20
+    # An even number: there and back again.
+    options.churn_renames, options.idle_seconds = (2, 5) if quick else (6, 20)
     known = {s.key for s in ALL}
     options.only = options.only.split(",") if options.only else sorted(known)
     if not set(options.only) <= known:
