@@ -344,6 +344,7 @@ impl Coalescer {
         }
         if row.state.kind == Kind::Folder {
             self.listings.gone(id);
+            self.unseen.folder_seen(id);
             bury_below(t, id, record.seq)?;
             self.folders.forget();
         }

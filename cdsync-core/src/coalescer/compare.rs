@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::listing::Depth;
 use super::pending::{Confirm, Waiting};
 use super::{Coalescer, LookError, Looked, Slot, What};
 use crate::filter::Verdict;
@@ -79,7 +80,12 @@ impl Coalescer {
                 Ok(observed) => {
                     self.seen_folders.insert(folder, observed);
                 }
-                Err(error) => {
+                Err(LookError::Failed(reason)) => {
+                    let names = names.into_iter().map(|(name, _)| name).collect();
+                    self.folder_failed(now, t, folder, names, &reason)?;
+                    continue;
+                }
+                Err(error @ (LookError::Moved | LookError::OtherFilesystem)) => {
                     let names = names.into_iter().map(|(name, _)| name);
                     self.folder_missed(now, t, folder, names, misses, &error)?;
                     continue;
@@ -91,9 +97,10 @@ impl Coalescer {
                 let waiting = waiting.unwrap_or_else(|| Waiting::new(What::LOOK, now));
                 match seen {
                     Ok(observed) => {
+                        self.unseen.name_seen(&slot);
                         self.examine(now, wall, t, slot, observed, waiting, &mut round)?;
                     }
-                    Err(error) => self.listing_trouble(t, &slot, &error)?,
+                    Err(error) => self.name_missed(now, t, slot, waiting, &error)?,
                 }
             }
         }
@@ -123,13 +130,14 @@ impl Coalescer {
             let Some(waiting) = self.listings.looking.remove(&slot) else {
                 continue;
             };
-            if matches!(error, LookError::Failed(_)) {
-                self.listing_trouble(t, &slot, error)?;
+            if !self.look_again(now, slot.clone(), waiting) {
+                // From here on the listing that the folder is owed stands for it.
+                self.unseen.name_seen(&slot);
+                lost = true;
             }
-            lost |= !self.look_again(now, slot, waiting);
         }
         if let (true, Some(own)) = (lost, own) {
-            self.listings.owe(folder);
+            self.listings.owe(folder, Depth::Shallow);
             self.pending.due_now(own, now);
         }
         Ok(())

@@ -14,7 +14,6 @@ use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live};
 use crate::ledger::object::{Kind, Observed};
-use crate::ledger::rows::LiveObject;
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::{Instant, WallMillis};
@@ -55,7 +54,7 @@ pub(super) struct Listings {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Depth {
+pub(super) enum Depth {
     /// Known folders below are listed too.
     Deep,
     /// Only new folders below are.
@@ -68,6 +67,8 @@ struct Listing {
     /// Hashes of the names seen: 8 bytes each, whatever their length. A collision only delays the
     /// notice of a deletion until the next hint.
     seen: BTreeSet<u64>,
+    /// Some of its names could not be looked at, and are not followed one by one.
+    failed: bool,
 }
 
 impl Listings {
@@ -102,8 +103,11 @@ impl Listings {
     }
 
     /// Lists a folder once it is met again.
-    pub(super) fn owe(&mut self, folder: ObjectId) {
-        self.owed.entry(folder).or_insert(Depth::Shallow);
+    pub(super) fn owe(&mut self, folder: ObjectId, depth: Depth) {
+        let owed = self.owed.entry(folder).or_insert(depth);
+        if depth == Depth::Deep {
+            *owed = depth;
+        }
     }
 
     pub(super) fn is_scanning(&self) -> bool {
@@ -148,6 +152,13 @@ impl Listings {
         self.lossy || self.deaf.contains(&folder)
     }
 
+    /// What is being listed of a folder is not all of it.
+    pub(super) fn fail(&mut self, folder: ObjectId) {
+        if let Some(listing) = self.outstanding.get_mut(&folder) {
+            listing.failed = true;
+        }
+    }
+
     /// A folder was met where it is now.
     pub(super) fn met(&mut self, folder: ObjectId) {
         if let Some(depth) = self.owed.remove(&folder) {
@@ -188,6 +199,7 @@ impl Coalescer {
             }
             self.listings.queued.remove(&id);
             let Some(folder) = self.folders.at(t, id)? else {
+                self.unseen.folder_seen(id);
                 continue;
             };
             self.listings.outstanding.insert(
@@ -195,6 +207,7 @@ impl Coalescer {
                 Listing {
                     depth,
                     seen: BTreeSet::new(),
+                    failed: false,
                 },
             );
             return Ok(Some(ListRequest { folder }));
@@ -225,7 +238,12 @@ impl Coalescer {
                 Ok(observed) => {
                     self.listed_one(now, wall, t, depth, (folder, name), observed)?;
                 }
-                Err(error) => self.listing_trouble(t, &(folder, name), &error)?,
+                Err(error) => {
+                    let slot = (folder, name);
+                    let waiting = self.pending.take(&slot);
+                    let waiting = waiting.unwrap_or_else(|| Waiting::new(What::LOOK, now));
+                    self.name_missed(now, t, slot, waiting, &error)?;
+                }
             }
         }
         Ok(())
@@ -240,6 +258,9 @@ impl Coalescer {
         slot: Slot,
         observed: Observed,
     ) -> Result<(), TableError> {
+        if self.unseen.is_name(&slot) {
+            self.pending.due_now(slot.clone(), now);
+        }
         let verdict = self.judge(t, &slot, observed.kind)?;
         if verdict == Verdict::Excluded {
             // As good as missing: if the ledger has it, the end of the listing will see that.
@@ -261,10 +282,7 @@ impl Coalescer {
                 .as_ref()
                 .is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity);
         if !same {
-            if depth == Depth::Deep && row.state.kind == Kind::Folder {
-                // Where it is now is not known yet: it is listed there.
-                self.listings.owed.insert(id, depth);
-            }
+            self.owe_deep(depth, id, row.state.kind);
             self.pending.due_now(slot, now);
             return Ok(());
         }
@@ -325,6 +343,14 @@ impl Coalescer {
         self.enter_new(wall, t, slot, observed, verdict)
     }
 
+    /// A scan did not meet a folder where the ledger has it. It may be back at this very name when
+    /// that is looked at, and then nothing else says that it is still to be listed.
+    fn owe_deep(&mut self, depth: Depth, id: ObjectId, kind: Kind) {
+        if depth == Depth::Deep && kind == Kind::Folder {
+            self.listings.owe(id, depth);
+        }
+    }
+
     /// Where the ledger has a folder that was found elsewhere.
     pub(super) fn moved_from(
         &self,
@@ -361,19 +387,21 @@ impl Coalescer {
         };
         match itself {
             Ok(observed) => {
+                if !listing.failed {
+                    self.unseen.folder_seen(folder);
+                }
                 let mut missing = Vec::new();
                 access::children(t, folder, &mut |name, row| {
                     if let Some(id) = row.object
                         && !listing.seen.contains(&name_hash(&name))
                     {
-                        missing.push((id, name));
+                        missing.push((name, id));
                     }
                     ControlFlow::Continue(())
                 })?;
-                for (id, name) in missing {
-                    let is_folder = |row: LiveObject| row.state.kind == Kind::Folder;
-                    if listing.depth == Depth::Deep && live(t, id)?.is_some_and(is_folder) {
-                        self.listings.owed.insert(id, Depth::Deep);
+                for (name, id) in missing {
+                    if let Some(row) = live(t, id)? {
+                        self.owe_deep(listing.depth, id, row.state.kind);
                     }
                     self.pending.due_now((folder, name), now);
                 }
@@ -386,9 +414,15 @@ impl Coalescer {
                 if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
                     self.listings.owed.insert(folder, listing.depth);
                     self.pending.due_now(slot, now);
+                } else {
+                    self.unseen.folder_seen(folder);
                 }
             }
+            Err(LookError::Failed(reason)) => {
+                self.folder_unseen(now, t, folder, listing.depth, &reason)?;
+            }
             Err(error) => {
+                self.unseen.folder_seen(folder);
                 if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
                     self.listing_trouble(t, &slot, &error)?;
                 }

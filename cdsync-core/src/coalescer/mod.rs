@@ -20,6 +20,7 @@ mod listing;
 mod pending;
 #[cfg(test)]
 mod tests;
+mod unseen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use crate::path::{Name, RelPath};
 use crate::time::{Instant, WallMillis};
 use listing::Listings;
 use pending::Pending;
+use unseen::Unseen;
 
 /// How a hint names its folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -186,6 +188,9 @@ pub struct Coalescer {
     folders: Folders,
     pending: Pending,
     listings: Listings,
+    unseen: Unseen,
+    /// What waited when the scan ended is being looked at, before everything is said.
+    closing: bool,
     /// Objects that vanished from a name and wait for a flush, by identity: a listing that meets
     /// one of them met a rename.
     vanished: BTreeMap<Identity, ObjectId>,
@@ -235,6 +240,8 @@ impl Coalescer {
             folders: Folders::default(),
             pending: Pending::default(),
             listings: Listings::default(),
+            unseen: Unseen::default(),
+            closing: false,
             vanished: BTreeMap::new(),
             flush: FlushState::Idle,
             seen_folders: BTreeMap::new(),
@@ -284,7 +291,8 @@ impl Coalescer {
     }
 
     /// Whether every hint so far has become a record or nothing. Files that wait for their close
-    /// do not count; [`Self::waiting`] names them.
+    /// do not count unless [`Self::hurry`] was said since they came; [`Self::waiting`] names them.
+    /// Nor does what the disk fails to show: [`Self::held`] names that.
     #[must_use]
     pub fn is_settled(&self, now: Instant) -> bool {
         self.listings.is_idle() && self.pending.is_settled(now)
@@ -296,9 +304,25 @@ impl Coalescer {
         self.pending.slots().take(most).cloned().collect()
     }
 
-    /// Makes everything that waits for a close or a linger due at once, for a fence.
+    /// Makes everything that waits due at once, for a fence: [`Self::is_settled`] waits for all of
+    /// it, and what the disk failed to show is asked for once more.
     pub fn hurry(&mut self, now: Instant) {
         self.pending.hurry(now);
+        self.unseen.hurry(now);
+    }
+
+    /// Whether the log says all that was there when the last scan ended, so that absence means
+    /// something. What waited for a close or a linger by then is looked at first, without waiting:
+    /// `false` until that has been done, and as long as the disk fails to show something.
+    pub fn poll_complete(&mut self, now: Instant) -> bool {
+        if !self.is_settled(now) {
+            return false;
+        }
+        if !self.closing {
+            self.closing = true;
+            self.pending.hurry(now);
+        }
+        self.is_settled(now) && self.unseen.count() == 0
     }
 
     /// Troubles since the last call, at most 256.
@@ -309,6 +333,7 @@ impl Coalescer {
 
     /// Compares the whole tree with the ledger.
     pub fn start_scan(&mut self) {
+        self.closing = false;
         self.listings
             .start(ObjectId::root(self.origin()), self.ledger.head() > Seq(1));
     }
@@ -319,7 +344,8 @@ impl Coalescer {
         if self.listings.has_deferred() {
             return Some(Instant::default());
         }
-        self.pending.next_due()
+        let unseen = self.unseen.next_due();
+        self.pending.next_due().into_iter().chain(unseen).min()
     }
 
     /// Writes what must be written before the transaction ends. Returns whether anything was
@@ -328,7 +354,7 @@ impl Coalescer {
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
     pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
-        if self.listings.is_idle() && self.pending.len() == 0 {
+        if self.listings.is_idle() && self.pending.len() == self.unseen.names_count() {
             self.listings.end_scan();
         }
         self.ledger.save(t)?;

@@ -34,6 +34,10 @@ pub(super) struct Waiting {
     pub(super) held: bool,
     /// How often the folder was not where the ledger has it.
     pub(super) misses: u8,
+    /// How often the disk failed to show it.
+    pub(super) fails: u8,
+    /// Somebody waits for everything that waited with this one: looked at as soon as it may be.
+    pub(super) asked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +59,8 @@ pub(super) struct Pending {
     folders: BTreeMap<ObjectId, (Instant, u8)>,
     /// Vanished names that wait for a flush.
     confirming: usize,
+    /// Names that somebody waits for, but for those that the disk fails to show.
+    asked: usize,
 }
 
 impl Pending {
@@ -84,6 +90,7 @@ impl Pending {
     pub(super) fn is_settled(&self, now: Instant) -> bool {
         self.folders.is_empty()
             && self.confirming == 0
+            && self.asked == 0
             && self.due.first().is_none_or(|(due, _)| *due > now)
     }
 
@@ -92,6 +99,7 @@ impl Pending {
         for slot in slots {
             let mut waiting = self.take(&slot).expect("the slot was listed just now");
             waiting.held = true;
+            waiting.asked = true;
             if waiting.confirm != Confirm::Waits {
                 waiting.due = waiting.due.min(now);
             }
@@ -117,12 +125,14 @@ impl Pending {
         let waiting = self.slots.remove(slot)?;
         self.due.remove(&(waiting.due, slot.clone()));
         self.confirming -= usize::from(waiting.confirm == Confirm::Waits);
+        self.asked -= usize::from(waiting.is_asked());
         Some(waiting)
     }
 
     /// Puts a name in, replacing what waited there. What waits for a flush is not due by time.
     pub(super) fn put(&mut self, slot: Slot, waiting: Waiting) {
         self.take(&slot);
+        self.asked += usize::from(waiting.is_asked());
         if waiting.confirm == Confirm::Waits {
             self.confirming += 1;
         } else {
@@ -170,7 +180,13 @@ impl Waiting {
             confirm: Confirm::No,
             held: false,
             misses: 0,
+            fails: 0,
+            asked: false,
         }
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked && self.fails == 0
     }
 }
 
@@ -289,7 +305,7 @@ impl Coalescer {
         waiting: &Waiting,
     ) -> Result<Instant, TableError> {
         let what = waiting.what;
-        let at = if what.at_once || what.folder {
+        let at = if what.at_once || what.folder || waiting.asked {
             now
         } else if what.closed {
             let known = access::name(t, slot.0, &slot.1)?.is_some_and(|row| row.object.is_some());
@@ -318,6 +334,7 @@ impl Coalescer {
         now: Instant,
         t: &dyn TablesRead,
     ) -> Result<Vec<LookRequest>, TableError> {
+        self.list_unseen(now);
         if self.pending.next_due().is_none_or(|due| due > now) {
             self.release_deferred(now);
         }
@@ -354,7 +371,9 @@ impl Coalescer {
                 None => {
                     self.listings.looking_itself.remove(&id);
                     names.into_iter().for_each(|name| {
-                        self.listings.looking.remove(&(id, name));
+                        let slot = (id, name);
+                        self.listings.looking.remove(&slot);
+                        self.unseen.name_seen(&slot);
                     });
                 }
             }

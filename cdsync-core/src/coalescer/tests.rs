@@ -322,3 +322,130 @@ fn tables_crash_to_what_is_durable() {
     tables.crash();
     assert_eq!(tables.get(Table::Meta, b"k").unwrap(), Some(b"1".to_vec()));
 }
+
+fn failed() -> LookError {
+    LookError::Failed("input/output error".to_owned())
+}
+
+/// Looks that are due, answered by the disk or, with `fail`, by its failure.
+fn answer_looks(source: &mut SourceSim, fail: bool) {
+    let (now, wall) = (source.now(), source.disk.wall());
+    let SourceSim {
+        disk,
+        tables,
+        machine,
+        ..
+    } = source;
+    let machine = machine.as_mut().unwrap();
+    let looks = machine.poll_looks(now, tables).unwrap();
+    let looked = looks
+        .into_iter()
+        .map(|look| {
+            let node = disk.open(&look.folder).unwrap();
+            let see = |name: &Name| match disk.look(node, name) {
+                _ if fail => Err(failed()),
+                seen => Ok(seen),
+            };
+            let names = look.names.into_iter().map(|n| (n.clone(), see(&n)));
+            Looked {
+                folder: look.folder.id,
+                names: names.collect(),
+                itself: Ok(disk.observe(node)),
+            }
+        })
+        .collect();
+    machine.handle_looked(now, wall, tables, looked).unwrap();
+}
+
+fn held(source: &mut SourceSim) -> Vec<String> {
+    let machine = source.machine.as_mut().unwrap();
+    let held = machine.held(&source.tables, 10).unwrap();
+    held.into_iter().map(|held| held.path.to_string()).collect()
+}
+
+/// Proves that a name which the disk fails to show is held by name, and recorded once it is shown.
+#[test]
+fn what_a_disk_fails_to_show_is_held_and_tried_again() {
+    let mut source = source(&[], &[]);
+    write(&mut source.disk, ROOT, "a", b"1");
+    let hints = source.disk.take_events();
+    let now = source.now();
+    let machine = source.machine.as_mut().unwrap();
+    machine.handle_hints(now, &source.tables, hints).unwrap();
+    machine.hurry(now);
+    assert!(!machine.is_settled(now), "the fence waits for a look");
+    answer_looks(&mut source, true);
+    let machine = source.machine.as_mut().unwrap();
+    assert!(machine.is_settled(now), "but not for the disk to get well");
+    assert_eq!(machine.held_count(), 1);
+    assert_eq!(held(&mut source), ["a"]);
+    assert!(object_at(&source, root(), "a").is_none());
+    // It is tried again by itself.
+    settle(&mut source);
+    assert!(object_at(&source, root(), "a").is_some());
+    assert!(held(&mut source).is_empty());
+}
+
+/// Proves that a folder which cannot be listed is held, even the root, that the log is not called
+/// complete meanwhile, and that what it holds is recorded once it can be listed.
+#[test]
+fn a_folder_that_cannot_be_listed_keeps_the_log_incomplete() {
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut source = SourceSim::new(filter, SourceTuning::default(), 1);
+    write(&mut source.disk, ROOT, "a", b"1");
+    source.start();
+    let (now, wall) = (source.now(), source.disk.wall());
+    let machine = source.machine.as_mut().unwrap();
+    let folder = machine.poll_listing(&source.tables).unwrap();
+    let folder = folder.expect("the scan begins").folder.id;
+    machine
+        .handle_list_end(now, wall, &mut source.tables, folder, Err(failed()))
+        .unwrap();
+    assert!(machine.is_settled(now));
+    assert!(!machine.poll_complete(now), "nothing was seen of it");
+    assert_eq!(held(&mut source), ["."]);
+    settle(&mut source);
+    assert!(held(&mut source).is_empty());
+    let now = source.now();
+    assert!(source.machine.as_mut().unwrap().poll_complete(now));
+    assert!(object_at(&source, root(), "a").is_some());
+}
+
+/// Proves that a name excluded by the filter holds up nobody, whatever the disk says of it.
+#[test]
+fn excluded_names_are_not_held() {
+    let mut source = source(&[], &["^secret"]);
+    let hint = Hint {
+        folder: FolderKey::Path(RelPath::root()),
+        name: Some(name("secret")),
+        what: What::LOOK,
+        partner: None,
+    };
+    let now = source.now();
+    let machine = source.machine.as_mut().unwrap();
+    machine.handle_hints(now, &source.tables, [hint]).unwrap();
+    answer_looks(&mut source, true);
+    assert!(held(&mut source).is_empty());
+}
+
+/// Proves that the log is complete only with what still waited for its close when the scan ended.
+#[test]
+fn complete_waits_for_what_lingers() {
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut source = SourceSim::new(filter, SourceTuning::default(), 1);
+    source.start();
+    let open = source.disk.create_file(ROOT, &name("open")).unwrap();
+    source.disk.write(open, b"half");
+    let mut complete = false;
+    for _ in 0..20 {
+        source.pump(&mut |_| {});
+        source.disk.clock += 100_000;
+        let now = source.now();
+        if source.machine.as_mut().unwrap().poll_complete(now) {
+            complete = true;
+            break;
+        }
+    }
+    assert!(complete, "without waiting for the close");
+    assert!(object_at(&source, root(), "open").is_some());
+}

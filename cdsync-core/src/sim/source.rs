@@ -30,6 +30,8 @@ pub struct SourceTuning {
     pub queue: usize,
     /// One in so many commits is lazy; zero for none.
     pub lazy: usize,
+    /// One in so many looks and listings fails; zero for none.
+    pub fail: usize,
     /// Bounds of the machine small enough to be met.
     pub tight: bool,
 }
@@ -155,6 +157,7 @@ impl SourceSim {
             && self.machine.as_ref().is_some_and(|machine| {
                 machine.is_settled(now)
                     && machine.waiting(1).is_empty()
+                    && machine.held_count() == 0
                     && machine.announced() == machine.head()
             })
     }
@@ -265,7 +268,9 @@ impl SourceSim {
         let mut looked = Vec::new();
         for request in requests {
             meanwhile(&mut self.disk);
-            looked.push(look_one(&mut self.disk, request, meanwhile));
+            let mut look = look_one(&mut self.disk, request, meanwhile);
+            fail_some(&mut self.rng, self.tuning.fail, &mut look);
+            looked.push(look);
         }
         for look in &looked {
             let names = look.names.iter().map(|(name, seen)| match seen {
@@ -289,7 +294,10 @@ impl SourceSim {
             .poll_listing(&self.tables)
             .expect("tables do not fail")
         {
-            let node = self.disk.open(&request.folder);
+            let mut node = self.disk.open(&request.folder);
+            if self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail) {
+                node = Err(failure());
+            }
             let mut rest: Vec<Name> = match &node {
                 Ok(id) => self.disk.node(*id).children.keys().cloned().collect(),
                 Err(_) => Vec::new(),
@@ -311,8 +319,11 @@ impl SourceSim {
             if let Ok(node) = listing.node {
                 for name in listing.rest.drain(..listing.rest.len().min(take)) {
                     meanwhile(&mut self.disk);
-                    if let Some(seen) = self.disk.look(node, &name) {
-                        entries.push((name, Ok(seen)));
+                    let fails = self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail);
+                    match self.disk.look(node, &name) {
+                        Some(_) if fails => entries.push((name, Err(failure()))),
+                        Some(seen) => entries.push((name, Ok(seen))),
+                        None => {}
                     }
                 }
             }
@@ -433,6 +444,25 @@ fn are_apart(a: &Hint, b: &Hint) -> bool {
         .iter()
         .flatten()
         .any(|slot| others.contains(&Some(slot.clone())))
+}
+
+/// What a disk says that fails.
+pub(crate) fn failure() -> LookError {
+    LookError::Failed("input/output error".to_owned())
+}
+
+fn fail_some(rng: &mut Rng, fail: usize, look: &mut Looked) {
+    if fail == 0 {
+        return;
+    }
+    for (_, seen) in &mut look.names {
+        if rng.one_in(fail) {
+            *seen = Err(failure());
+        }
+    }
+    if rng.one_in(fail) {
+        look.itself = Err(failure());
+    }
 }
 
 fn look_one(disk: &mut Disk, request: LookRequest, meanwhile: &mut Meanwhile<'_>) -> Looked {

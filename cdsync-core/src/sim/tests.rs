@@ -122,3 +122,23 @@ fn seeds_that_failed_before_pass() {
         }
     }
 }
+
+/// Proves that whatever a source's disk fails to show is in the log once it shows it.
+#[test]
+fn failing_looks_lose_nothing() {
+    for seed in 0..200 {
+        let scenario = Scenario {
+            source: SourceTuning {
+                fail: 10,
+                ..SourceTuning::default()
+            },
+            ..Scenario::calm(60)
+        };
+        let mut world = World::new(scenario, seed);
+        world.live();
+        let result = world.settle().and_then(|()| world.check());
+        if let Err(failed) = result {
+            panic!("seed {seed}: {failed}");
+        }
+    }
+}

@@ -59,6 +59,7 @@ impl Scenario {
                 reorder: some(&[0, 0, 5]),
                 queue: some(&[0, 0, 0, 5]),
                 lazy: some(&[0, 0, 3]),
+                fail: some(&[0, 0, 0, 20]),
                 tight: some(&[0, 0, 0, 1]) == 1,
             },
             target: TargetTuning {
@@ -315,6 +316,7 @@ impl World {
         self.workload.finish(&mut self.source.disk);
         self.target.tuning.fail = 0;
         self.source.tuning.lazy = 0;
+        self.source.tuning.fail = 0;
         (self.source_back, self.target_back, self.session_back) = (0, 0, 0);
         self.scenario.latency_us = self.scenario.latency_us.min(1000);
         for round in 0..SETTLE_ROUNDS {
@@ -342,11 +344,12 @@ impl World {
         let replica = self.target.machine.as_ref();
         let parked = replica.map(|r| r.parked_rows(&self.target.tables, 5));
         format!(
-            "no rest: source quiet {} (waiting {:?}, scanning {:?}, announced {}, head {:?}), \
+            "no rest: source quiet {} (waiting {:?}, held {:?}, scanning {:?}, announced {}, head {:?}), \
              target quiet {} (claim {:?}, head {:?}, idle {:?}, in sync {:?}, working {}), \
              parked {:?}, session {:?}",
             self.source.is_quiet(),
             machine.map(|m| m.waiting(5)),
+            machine.map(crate::coalescer::Coalescer::held_count),
             machine.map(crate::coalescer::Coalescer::is_scanning),
             self.source.announced(),
             machine.map(crate::coalescer::Coalescer::head),

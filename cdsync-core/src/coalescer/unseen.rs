@@ -1,0 +1,232 @@
+//! What the disk fails to show: tried again, and told until it is seen.
+//!
+//! A name that could not be looked at, or a folder that could not be listed, is neither there nor
+//! gone. It stays as the ledger has it, and whoever waits for everything is told of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::listing::Depth;
+use super::pending::{Confirm, Waiting};
+use super::{Coalescer, LookError, Slot, Trouble};
+use crate::filter::Verdict;
+use crate::ids::ObjectId;
+use crate::ledger::tables::{TableError, TablesRead};
+use crate::path::{Name, RelPath};
+use crate::time::Instant;
+
+/// How many names are followed one by one; beyond it their folders are listed again.
+const NAMES_MAX: usize = 1024;
+
+/// The first wait before the disk is asked again, doubled with each failure.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait, in doublings: 64 s.
+const DOUBLINGS_MAX: u8 = 7;
+
+/// Names and folders that the disk fails to show.
+#[derive(Debug, Default)]
+pub(super) struct Unseen {
+    /// Each waits for its turn among the pending names too.
+    names: BTreeMap<Slot, String>,
+    /// Each is owed a listing.
+    folders: BTreeMap<ObjectId, Folder>,
+}
+
+#[derive(Debug)]
+struct Folder {
+    reason: String,
+    fails: u8,
+    due: Instant,
+}
+
+impl Unseen {
+    pub(super) fn count(&self) -> usize {
+        self.names.len() + self.folders.len()
+    }
+
+    pub(super) fn names_count(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(super) fn is_name(&self, slot: &Slot) -> bool {
+        self.names.contains_key(slot)
+    }
+
+    pub(super) fn name_seen(&mut self, slot: &Slot) {
+        self.names.remove(slot);
+    }
+
+    pub(super) fn folder_seen(&mut self, folder: ObjectId) {
+        self.folders.remove(&folder);
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.folders.values().map(|folder| folder.due).min()
+    }
+
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for folder in self.folders.values_mut() {
+            folder.due = folder.due.min(now);
+        }
+    }
+}
+
+impl Coalescer {
+    /// How many paths the disk fails to show: what is in the log says nothing of them.
+    #[must_use]
+    pub fn held_count(&self) -> usize {
+        self.unseen.count()
+    }
+
+    /// The first of them, at most `most`, each with what the disk said.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn held(&mut self, t: &dyn TablesRead, most: usize) -> Result<Vec<Trouble>, TableError> {
+        let mut held = Vec::new();
+        for (folder, unseen) in self.unseen.folders.iter().take(most) {
+            if let Some(at) = self.folders.at(t, *folder)? {
+                let (path, reason) = (at.path, unseen.reason.clone());
+                held.push(Trouble { path, reason });
+            }
+        }
+        for (slot, reason) in self.unseen.names.iter().take(most - held.len()) {
+            if let Some(at) = self.folders.at(t, slot.0)? {
+                let (path, reason) = (at.path.join(&slot.1), reason.clone());
+                held.push(Trouble { path, reason });
+            }
+        }
+        Ok(held)
+    }
+
+    /// Gives up what the disk failed to show, until the next scan meets it: for sources that are
+    /// looked at only when somebody says so.
+    pub fn forget_held(&mut self) {
+        for (slot, _) in std::mem::take(&mut self.unseen.names) {
+            self.pending.take(&slot);
+        }
+        self.unseen.folders.clear();
+    }
+
+    /// A look at a name saw nothing.
+    pub(super) fn name_missed(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        slot: Slot,
+        waiting: Waiting,
+        error: &LookError,
+    ) -> Result<(), TableError> {
+        match error {
+            LookError::Failed(reason) => self.name_unseen(now, t, slot, waiting, reason),
+            LookError::Moved | LookError::OtherFilesystem => {
+                self.unseen.name_seen(&slot);
+                self.listing_trouble(t, &slot, error)
+            }
+        }
+    }
+
+    fn name_unseen(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        slot: Slot,
+        mut waiting: Waiting,
+        reason: &str,
+    ) -> Result<(), TableError> {
+        let Some(folder) = self.folders.at(t, slot.0)? else {
+            self.unseen.name_seen(&slot);
+            return Ok(());
+        };
+        let path = folder.path.join(&slot.1);
+        if slot.1.is_reserved() || self.is_excluded(&path) {
+            return Ok(());
+        }
+        let known = self.unseen.is_name(&slot);
+        if !known && self.unseen.names.len() >= NAMES_MAX {
+            self.listings.fail(slot.0);
+            return self.folder_unseen(now, t, slot.0, Depth::Shallow, reason);
+        }
+        if !known {
+            self.trouble(path, reason);
+        }
+        self.unseen.names.insert(slot.clone(), reason.to_owned());
+        waiting.fails = waiting.fails.saturating_add(1);
+        waiting.confirm = Confirm::No;
+        waiting.due = now.after(wait(waiting.fails));
+        self.pending.put(slot, waiting);
+        Ok(())
+    }
+
+    /// A folder could not be listed, or not whole.
+    pub(super) fn folder_unseen(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        folder: ObjectId,
+        depth: Depth,
+        reason: &str,
+    ) -> Result<(), TableError> {
+        let Some(at) = self.folders.at(t, folder)? else {
+            self.unseen.folder_seen(folder);
+            return Ok(());
+        };
+        let before = self.unseen.folders.get(&folder).map(|f| f.fails);
+        if before.is_none() {
+            self.trouble(at.path, reason);
+        }
+        let fails = before.unwrap_or(0).saturating_add(1);
+        let unseen = Folder {
+            reason: reason.to_owned(),
+            fails,
+            due: now.after(wait(fails)),
+        };
+        self.unseen.folders.insert(folder, unseen);
+        // Also once its name is met again: somebody may have changed what it lets see.
+        self.listings.owe(folder, depth);
+        Ok(())
+    }
+
+    /// The looks at names of a folder failed with the folder itself.
+    pub(super) fn folder_failed(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        folder: ObjectId,
+        names: Vec<Name>,
+        reason: &str,
+    ) -> Result<(), TableError> {
+        if names.is_empty() {
+            return self.folder_unseen(now, t, folder, Depth::Shallow, reason);
+        }
+        for name in names {
+            let slot = (folder, name);
+            if let Some(waiting) = self.listings.looking.remove(&slot) {
+                self.name_unseen(now, t, slot, waiting, reason)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists again what could not be listed, when its time has come.
+    pub(super) fn list_unseen(&mut self, now: Instant) {
+        for (folder, unseen) in &mut self.unseen.folders {
+            if unseen.due <= now {
+                // Until this listing ends, which says more.
+                unseen.due = now.after(wait(DOUBLINGS_MAX));
+                self.listings.owe(*folder, Depth::Shallow);
+                self.listings.met(*folder);
+            }
+        }
+    }
+
+    fn is_excluded(&self, path: &RelPath) -> bool {
+        [false, true]
+            .iter()
+            .all(|is_folder| self.filter.judge(path, *is_folder) == Verdict::Excluded)
+    }
+}
+
+fn wait(fails: u8) -> Duration {
+    RETRY_FIRST * (1 << fails.saturating_sub(1).min(DOUBLINGS_MAX))
+}
