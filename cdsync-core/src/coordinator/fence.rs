@@ -111,6 +111,9 @@ impl Coordinator {
             return later("the source has not taken the newest orders yet");
         };
         match &report.state {
+            SourceState::Halted { .. } if report.resume < job.resume => {
+                return later("the source has not taken up the resume yet");
+            }
             SourceState::Halted { reason } => {
                 let why = format!("the source is halted: {}", shown(reason));
                 return FenceStart::Never(Laggard::server(server, JobState::Halted, why));
@@ -130,7 +133,7 @@ impl Coordinator {
         FenceStart::Run(FenceAnswer {
             origin: report.origin,
             seq,
-            held: Vec::new(),
+            held: report.held.clone(),
         })
     }
 
@@ -147,20 +150,7 @@ impl Coordinator {
             return FenceVerdict::Restart;
         }
         if !fence.held.is_empty() {
-            let paths = fence
-                .held
-                .iter()
-                .take(PARKED_NAMED)
-                .map(|path| shown(path))
-                .collect();
-            let why = format!(
-                "{} paths could not be brought into the log",
-                fence.held.len()
-            );
-            return FenceVerdict::Never(vec![Laggard {
-                paths,
-                ..Laggard::job(why)
-            }]);
+            return FenceVerdict::Never(vec![self.held_laggard(job, fence)]);
         }
         let resolved = resolve(&self.topology, job);
         let mut laggards: Vec<Laggard> = resolved
@@ -179,6 +169,24 @@ impl Coordinator {
             (true, _) => FenceVerdict::Done,
             (false, true) => FenceVerdict::Never(laggards),
             (false, false) => FenceVerdict::Waiting(laggards),
+        }
+    }
+
+    /// The source, by what its disk does not show.
+    fn held_laggard(&self, job: &Job, fence: &FenceAnswer) -> Laggard {
+        let paths = fence.held.iter().take(PARKED_NAMED);
+        let again = match job.spec.mode {
+            Mode::Realtime => String::new(),
+            Mode::Manual => format!(", then cdsync job run {}", job.name()),
+        };
+        Laggard {
+            server: job.source().map(|(name, _)| name.clone()),
+            paths: paths.map(|path| shown(path)).collect(),
+            ..Laggard::job(format!(
+                "the source cannot look at {} paths; next: let its agent read them, or exclude \
+                 them in the job's filter{again}",
+                fence.held.len(),
+            ))
         }
     }
 
@@ -235,6 +243,9 @@ fn reason(job: &Job, report: &TargetReport, behind: u64, accepted: bool) -> (Str
             format!("its root is not empty; next: cdsync job accept {name}"),
             true,
         ),
+        TargetState::Halted if report.resume < job.resume => {
+            ("has not taken up the resume yet".to_owned(), false)
+        }
         TargetState::Halted => (with_error("halted".to_owned()), true),
         TargetState::Unreachable => (with_error("its upstream does not answer".to_owned()), false),
         _ if report.parked_count > 0 => {

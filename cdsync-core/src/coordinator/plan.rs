@@ -176,6 +176,7 @@ fn job_orders(job: &Job, resolved: &Resolved<'_>) -> BTreeMap<ServerId, JobOrder
                 address: source.server.address.clone(),
             }],
             adopt: if accepted { Adopt::Accept } else { Adopt::Ask },
+            resume: job.resume,
             grant: Signed::default(),
         });
     }

@@ -132,6 +132,9 @@ fn source(state: SourceState, head: u64) -> Option<SourceReport> {
         origin: ORIGIN,
         head: Seq(head),
         run_done: (0, Seq(0)),
+        resume: 0,
+        held_count: 0,
+        held: Vec::new(),
         last_error: None,
     })
 }
@@ -140,6 +143,7 @@ fn target(state: TargetState, claim: u64) -> TargetReport {
     TargetReport {
         state,
         upstream: Some(ServerId(1)),
+        resume: 0,
         origin: ORIGIN,
         claim: Seq(claim),
         head: Seq(claim),
@@ -488,6 +492,75 @@ fn manual_jobs_wait_for_their_run() {
         held: Vec::new(),
     };
     assert_eq!(bed.coordinator.start_fence(&job), FenceStart::Run(fence));
+    let held = SourceReport {
+        run_done: (1, Seq(5)),
+        held_count: 1,
+        held: vec!["secret: permission denied".into()],
+        ..source(SourceState::Idle, 6).unwrap()
+    };
+    bed.report("origin", &job, Some(held), None);
+    let FenceStart::Run(answer) = bed.coordinator.start_fence(&job) else {
+        panic!("the run has ended");
+    };
+    let FenceVerdict::Never(laggards) = bed.coordinator.evaluate_fence(&job, &answer) else {
+        panic!("the source could not look at everything");
+    };
+    assert_eq!(laggards[0].server, Some(label("origin")));
+    assert_eq!(laggards[0].paths, ["secret: permission denied"]);
+}
+
+/// Proves that what was reported before a manager resumed a job ends no fence that came after.
+#[test]
+fn a_resume_is_waited_for() {
+    let mut bed = Bed::new();
+    let root = ("origin:/srv/www", ["edge-1:/srv/www"]);
+    let job = bed.put(spec("site", Mode::Realtime, root.0, &root.1), false);
+    let halted = SourceState::Halted {
+        reason: "the root vanished".into(),
+    };
+    let of = |state: SourceState, resume| SourceReport {
+        resume,
+        ..source(state, 10).unwrap()
+    };
+    bed.report("origin", &job, Some(of(halted.clone(), 0)), None);
+    let fence = FenceAnswer {
+        origin: ORIGIN,
+        seq: Seq(10),
+        held: Vec::new(),
+    };
+    assert!(matches!(
+        bed.coordinator.start_fence(&job),
+        FenceStart::Never(_)
+    ));
+    let job = job.with_resume();
+    bed.coordinator.handle_job(job.clone());
+    // The agent has the new orders, its source not yet.
+    bed.report("origin", &job, Some(of(halted.clone(), 0)), None);
+    assert!(matches!(
+        bed.coordinator.start_fence(&job),
+        FenceStart::Later(_)
+    ));
+    bed.report("origin", &job, Some(of(halted, 1)), None);
+    assert!(matches!(
+        bed.coordinator.start_fence(&job),
+        FenceStart::Never(_)
+    ));
+    bed.report("origin", &job, Some(of(SourceState::Watching, 1)), None);
+    let stopped = target(TargetState::Halted, 0);
+    bed.report("edge-1", &job, None, Some(stopped.clone()));
+    assert!(matches!(
+        bed.coordinator.evaluate_fence(&job, &fence),
+        FenceVerdict::Waiting(_)
+    ));
+    let again = TargetReport {
+        resume: 1,
+        ..stopped
+    };
+    bed.report("edge-1", &job, None, Some(again));
+    assert!(matches!(
+        bed.coordinator.evaluate_fence(&job, &fence),
+        FenceVerdict::Never(_)
+    ));
 }
 
 /// Proves that a removed server gets no orders, leaves no state, and that what it was the source of

@@ -124,6 +124,14 @@ pub struct SourceReport {
     pub head: Seq,
     /// The last [`run`](super::SourceOrder::run) that ended, with the number that it ended at.
     pub run_done: (u64, Seq),
+    /// The [`resume`](super::SourceOrder::resume) that this speaks of: what was said before a
+    /// manager resumed the job is of the past.
+    pub resume: u64,
+    /// How many paths the disk does not show, so that the log says nothing of them; of a manual
+    /// job, when the last run ended.
+    pub held_count: u64,
+    /// The first of them, at most 20, escaped, each with why.
+    pub held: Vec<String>,
     /// What went wrong last, for people.
     pub last_error: Option<String>,
 }
@@ -156,6 +164,8 @@ pub struct TargetReport {
     pub state: TargetState,
     /// Whom it is subscribed to.
     pub upstream: Option<ServerId>,
+    /// The [`resume`](super::TargetOrder::resume) that this speaks of.
+    pub resume: u64,
     /// The ledger that the numbers speak of.
     pub origin: OriginId,
     /// It holds everything up to here, but what is parked.

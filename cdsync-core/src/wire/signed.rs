@@ -94,6 +94,8 @@ pub struct TargetOrder {
     pub upstreams: Vec<Upstream>,
     /// What to do with content that is already there.
     pub adopt: Adopt,
+    /// How often a manager said `job resume`: a rise lets a stopped target look again at once.
+    pub resume: u64,
     /// The leave to fetch, shown to upstreams: a signed [`Grant`].
     pub grant: Signed,
 }

@@ -334,6 +334,7 @@ fn control_messages() -> Vec<Golden> {
     let target = TargetReport {
         state: TargetState::InSync,
         upstream: Some(ServerId(6)),
+        resume: 2,
         origin: ORIGIN,
         claim: Seq(7),
         head: Seq(8),
@@ -344,11 +345,21 @@ fn control_messages() -> Vec<Golden> {
         preview: None,
         last_error: None,
     };
+    let source = SourceReport {
+        state: SourceState::Watching,
+        origin: ORIGIN,
+        head: Seq(9),
+        run_done: (1, Seq(2)),
+        resume: 3,
+        held_count: 4,
+        held: vec!["h".into()],
+        last_error: None,
+    };
     let report = Report {
         epoch: Epoch::default(),
         jobs: vec![JobReport {
             job: JobId(5),
-            source: None,
+            source: Some(source),
             target: Some(target),
         }],
     };
@@ -383,8 +394,10 @@ fn control_messages() -> Vec<Golden> {
         Golden::of(
             "report",
             &AgentMessage::Report(report),
-            "01 01 00 00 01 05 00 01 ; version, kind, epoch, jobs, job, no source, target
-             03 01 06 11             ; in sync, upstream, origin
+            "01 01 00 00 01 05    ; version, kind, epoch, jobs, job
+             01 01 11 09 01 02       ; source: watching, origin, head, run
+             03 04 01 01 68 00       ; resume, held, the first of it, no error
+             01 03 01 06 02 11       ; target: in sync, upstream, resume, origin
              07 08 09 0a 01          ; claim, head, pending bytes, oldest, parked
              01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try
              00 00                   ; preview, last error",
@@ -458,6 +471,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
                     address: "a".into(),
                 }],
                 adopt: Adopt::Accept,
+                resume: 3,
                 grant: Signed::default(),
             }),
         }],
@@ -484,7 +498,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
              01 02 2f73 01 02        ; source: root, run, resume
              01 02 2f74              ; target: root
              01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt
-             00 00                   ; grant",
+             03 00 00                ; resume, grant",
         ),
         Golden::of(
             "join request",

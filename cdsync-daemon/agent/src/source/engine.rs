@@ -5,7 +5,9 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use cdsync_core::change::changes;
-use cdsync_core::coalescer::{Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, What};
+use cdsync_core::coalescer::{
+    Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, Trouble, What,
+};
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{IncarnationId, OriginId};
 use cdsync_core::ledger::access::{self, log_after, meta, put_meta};
@@ -20,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use super::hints::{HintBuffer, Sink, Waiting};
 use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watched, looks};
 use crate::clock::{Stopwatch, random_id, wall};
+use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
 
@@ -40,8 +43,20 @@ const LOG_LINES_MAX: u64 = 2_000;
 const IDENTITY: &str = "root-identity";
 const COMPLETE: &str = "source-complete";
 const RUN_DONE: &str = "run-done";
+const RUN_HELD: &str = "run-held";
+/// How many paths that the disk does not show are named in a report, and in a fence's answer.
+const REPORT_HELD: usize = 20;
+const FENCE_HELD: usize = 1000;
 
 type Reply = oneshot::Sender<Result<FenceAnswer, String>>;
+
+/// Paths that the disk does not show.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Held {
+    count: u64,
+    /// The first of them, with why.
+    paths: Vec<String>,
+}
 
 pub(super) struct Engine {
     root: Root,
@@ -56,6 +71,9 @@ pub(super) struct Engine {
     /// The run that is under way, for manual jobs.
     running: Option<u64>,
     run_done: (u64, Seq),
+    /// What the disk does not show, as it was reported last; for manual jobs at the end of the last
+    /// run.
+    held: Held,
     fences: Vec<Reply>,
     /// Something was written and is not durable yet, since the last durable commit.
     uncommitted: bool,
@@ -102,7 +120,7 @@ impl Engine {
             None
         };
         let lists = start_scanner(&root, &mailbox)?;
-        let (coalescer, complete, run_done) = open_ledger(context, &store, &root)?;
+        let (coalescer, complete, run_done, held) = open_ledger(context, &store, &root)?;
         let (announce, announced) = watch::channel(Announced::default());
         let head = coalescer.head();
         context.serve(Some(Arc::new(Served {
@@ -125,6 +143,7 @@ impl Engine {
             complete,
             running: None,
             run_done,
+            held,
             fences: Vec::new(),
             uncommitted: true,
             committed_at: Instant::now(),
@@ -257,9 +276,12 @@ impl Engine {
         }
         self.end_scan()?;
         self.write_log(context)?;
-        self.answer_fences();
+        self.answer_fences()?;
+        if self.watch.is_some() {
+            self.held = self.held_now(REPORT_HELD)?;
+        }
         for trouble in self.coalescer.take_troubles() {
-            let line = format!("{}: {}", trouble.path, trouble.reason);
+            let line = held_line(&trouble);
             context.log.note(line.clone());
             self.last_error = Some(line);
         }
@@ -405,34 +427,56 @@ impl Engine {
             return Ok(());
         }
         if let Some(run) = self.running.take() {
-            self.run_done = (run, self.coalescer.head());
-            let done = self.run_done;
-            self.store
-                .write(Durability::Lazy, |t| put_meta(t, RUN_DONE, &done))?;
-            self.complete = true;
-            return self.commit();
+            return self.end_run(run);
         }
-        if !self.complete && self.watch.is_some() {
+        if !self.complete && self.watch.is_some() && self.coalescer.poll_complete(now) {
             self.complete = true;
             return self.commit();
         }
         Ok(())
     }
 
-    fn answer_fences(&mut self) {
+    fn end_run(&mut self, run: u64) -> Result<(), SourceError> {
+        self.complete |= self.coalescer.poll_complete(self.clock.now());
+        self.run_done = (run, self.coalescer.head());
+        self.held = self.held_now(REPORT_HELD)?;
+        // Looked for again by the next run: nothing is looked at in between.
+        self.coalescer.forget_held();
+        let (done, held) = (self.run_done, (self.held.count, self.held.paths.clone()));
+        self.store.write(Durability::Lazy, |t| {
+            put_meta(t, RUN_HELD, &held)?;
+            put_meta(t, RUN_DONE, &done)
+        })?;
+        self.commit()
+    }
+
+    fn held_now(&mut self, most: usize) -> Result<Held, SourceError> {
+        if self.coalescer.held_count() == 0 {
+            return Ok(Held::default());
+        }
+        let view = self.store.read()?;
+        let held = self.coalescer.held(&view, most)?;
+        Ok(Held {
+            count: self.coalescer.held_count() as u64,
+            paths: held.iter().map(held_line).collect(),
+        })
+    }
+
+    fn answer_fences(&mut self) -> Result<(), SourceError> {
         let now = self.clock.now();
         if self.fences.is_empty() || !self.coalescer.is_settled(now) || self.running.is_some() {
-            return;
+            return Ok(());
         }
         let answer = FenceAnswer {
             origin: self.coalescer.origin(),
             seq: self.coalescer.announced(),
-            held: Vec::new(),
+            held: self.held_now(FENCE_HELD)?.paths,
         };
         for reply in self.fences.drain(..) {
             // Whoever asked may be gone.
             drop(reply.send(Ok(answer.clone())));
         }
+        Ok(())
     }
 
     fn write_log(&mut self, context: &SourceContext) -> Result<(), SourceError> {
@@ -478,6 +522,9 @@ impl Engine {
             origin: self.coalescer.origin(),
             head: self.coalescer.announced(),
             run_done: self.run_done,
+            resume: context.order.source.as_ref().map_or(0, |part| part.resume),
+            held_count: self.held.count,
+            held: self.held.paths.clone(),
             last_error: self.last_error.clone(),
         };
         if self.reported.as_ref() != Some(&report) {
@@ -487,6 +534,13 @@ impl Engine {
             self.reported = Some(report);
         }
     }
+}
+
+/// A path and why it is not as it should be, on one line of bounded length.
+fn held_line(held: &Trouble) -> String {
+    let mut line = format!("{}: {}", held.path, held.reason);
+    shorten(&mut line);
+    line
 }
 
 enum Flushed {
@@ -565,7 +619,7 @@ fn open_ledger(
     context: &SourceContext,
     store: &LedgerStore,
     root: &Root,
-) -> Result<(Coalescer, bool, (u64, Seq)), SourceError> {
+) -> Result<(Coalescer, bool, (u64, Seq), Held), SourceError> {
     let filter = Filter::new(&context.order.filter)?;
     let observed = root.top().self_look()?;
     let max_age = Duration::from_millis(u64::from(context.order.max_age_ms));
@@ -579,7 +633,8 @@ fn open_ledger(
         let coalescer = Coalescer::open(config, filter, t, fresh, incarnation, &observed, wall())?;
         let complete = meta(t, COMPLETE)?.unwrap_or(false);
         let run_done = meta(t, RUN_DONE)?.unwrap_or((0, Seq(0)));
-        Ok((coalescer, complete, run_done))
+        let (count, paths) = meta(t, RUN_HELD)?.unwrap_or_default();
+        Ok((coalescer, complete, run_done, Held { count, paths }))
     })
 }
 

@@ -105,6 +105,9 @@ impl SourceContext {
                 origin,
                 head,
                 run_done: (0, Seq(0)),
+                resume: self.order.source.as_ref().map_or(0, |part| part.resume),
+                held_count: 0,
+                held: Vec::new(),
                 last_error: error,
             }),
         );

@@ -567,7 +567,8 @@ impl Engine {
         if !hurried && self.reported_at.elapsed() < REPORT_EVERY {
             return Ok(());
         }
-        let report = self.make_report()?;
+        let resume = context.order.target.as_ref().map_or(0, |part| part.resume);
+        let report = self.make_report(resume)?;
         if self.reported.as_ref() != Some(&report) {
             self.reported_at = Instant::now();
             context
@@ -578,7 +579,7 @@ impl Engine {
         Ok(())
     }
 
-    fn make_report(&self) -> Result<TargetReport, TargetError> {
+    fn make_report(&self, resume: u64) -> Result<TargetReport, TargetError> {
         let parked_count = self.replica.parked_count() as u64;
         let parked = if parked_count > 0 {
             self.parked()?
@@ -601,6 +602,7 @@ impl Engine {
         Ok(TargetReport {
             state,
             upstream: self.upstream,
+            resume,
             origin: self.replica.origin().unwrap_or(OriginId(0)),
             claim: self.replica.claim(),
             head: self.replica.head(),

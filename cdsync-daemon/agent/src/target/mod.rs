@@ -129,6 +129,7 @@ impl TargetContext {
             Some(TargetReport {
                 state,
                 upstream: None,
+                resume: self.order.target.as_ref().map_or(0, |part| part.resume),
                 origin: OriginId(0),
                 claim: Seq(0),
                 head: Seq(0),

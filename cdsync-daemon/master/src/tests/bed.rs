@@ -351,6 +351,9 @@ pub(super) fn source(head: u64) -> Option<SourceReport> {
         origin: ORIGIN,
         head: Seq(head),
         run_done: (0, Seq(0)),
+        resume: 0,
+        held_count: 0,
+        held: Vec::new(),
         last_error: None,
     })
 }
@@ -359,6 +362,7 @@ pub(super) fn target(state: TargetState, claim: u64) -> TargetReport {
     TargetReport {
         state,
         upstream: None,
+        resume: 0,
         origin: ORIGIN,
         claim: Seq(claim),
         head: Seq(claim),
