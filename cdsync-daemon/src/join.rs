@@ -7,15 +7,12 @@
 //! ```
 
 use std::fs;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use cdsync_core::ids::{Label, ServerId};
 use cdsync_core::job::RootPath;
@@ -24,7 +21,7 @@ use cdsync_core::wire::{JoinReply, JoinRequest, VerifyingKey, decode, encode, ki
 use cdsync_master::local_address_towards;
 use cdsync_transport::{
     CloseCode, Connection, FrameReader, FrameWriter, JoinToken, NodeIdentity, NodeKey,
-    enrol_connect,
+    enrol_connect, write_private,
 };
 use serde::{Deserialize, Serialize};
 
@@ -165,11 +162,11 @@ pub(crate) async fn enrol(args: JoinArgs) -> Result<AgentFile> {
     };
     let key = NodeKey::generate().map_err(|error| Failure::condition(chain(&error)))?;
     let csr = key
-        .signing_request()
+        .signing_request_pem()
         .map_err(|error| Failure::condition(chain(&error)))?;
     let request = JoinRequest {
         secret: token.secret().as_bytes().to_vec(),
-        csr: pem("CERTIFICATE REQUEST", &csr),
+        csr,
         address: advertise.clone(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
     };
@@ -242,19 +239,6 @@ async fn advertised(listen: SocketAddr, master: &str) -> Result<String> {
                 .next("check the network, or give --advertise HOST:PORT")
         })?;
     Ok(SocketAddr::new(ip, listen.port()).to_string())
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text
-        .as_bytes()
-        .chunks(64)
-        .filter_map(|line| str::from_utf8(line).ok())
-        .collect();
-    format!(
-        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-        lines.join("\n")
-    )
 }
 
 /// Sends the request and reads the reply.
@@ -367,20 +351,6 @@ fn keep(data: &Path, identity: &NodeIdentity, file: &AgentFile) -> Result<()> {
         "# What this agent was told when it joined. `roots`, `listen` and `advertise` may be changed;\n# they are read at every start.\n{text}"
     );
     let path = data.join(FILE);
-    let staged = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        if staged.exists() {
-            fs::remove_file(&staged)?;
-        }
-        let mut out = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&staged)?;
-        out.write_all(text.as_bytes())?;
-        out.sync_all()?;
-        fs::rename(&staged, &path)?;
-        fs::File::open(data)?.sync_all()
-    };
-    write().map_err(|error| Failure::condition(format!("cannot write {}: {error}", path.display())))
+    write_private(&path, text.as_bytes())
+        .map_err(|error| Failure::condition(format!("cannot write {}: {error}", path.display())))
 }

@@ -74,7 +74,7 @@ pub use frame::{
 };
 pub use identity::{
     CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,
-    NodeKey,
+    NodeKey, write_private,
 };
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use peer::{ClusterId, IdentityError, PeerExpectation, PeerIdentity, Role};

@@ -1,12 +1,11 @@
 //! The newest orders: verified, kept durably, obeyed also while the master is away.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::{fs, io};
 
 use cdsync_core::ids::ServerId;
 use cdsync_core::wire::{Epoch, Orders, SignError, Signed, VerifyingKey, decode, encode};
+use cdsync_transport::write_private;
 use thiserror::Error;
 
 /// The largest file of orders.
@@ -111,19 +110,6 @@ impl OrdersKeeper {
     }
 
     fn keep(&self, signed: &Signed) -> io::Result<()> {
-        let temp = self.file.with_extension("new");
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temp)?;
-        file.write_all(&encode(signed))?;
-        file.sync_all()?;
-        fs::rename(&temp, &self.file)?;
-        if let Some(folder) = self.file.parent() {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
+        write_private(&self.file, &encode(signed))
     }
 }

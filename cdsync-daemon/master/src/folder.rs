@@ -1,9 +1,11 @@
 //! The master's folder: what lies in it, and how it is written.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+
+use cdsync_transport::write_private;
 
 use super::MasterError;
 
@@ -70,25 +72,7 @@ impl Folder {
 
     /// Writes a small file whole, durably and for its owner alone.
     pub(crate) fn write(&self, path: &Path, text: &str) -> Result<(), MasterError> {
-        self.replace(path, text)
-            .map_err(|source| self.failed(path, source))
-    }
-
-    fn replace(&self, path: &Path, text: &str) -> io::Result<()> {
-        let staged = path.with_extension("new");
-        match fs::remove_file(&staged) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&staged)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&staged, path)?;
-        File::open(&self.path)?.sync_all()
+        write_private(path, text.as_bytes()).map_err(|source| self.failed(path, source))
     }
 
     fn failed(&self, path: &Path, source: io::Error) -> MasterError {

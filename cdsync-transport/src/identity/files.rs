@@ -25,13 +25,18 @@ pub(super) fn read(path: &Path) -> Result<String, CertificateError> {
 
 /// Writes mode 0600 beside the place, then renames: a crash leaves the old file or the new one.
 pub(super) fn write(path: &Path, text: &str) -> Result<(), CertificateError> {
-    replace(path, text).map_err(|source| CertificateError::File {
+    write_private(path, text.as_bytes()).map_err(|source| CertificateError::File {
         path: path.to_owned(),
         source,
     })
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+/// Writes a small file whole, durably, and for its owner alone (mode 0600): a crash leaves the old
+/// one or the new one. Its folder is made if missing. Blocks.
+///
+/// # Errors
+/// What the system said; retryable.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let parent = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
@@ -48,7 +53,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&staged)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&staged, path)?;
     File::open(parent)?.sync_all()

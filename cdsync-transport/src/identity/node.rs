@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{
+    CertificateParams, CertificateSigningRequest, DistinguishedName, KeyPair,
+    PKCS_ECDSA_P256_SHA256,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
@@ -60,13 +63,26 @@ impl NodeKey {
     /// # Errors
     /// [`CertificateError::Make`], not retryable.
     pub fn signing_request(&self) -> Result<Vec<u8>, CertificateError> {
+        Ok(self.request()?.der().to_vec())
+    }
+
+    /// The same as PEM text, as messages carry it.
+    ///
+    /// # Errors
+    /// As [`NodeKey::signing_request`].
+    pub fn signing_request_pem(&self) -> Result<String, CertificateError> {
+        self.request()?
+            .pem()
+            .map_err(|e| CertificateError::make(&e))
+    }
+
+    fn request(&self) -> Result<CertificateSigningRequest, CertificateError> {
         let pair = KeyPair::from_pem(&self.pem).map_err(|e| CertificateError::pem("key", e))?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        let request = params
+        params
             .serialize_request(&pair)
-            .map_err(|e| CertificateError::make(&e))?;
-        Ok(request.der().to_vec())
+            .map_err(|e| CertificateError::make(&e))
     }
 }
 
