@@ -54,6 +54,7 @@ mod enrol;
 mod error;
 mod frame;
 mod identity;
+mod limit;
 mod memory;
 mod peer;
 mod quic;
@@ -76,6 +77,7 @@ pub use identity::{
     CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,
     NodeKey, write_private,
 };
+pub use limit::{PeerLimit, PeerPlace};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use peer::{ClusterId, IdentityError, PeerExpectation, PeerIdentity, Role};
 pub use quic::{QuicConfig, QuicTransport, enrol_connect};

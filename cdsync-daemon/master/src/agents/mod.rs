@@ -6,7 +6,9 @@ mod join;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cdsync_transport::{CloseCode, Connection, FrameReader, FrameWriter, Role, Transport};
+use cdsync_transport::{
+    CloseCode, Connection, FrameReader, FrameWriter, PeerLimit, Role, Transport,
+};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info_span};
@@ -19,17 +21,36 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Servers that may join at once; more are told to come again.
 const JOINS: usize = 32;
 
+/// Connections that one agent may have: one, and those that it gave up without a word.
+const PEER_CONNECTIONS_MAX: usize = 8;
+
 /// Accepts connections until the transport is closed or `shared` is no longer wanted. Dropping it
 /// ends every connection.
 pub(crate) async fn serve(shared: Arc<Shared>, transport: Arc<dyn Transport>) {
     let joins = Arc::new(Semaphore::new(JOINS));
+    let limit = PeerLimit::new(PEER_CONNECTIONS_MAX);
     let mut tasks = JoinSet::new();
     while let Some(connection) = transport.accept().await {
         while tasks.try_join_next().is_some() {}
         let peer = *connection.peer();
+        // Joining servers have no name yet; they are counted together.
+        let place = match peer.role {
+            Role::Joining => None,
+            _ => match limit.take(peer.server) {
+                None => {
+                    connection.close(CloseCode::LIMIT, "too many connections of one server");
+                    continue;
+                }
+                place => place,
+            },
+        };
         let span = info_span!("peer", %peer, from = %connection.remote_addr());
         let (shared, joins) = (Arc::clone(&shared), Arc::clone(&joins));
-        tasks.spawn(one(shared, connection, joins).instrument(span));
+        let serving = async move {
+            one(shared, connection, joins).await;
+            drop(place);
+        };
+        tasks.spawn(serving.instrument(span));
     }
     tasks.shutdown().await;
 }
