@@ -28,20 +28,32 @@ pub fn changes(record: &Record) -> Vec<Change<'_>> {
             all.push(change);
         }
     }
-    for (index, id) in record.removed.iter().enumerate() {
-        let name = record
-            .names
-            .iter()
-            .filter(|n| n.object.is_none())
-            .nth(index);
+    let mut left = left_by_removed(record, &all);
+    for id in &record.removed {
         all.push(Change {
             op: Op::Delete,
             object: *id,
-            name,
+            name: left.next(),
             from: None,
         });
     }
     all
+}
+
+/// The names that removed objects had, in order: those that are empty now and that nothing moved
+/// from, then those that something else has taken.
+fn left_by_removed<'a>(
+    record: &'a Record,
+    changes: &[Change<'a>],
+) -> impl Iterator<Item = &'a NameState> + use<'a> {
+    let same = |a: &NameState, b: &NameState| a.parent == b.parent && a.name == b.name;
+    let moved_from: Vec<&NameState> = changes.iter().filter_map(|change| change.from).collect();
+    let (empty, taken): (Vec<_>, Vec<_>) = record
+        .names
+        .iter()
+        .filter(|name| !moved_from.iter().any(|from| same(from, name)))
+        .partition(|name| name.object.is_none());
+    empty.into_iter().chain(taken)
 }
 
 fn change_of<'a>(record: &'a Record, state: &ObjectState) -> Option<Change<'a>> {

@@ -121,6 +121,11 @@ fn a_rename_over_is_one_record() {
     assert_eq!(records.len(), 1, "{records:?}");
     assert_eq!(records[0].removed, [b.unwrap()]);
     assert_eq!(object_at(&source, root(), "b"), a);
+    let deleted = crate::change::changes(&records[0])
+        .into_iter()
+        .find(|change| change.op == crate::wire::Op::Delete);
+    let deleted = deleted.and_then(|change| change.name).unwrap();
+    assert_eq!(deleted.name, name("b"), "the log tells where it was");
 }
 
 /// Proves that the rename of a folder with a thousand files is one record of two names.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::places::{Root, resolve};
 use super::{Coordinator, Job};
-use crate::ids::{Label, ServerId};
+use crate::ids::{Label, OriginId, ServerId};
 use crate::job::Mode;
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
@@ -370,7 +370,10 @@ impl Coordinator {
             server: root.server.name.clone(),
             root: root.path.as_str().to_owned(),
             state: state.to_owned(),
-            seq: report.map(|report| report.head),
+            // Without a ledger it has not looked at any number yet.
+            seq: report
+                .filter(|report| report.origin != OriginId(0))
+                .map(|report| report.head),
             runs_done: report.map_or(0, |report| report.run_done.0),
             last_error: reason.map(|reason| peer_text(reason)),
         }

@@ -252,9 +252,10 @@ fn by_stack(close: &quinn::ConnectionClose) -> CloseReason {
     const ALERTS: std::ops::Range<u64> = 0x100..0x200;
     let detail = peer_text(close.to_string().as_bytes());
     match close.error_code {
-        TransportErrorCode::CONNECTION_REFUSED => {
-            CloseReason::by_peer(CloseCode::BUSY, b"too many handshakes")
-        }
+        TransportErrorCode::CONNECTION_REFUSED => CloseReason::by_peer(
+            CloseCode::BUSY,
+            b"it takes no connections now: it is ending, or too many come at once",
+        ),
         code if ALERTS.contains(&u64::from(code)) => CloseReason::HandshakeRefused { detail },
         _ => CloseReason::Protocol { detail },
     }

@@ -94,10 +94,9 @@ impl SourceContext {
         self.order.source.as_ref().ok_or(SourceError::NoOrder)
     }
 
-    fn report(&self, state: SourceState, error: Option<String>) {
-        let (origin, head) = self.served().map_or((OriginId(0), Seq(0)), |s| {
-            (s.origin, s.announced.borrow().head)
-        });
+    /// Reports that no engine runs; `known` is what the last one had announced.
+    fn report(&self, state: SourceState, known: (OriginId, Seq), error: Option<String>) {
+        let (origin, head) = known;
         self.board.source(
             self.order.job,
             Some(SourceReport {
@@ -208,12 +207,16 @@ impl Drop for Source {
 
 /// Runs engines one after another until told to stop.
 fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox<Input>) {
+    let mut known = (OriginId(0), Seq(0));
     loop {
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
             Engine::open(&context, mailbox.begin(inbox))
                 .and_then(|mut engine| engine.run(&mut context, inbox))
         }))
         .unwrap_or(Err(SourceError::Panicked));
+        if let Some(served) = context.served() {
+            known = (served.origin, served.announced.borrow().head);
+        }
         context.serve(None);
         match outcome {
             Ok(Ended::Stop) => break,
@@ -225,6 +228,7 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox
                     SourceState::Halted {
                         reason: reason.clone(),
                     },
+                    known,
                     Some(reason.clone()),
                 );
                 if !wait_for_resume(&mut context, inbox, &reason) {
@@ -238,6 +242,7 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox
                     SourceState::Failed {
                         reason: reason.clone(),
                     },
+                    known,
                     Some(reason.clone()),
                 );
                 if !pause(&mut context, inbox, RETRY, &reason) {
