@@ -20,17 +20,20 @@ pub struct BatchLimits {
     pub records: usize,
     /// Content bytes.
     pub bytes: u64,
+    /// Files whose content changed; one record may go beyond it.
+    pub contents: usize,
     /// The largest file that travels inside a batch, in bytes.
     pub inline: u64,
 }
 
 impl Default for BatchLimits {
-    /// 512 records or 1 MiB, whichever is reached first; files up to one range of 256 KiB inline:
+    /// 512 records, 1 MiB or 16,384 contents, whichever is reached first; files up to one range of 256 KiB inline:
     /// a stream of its own costs more than it saves below that.
     fn default() -> Self {
         Self {
             records: 512,
             bytes: 1 << 20,
+            contents: 16 * 1024,
             inline: 256 << 10,
         }
     }
@@ -106,7 +109,7 @@ impl OutgoingStream {
     ) -> Result<Outgoing, TableError> {
         self.folders.forget();
         let mut out = Outgoing::default();
-        let mut content = 0;
+        let (mut content, mut contents) = (0, 0);
         log_after(t, after, &mut |bytes, record| {
             if record.seq > upto {
                 return ControlFlow::Break(());
@@ -116,9 +119,13 @@ impl OutgoingStream {
                 .map(|state| size_of(&state.content))
                 .filter(|size| *size <= limits.inline)
                 .sum::<u64>();
+            contents += record.contents().count();
             out.bytes = bytes;
             out.records.push(record);
-            if out.records.len() >= limits.records || content >= limits.bytes {
+            if out.records.len() >= limits.records
+                || content >= limits.bytes
+                || contents >= limits.contents
+            {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())

@@ -132,6 +132,7 @@ impl Session {
             records: 1 + rng.below(12),
             bytes: 1 + rng.below(100) as u64,
             inline: INLINE,
+            contents: 64,
         };
         let upto = source.announced();
         let out = self

@@ -16,8 +16,8 @@ pub use control::{
 };
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{
-    Accepted, BatchHeader, ContentAnswer, ContentHeader, Cursor, FetchRequest, Inline, PeerMessage,
-    RefusedWhy, Subscribe, Tick,
+    Accepted, BATCH_MAX_CONTENTS, BatchHeader, ContentAnswer, ContentHeader, Cursor, FetchRequest,
+    Inline, PeerMessage, RefusedWhy, Subscribe, Tick,
 };
 pub use signed::{
     Adopt, Epoch, Grant, JobOrder, Orders, SIGNED_MAX_BYTES, SignError, Signed, SigningKey,

@@ -12,7 +12,10 @@
 //!   <------- ContentHeader, then ranges (kind RANGE), then ContentEnd; or Refused
 //! ```
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Signed;
 use crate::ids::{IncarnationId, JobId, ObjectId, OriginId};
@@ -125,12 +128,18 @@ pub struct Tick {
     pub complete: bool,
 }
 
+/// The most contents of a batch that are decoded: each takes one byte or more on the wire and some
+/// eighty in memory. An upstream ends a batch far below it.
+pub const BATCH_MAX_CONTENTS: usize = 128 * 1024;
+
 /// What opens a batch frame, behind a `u32` LE length; the inline contents follow in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchHeader {
     /// Records in rising order, none missing between the batch before and this one.
     pub records: Vec<Record>,
-    /// One entry for each file whose content a record of this batch changed, in that order.
+    /// One entry for each file whose content a record of this batch changed, in that order; at most
+    /// [`BATCH_MAX_CONTENTS`].
+    #[serde(deserialize_with = "bounded_contents")]
     pub contents: Vec<Inline>,
     /// Running sum of content bytes of all records up to the last one.
     pub bytes: u64,
@@ -213,4 +222,29 @@ pub struct ContentHeader {
     pub mtime: crate::time::Timestamp,
     /// Tells one attempt to read this version from another.
     pub attempt: u64,
+}
+
+fn bounded_contents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Inline>, D::Error> {
+    struct Bounded;
+
+    impl<'de> Visitor<'de> for Bounded {
+        type Value = Vec<Inline>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {BATCH_MAX_CONTENTS} contents")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut contents = Vec::new();
+            while let Some(content) = seq.next_element()? {
+                if contents.len() >= BATCH_MAX_CONTENTS {
+                    return Err(A::Error::invalid_length(contents.len() + 1, &self));
+                }
+                contents.push(content);
+            }
+            Ok(contents)
+        }
+    }
+
+    deserializer.deserialize_seq(Bounded)
 }

@@ -539,6 +539,22 @@ fn golden_bytes() {
     );
 }
 
+/// Proves that a batch cannot claim more contents than memory should hold: one byte each would
+/// become eighty.
+#[test]
+fn contents_of_a_batch_are_bounded() {
+    let batch = |count| BatchHeader {
+        records: Vec::new(),
+        contents: vec![Inline::Sent; count],
+        bytes: 0,
+        head: Seq(0),
+    };
+    let most = encode(&batch(BATCH_MAX_CONTENTS));
+    assert!(decode::<BatchHeader>(&most).is_ok());
+    let more = encode(&batch(BATCH_MAX_CONTENTS + 1));
+    assert!(decode::<BatchHeader>(&more).is_err());
+}
+
 /// Proves that no message passes cut short, whatever the place, and that none panics.
 #[test]
 fn prefixes_are_refused() {
