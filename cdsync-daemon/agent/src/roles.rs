@@ -1,6 +1,7 @@
 //! The jobs that this server takes part in, as the newest orders say.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -253,18 +254,46 @@ fn ledger_path(folder: &Path, job: JobId, role: &str) -> PathBuf {
     folder.join(format!("{job}-{role}.redb"))
 }
 
-/// Another job's target root of these orders that lies at, above or below this one's.
+/// Another job's target root of these orders that lies at, above or below this one's, by its path
+/// or, through links and mounts, on the disk.
 fn overlap(order: &JobOrder, targets: &[(JobId, RootPath)]) -> Option<String> {
     let own = Path::new(order.target.as_ref()?.root.as_str());
+    let own_chain = folder_ids(own);
     targets
         .iter()
         .filter(|(job, _)| *job < order.job)
         .map(|(_, root)| root)
         .find(|root| {
             let other = Path::new(root.as_str());
-            own.starts_with(other) || other.starts_with(own)
+            own.starts_with(other)
+                || other.starts_with(own)
+                || chains_meet(&own_chain, &folder_ids(other))
         })
         .map(ToString::to_string)
+}
+
+/// A folder by device and inode; `None` where there is none (yet).
+type FolderId = Option<(u64, u64)>;
+
+/// A folder and all those that it lies in, itself first. Through links: what counts is where it
+/// really is.
+fn folder_ids(path: &Path) -> Vec<FolderId> {
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    real.ancestors()
+        .map(|folder| {
+            let found = std::fs::metadata(folder).ok()?;
+            Some((found.dev(), found.ino()))
+        })
+        .collect()
+}
+
+/// Whether one folder is the other, or lies in it.
+fn chains_meet(a: &[FolderId], b: &[FolderId]) -> bool {
+    let within = |inner: &[FolderId], outer: &[FolderId]| {
+        let outer = outer.first().copied().flatten();
+        outer.is_some() && inner.contains(&outer)
+    };
+    within(a, b) || within(b, a)
 }
 
 fn explain(running: &Running, path: Vec<u8>) -> Result<Vec<String>, String> {
@@ -349,5 +378,58 @@ fn why_missing(order: &JobOrder, path: &RelPath) -> String {
         "the job's filter excludes it".to_owned()
     } else {
         "not in the ledger: it does not exist, or is not recorded yet".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use cdsync_core::filter::FilterSpec;
+    use cdsync_core::ids::Label;
+    use cdsync_core::job::Mode;
+    use cdsync_core::wire::{Adopt, Signed, TargetOrder};
+
+    use super::*;
+
+    fn order(job: u64, root: &Path) -> JobOrder {
+        JobOrder {
+            job: JobId(job),
+            name: Label::new("site").unwrap(),
+            mode: Mode::Realtime,
+            filter: FilterSpec::default(),
+            paused: false,
+            max_age_ms: 5000,
+            source: None,
+            target: Some(TargetOrder {
+                root: RootPath::new(root.to_str().unwrap()).unwrap(),
+                upstreams: Vec::new(),
+                adopt: Adopt::Ask,
+                resume: 0,
+                grant: Signed::default(),
+            }),
+        }
+    }
+
+    /// Proves that two jobs cannot fill one folder through two paths, nor one inside the other, and
+    /// that folders beside each other are no overlap.
+    #[test]
+    fn overlaps_are_seen_through_other_paths() {
+        let space = tempfile::tempdir().unwrap();
+        let at = |name: &str| space.path().join(name);
+        for folder in ["real/inner", "beside"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        symlink(at("real"), at("link")).unwrap();
+        let overlaps = |first: &str, second: &str| {
+            let (first, second) = (order(1, &at(first)), order(2, &at(second)));
+            let root = first.target.as_ref().unwrap().root.clone();
+            overlap(&second, &[(JobId(1), root)]).is_some()
+        };
+        assert!(overlaps("real", "link"));
+        assert!(overlaps("real", "link/inner"));
+        assert!(overlaps("link/inner", "real"));
+        assert!(!overlaps("real", "beside"));
+        assert!(!overlaps("link/inner", "beside"));
     }
 }
