@@ -97,6 +97,8 @@ pub struct Coordinator {
     jobs: BTreeMap<JobId, Job>,
     names: BTreeMap<Label, JobId>,
     contacts: BTreeMap<ServerId, Contact>,
+    /// Removed servers, and when.
+    revoked: BTreeMap<ServerId, WallMillis>,
     /// The counter of the newest epoch.
     counter: u64,
     plans: BTreeMap<ServerId, Plan>,
@@ -125,6 +127,7 @@ impl Coordinator {
             jobs: BTreeMap::new(),
             names: BTreeMap::new(),
             contacts: BTreeMap::new(),
+            revoked: BTreeMap::new(),
             counter: 0,
             plans: BTreeMap::new(),
             unsent: BTreeSet::new(),
@@ -137,6 +140,16 @@ impl Coordinator {
         }
         new.replan();
         new
+    }
+
+    /// With the servers that were removed before, and when.
+    #[must_use]
+    pub fn with_revoked(
+        mut self,
+        revoked: impl IntoIterator<Item = (ServerId, WallMillis)>,
+    ) -> Self {
+        self.revoked.extend(revoked);
+        self
     }
 
     /// Whose orders these are.
@@ -286,12 +299,14 @@ impl Coordinator {
         Ok(())
     }
 
-    /// A server was removed: it gets no more orders, nobody else is told to use it, and what it
-    /// reports counts no more.
-    pub fn handle_removed(&mut self, server: ServerId) {
+    /// A server was removed: it gets no more orders, nobody else is told to use it, what it
+    /// reports counts no more, and everybody is told that its grants are void.
+    pub fn handle_removed(&mut self, server: ServerId, now: WallMillis) {
         self.topology.remove(server);
         self.contacts.remove(&server);
+        self.revoked.insert(server, now);
         self.replan();
+        self.tell_all();
     }
 
     /// A server connected and said who it is. Returns whether its address or roots are news, which

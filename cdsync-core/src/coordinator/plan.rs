@@ -14,6 +14,9 @@ use crate::wire::{
 /// How long orders and grants hold without hearing from the master.
 pub const LEASE: Duration = Duration::from_hours(7 * 24);
 
+/// How much longer than a lease a removed server is named: clocks differ.
+const REVOKED_LONGER: Duration = Duration::from_hours(24);
+
 /// What a server was last told to do.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -94,6 +97,27 @@ impl Coordinator {
         }
     }
 
+    /// Everybody's orders say something new, under one new epoch.
+    pub(super) fn tell_all(&mut self) {
+        self.counter += 1;
+        let epoch = self.epoch();
+        for (server, plan) in &mut self.plans {
+            plan.epoch = epoch;
+            plan.issued = None;
+            self.unsent.insert(*server);
+        }
+    }
+
+    /// Servers whose grants may not have ended yet although they were removed.
+    fn revoked_at(&self, now: WallMillis) -> Vec<ServerId> {
+        let kept = millis(LEASE + REVOKED_LONGER);
+        self.revoked
+            .iter()
+            .filter(|(_, at)| at.0.saturating_add(kept) > now.0)
+            .map(|(server, _)| *server)
+            .collect()
+    }
+
     /// Its orders are to be sent; a server that is away gets them when it is back.
     fn tell(&mut self, server: ServerId) {
         if self.is_connected(server) {
@@ -109,6 +133,7 @@ impl Coordinator {
             .iter()
             .find(|server| self.is_connected(**server))?;
         self.unsent.remove(&server);
+        let revoked = self.revoked_at(now);
         let plan = self.plans.get_mut(&server)?;
         plan.issued = Some(now);
         let (epoch, mut jobs) = (plan.epoch, plan.jobs.clone());
@@ -132,6 +157,7 @@ impl Coordinator {
             issued: now,
             lease_until,
             jobs,
+            revoked,
         });
         Some(OrdersFor {
             server,

@@ -578,7 +578,7 @@ fn a_removed_server_is_forgotten() {
         false,
     );
     bed.orders();
-    bed.coordinator.handle_removed(ServerId(1));
+    bed.coordinator.handle_removed(ServerId(1), bed.now);
     let orders = bed.orders();
     assert_eq!(orders.keys().copied().collect::<Vec<_>>(), [ServerId(2)]);
     assert!(orders[&ServerId(2)].jobs.is_empty());
@@ -644,7 +644,7 @@ fn apply(coordinator: &mut Coordinator, step: Step, now: &mut WallMillis) {
             let group = groups[usize::from(group)];
             let _ = coordinator.handle_joined(server(id, &format!("s{id}"), "r", group));
         }
-        Step::Remove(id) => coordinator.handle_removed(ServerId(id)),
+        Step::Remove(id) => coordinator.handle_removed(ServerId(id), *now),
         Step::Hello(id) => {
             coordinator.handle_hello(ServerId(id), hello("x"), *now);
         }
@@ -741,5 +741,32 @@ proptest! {
             }
             prop_assert!(coordinator.servers(now).len() <= 5);
         }
+    }
+}
+
+/// Proves that everybody is told of a removed server, under a new epoch, until its grants have
+/// ended, also by a master that was started since.
+#[test]
+fn removed_servers_are_told_to_everybody() {
+    let mut bed = Bed::new();
+    bed.orders();
+    let (before, edge) = (bed.coordinator.epoch(), bed.id("edge-1"));
+    bed.coordinator.handle_removed(edge, bed.now);
+    let orders = bed.orders();
+    assert!(orders.contains_key(&bed.id("origin")) && !orders.contains_key(&edge));
+    for told in orders.values() {
+        assert!(told.epoch > before);
+        assert_eq!(told.revoked, [edge]);
+    }
+    let key = || SigningKey::from_seed(&[5; 32]);
+    let later = |days: u64| WallMillis(bed.now.0 + days * 24 * 3_600_000);
+    for (days, named) in [(7, true), (9, false)] {
+        let servers: Vec<_> = bed.coordinator.topology().iter().cloned().collect();
+        let mut next = Coordinator::new(bed.coordinator.identity(), key(), servers, [])
+            .with_revoked([(edge, bed.now)]);
+        next.handle_hello(ServerId(1), hello("origin"), later(days));
+        let told = next.poll_orders(later(days)).unwrap();
+        let told: Orders = told.orders.verify(&key().verifying_key()).unwrap();
+        assert_eq!(told.revoked.contains(&edge), named);
     }
 }

@@ -51,6 +51,9 @@ pub struct Orders {
     pub lease_until: WallMillis,
     /// The jobs.
     pub jobs: Vec<JobOrder>,
+    /// Servers that are no members any more: whatever grant they show is void. Those whose grants
+    /// have ended by now are left out.
+    pub revoked: Vec<ServerId>,
 }
 
 /// One job's part of an [`Orders`].

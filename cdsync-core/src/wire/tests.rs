@@ -475,6 +475,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
                 grant: Signed::default(),
             }),
         }],
+        revoked: vec![ServerId(4)],
     };
     let request = JoinRequest {
         secret: vec![1, 2],
@@ -498,7 +499,8 @@ fn signed_and_enrolment() -> Vec<Golden> {
              01 02 2f73 01 02        ; source: root, run, resume
              01 02 2f74              ; target: root
              01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt
-             03 00 00                ; resume, grant",
+             03 00 00                ; resume, grant
+             01 04                   ; revoked",
         ),
         Golden::of(
             "join request",

@@ -9,10 +9,12 @@ use cdsync_core::ids::{Label, ServerId};
 use cdsync_core::wire::VerifyingKey;
 use cdsync_transport::{AutoTransport, BindError, DialOver, NodeIdentity, QuicConfig, Transport};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::board::Board;
 use crate::control::{self, Control};
+use crate::lease;
 use crate::orders::OrdersKeeper;
 use crate::roles::{Roles, RolesContext};
 use crate::serve::{self, Readers, Serving};
@@ -111,17 +113,30 @@ impl Agent {
             config.server,
             config.cluster,
         );
+        let (newest, watched) = watch::channel(keeper.current().cloned());
         if let Some(orders) = keeper.current() {
-            control::follow(&roles, orders.clone());
+            serving.revoke(&orders.revoked);
+            serving.clock.seen(orders.issued);
+            control::follow(&roles, serving.clock.in_force(orders.clone()));
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve::accept(shared, serving));
+        let (clock, following) = (Arc::clone(&serving.clock), Arc::clone(&roles));
+        tasks.spawn(lease::watch_end(
+            Arc::clone(&clock),
+            watched,
+            move |orders| {
+                control::follow(&following, clock.in_force(orders));
+            },
+        ));
+        tasks.spawn(serve::accept(shared, Arc::clone(&serving)));
         let control = Control {
             config: Arc::new(config),
             transport: Arc::clone(&transport),
             board,
             keeper,
             roles: Arc::clone(&roles),
+            serving,
+            newest,
         };
         tasks.spawn(control.run());
         Ok(Self {

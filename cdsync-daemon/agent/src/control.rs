@@ -13,7 +13,7 @@ use cdsync_transport::{
     FrameWriter, NodeIdentity, PeerExpectation, Transport,
 };
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::agent::AgentConfig;
@@ -21,6 +21,7 @@ use crate::board::Board;
 use crate::clock::random_id;
 use crate::orders::OrdersKeeper;
 use crate::roles::{Asked, Roles};
+use crate::serve::Serving;
 use crate::source::chain;
 
 /// The first wait before the master is tried again, doubled with each failure.
@@ -56,6 +57,9 @@ pub(crate) struct Control {
     pub(crate) board: Arc<Board>,
     pub(crate) keeper: OrdersKeeper,
     pub(crate) roles: Arc<Mutex<Roles>>,
+    pub(crate) serving: Arc<Serving>,
+    /// The newest orders, for whoever watches the end of their lease.
+    pub(crate) newest: watch::Sender<Option<Orders>>,
 }
 
 impl Control {
@@ -156,7 +160,13 @@ impl Control {
         match message {
             MasterMessage::Welcome { .. } => {}
             MasterMessage::Orders(signed) => match self.keeper.take(&signed) {
-                Ok(orders) => follow(&self.roles, orders.clone()),
+                Ok(orders) => {
+                    // At once, not behind engines that end.
+                    self.serving.revoke(&orders.revoked);
+                    self.serving.clock.seen(orders.issued);
+                    self.newest.send_replace(Some(orders.clone()));
+                    follow(&self.roles, self.serving.clock.in_force(orders.clone()));
+                }
                 Err(error) => tracing::warn!(error = chain(&error), "orders are not followed"),
             },
             MasterMessage::Ask { id, ask } => {
@@ -198,11 +208,8 @@ impl Control {
     }
 
     async fn ask_renewal(&self, writer: &mut FrameWriter) -> Result<(), ControlError> {
-        match self.transport.node().key().signing_request() {
-            Ok(der) => {
-                let csr = to_pem(&der);
-                write(writer, &AgentMessage::Renew { csr }).await
-            }
+        match self.transport.node().key().signing_request_pem() {
+            Ok(csr) => write(writer, &AgentMessage::Renew { csr }).await,
             Err(error) => {
                 tracing::error!(error = chain(&error), "no certificate can be asked for");
                 Ok(())
@@ -244,35 +251,6 @@ pub(crate) fn follow(roles: &Arc<Mutex<Roles>>, orders: Orders) {
             .unwrap_or_else(PoisonError::into_inner)
             .follow(&orders);
     });
-}
-
-/// A certificate request in PEM.
-fn to_pem(der: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::from("-----BEGIN CERTIFICATE REQUEST-----\n");
-    let mut column = 0;
-    for chunk in der.chunks(3) {
-        let b = [
-            chunk[0],
-            *chunk.get(1).unwrap_or(&0),
-            *chunk.get(2).unwrap_or(&0),
-        ];
-        let n = u32::from(b[0]) << 16 | u32::from(b[1]) << 8 | u32::from(b[2]);
-        for i in 0..4 {
-            let c = ALPHABET[(n >> (18 - 6 * i) & 63) as usize];
-            text.push(if i <= chunk.len() { c as char } else { '=' });
-        }
-        column += 4;
-        if column == 64 {
-            text.push('\n');
-            column = 0;
-        }
-    }
-    if column > 0 {
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE REQUEST-----\n");
-    text
 }
 
 async fn write(writer: &mut FrameWriter, message: &AgentMessage) -> Result<(), ControlError> {

@@ -18,6 +18,7 @@ mod board;
 mod clock;
 mod control;
 mod joblog;
+mod lease;
 mod mailbox;
 mod orders;
 mod roles;

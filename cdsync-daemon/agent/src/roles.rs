@@ -11,6 +11,7 @@ use cdsync_core::ledger::access;
 use cdsync_core::ledger::object::Kind;
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::{Name, RelPath};
+use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{Answer, Ask, Epoch, JobOrder, LogLine, Orders};
 use cdsync_fs::WatchHub;
 use cdsync_transport::Transport;
@@ -39,8 +40,8 @@ pub(crate) struct Roles {
     context: RolesContext,
     hub: Arc<WatchHub>,
     jobs: BTreeMap<JobId, Running>,
-    /// Of the newest orders followed.
-    epoch: Epoch,
+    /// Of the newest orders followed, with the end of their lease.
+    newest: (Epoch, WallMillis),
 }
 
 #[derive(Debug)]
@@ -59,17 +60,18 @@ impl Roles {
             context,
             hub: Arc::new(WatchHub::new()),
             jobs: BTreeMap::new(),
-            epoch: Epoch::default(),
+            newest: (Epoch::default(), WallMillis(0)),
         }
     }
 
     /// Follows orders. Blocks while engines end, so it belongs on a thread that may wait.
     pub(crate) fn follow(&mut self, orders: &Orders) {
         // Threads that bring them may overtake each other.
-        if orders.epoch < self.epoch {
+        let newest = (orders.epoch, orders.lease_until);
+        if newest < self.newest {
             return;
         }
-        self.epoch = orders.epoch;
+        self.newest = newest;
         let wanted: Vec<JobId> = orders.jobs.iter().map(|order| order.job).collect();
         let gone: Vec<JobId> = self
             .jobs

@@ -161,7 +161,8 @@ impl Master {
             instance: loaded.master.instance,
             term: loaded.term,
         };
-        let coordinator = Coordinator::new(identity, key, loaded.servers, loaded.jobs);
+        let coordinator = Coordinator::new(identity, key, loaded.servers, loaded.jobs)
+            .with_revoked(loaded.revoked);
         let shared = Arc::new(Shared::new(coordinator, store, authority, facts));
         Ok(Self {
             shared,

@@ -169,7 +169,7 @@ impl Shared {
         self.store(move |store| rows::revoke_server(store, id, now()))
             .await?;
         let live = self.input(|state| {
-            state.coordinator.handle_removed(id);
+            state.coordinator.handle_removed(id, now());
             state.live.remove(&id)
         });
         if let Some(live) = live {

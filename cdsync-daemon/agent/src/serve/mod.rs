@@ -6,23 +6,24 @@ mod fetch;
 mod readers;
 mod subscription;
 
-use std::collections::{BTreeMap, VecDeque, btree_map};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::ids::{JobId, ServerId};
+use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
     Grant, PeerMessage, RefusedWhy, SignError, Signed, VerifyingKey, decode, encode, kind,
 };
 use cdsync_transport::{
-    CloseCode, Connection, FrameError, FrameReader, FrameWriter, Role, Stream, Transport,
+    CloseCode, Connection, FrameError, FrameReader, FrameWriter, PeerLimit, Role, Stream, Transport,
 };
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::clock::wall;
+use crate::lease::LeaseClock;
 use crate::source::Served;
 pub(crate) use readers::Readers;
 
@@ -32,6 +33,8 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 const REQUEST_MAX_BYTES: usize = 64 << 10;
 /// How many connections are served at once.
 const CONNECTIONS_MAX: usize = 4096;
+/// How many of them one peer may have: one for each job and one to spare, of the largest clusters.
+const PEER_CONNECTIONS_MAX: usize = 256;
 /// How many streams of one connection are served at once.
 const STREAMS_MAX: usize = 64;
 /// How many grants are remembered as verified: one for each target and job, of the usual size.
@@ -51,6 +54,10 @@ pub(crate) struct Serving {
     verified: Mutex<VecDeque<(Signed, Grant)>>,
     pub(crate) readers: Readers,
     fetches: Semaphore,
+    /// Servers that are no members any more, as the newest orders say.
+    revoked: watch::Sender<BTreeSet<ServerId>>,
+    /// What the ends of leases and grants are compared with.
+    pub(crate) clock: Arc<LeaseClock>,
 }
 
 #[derive(Debug)]
@@ -90,8 +97,8 @@ impl ServeError {
 struct Entitled {
     served: Arc<Served>,
     paused: watch::Receiver<bool>,
-    /// Until the grant ends.
-    left: Duration,
+    /// When the grant ends.
+    until: WallMillis,
 }
 
 impl Serving {
@@ -104,7 +111,14 @@ impl Serving {
             verified: Mutex::default(),
             readers,
             fetches,
+            revoked: watch::Sender::new(BTreeSet::new()),
+            clock: Arc::new(LeaseClock::start()),
         }
+    }
+
+    /// These servers' grants are void, and what runs by them ends now.
+    pub(crate) fn revoke(&self, servers: &[ServerId]) {
+        self.revoked.send_replace(servers.iter().copied().collect());
     }
 
     pub(crate) fn put(&self, job: JobId, slot: Slot, paused: bool) {
@@ -155,7 +169,10 @@ impl Serving {
         if grant.holder != peer {
             return Err(refuse("the grant is for another server"));
         }
-        if grant.until < wall() {
+        if self.revoked.borrow().contains(&peer) {
+            return Err(refuse(REVOKED));
+        }
+        if self.clock.left(grant.until).is_zero() {
             return Err(refuse(
                 "the grant has ended; the master must be reached for a new one",
             ));
@@ -183,18 +200,43 @@ impl Serving {
                 "the source is not running: see its state",
             )
         })?;
-        let left = Duration::from_millis(grant.until.0.saturating_sub(wall().0));
         Ok(Entitled {
             served,
             paused,
-            left,
+            until: grant.until,
         })
     }
+
+    /// Waits until a peer may not have it any more, and says why. Cancel safe.
+    async fn withdrawn(
+        &self,
+        peer: ServerId,
+        until: WallMillis,
+        mut paused: watch::Receiver<bool>,
+    ) -> ServeError {
+        let mut revoked = self.revoked.subscribe();
+        tokio::select! {
+            () = self.clock.wait(until) => {
+                ServeError::refused(RefusedWhy::Grant, "the grant has ended")
+            }
+            _ = revoked.wait_for(|revoked| revoked.contains(&peer)) => {
+                ServeError::refused(RefusedWhy::Grant, REVOKED)
+            }
+            // An error: the job is no more.
+            _ = paused.wait_for(|paused| *paused) => {
+                let reason = "the job was paused or removed";
+                ServeError::refused(RefusedWhy::NotServing, reason)
+            }
+        }
+    }
 }
+
+const REVOKED: &str = "the server was removed from the cluster";
 
 /// Accepts and serves until dropped or the transport is closed.
 pub(crate) async fn accept(transport: Arc<dyn Transport>, serving: Arc<Serving>) {
     let mut connections = JoinSet::new();
+    let limit = PeerLimit::new(PEER_CONNECTIONS_MAX);
     while let Some(connection) = transport.accept().await {
         while connections.try_join_next().is_some() {}
         if connection.peer().role != Role::Agent || connections.len() >= CONNECTIONS_MAX {
@@ -204,7 +246,15 @@ pub(crate) async fn accept(transport: Arc<dyn Transport>, serving: Arc<Serving>)
             );
             continue;
         }
-        connections.spawn(serve_connection(connection, Arc::clone(&serving)));
+        let Some(place) = limit.take(connection.peer().server) else {
+            connection.close(CloseCode::LIMIT, "too many connections of one server");
+            continue;
+        };
+        let serving = Arc::clone(&serving);
+        connections.spawn(async move {
+            serve_connection(connection, serving).await;
+            drop(place);
+        });
     }
 }
 
@@ -279,30 +329,31 @@ async fn serve_request(
     }
     match decode::<PeerMessage>(&frame.payload) {
         Ok(PeerMessage::Subscribe(subscribe)) => {
-            let entitled = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
-            let (served, mut paused) = (entitled.served, entitled.paused);
+            let Entitled {
+                served,
+                paused,
+                until,
+            } = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
             tokio::select! {
                 ended = subscription::serve(&served, &subscribe, serving, writer, reader) => ended,
-                () = tokio::time::sleep(entitled.left) => {
-                    Err(ServeError::refused(RefusedWhy::Grant, "the grant has ended"))
-                }
-                // An error: the job is no more.
-                _ = paused.wait_for(|paused| *paused) => {
-                    let reason = "the job was paused or removed";
-                    Err(ServeError::refused(RefusedWhy::NotServing, reason))
-                }
+                why = serving.withdrawn(peer, until, paused) => Err(why),
             }
         }
         Ok(PeerMessage::Fetch(request)) => {
-            let served = serving.entitled(peer, request.job, &request.grant)?.served;
-            let permit = serving
-                .fetches
-                .acquire()
-                .await
-                .map_err(|_| ServeError::Ending)?;
-            let result = fetch::serve(&served, &request, writer).await;
-            drop(permit);
-            result
+            let Entitled {
+                served,
+                paused,
+                until,
+            } = serving.entitled(peer, request.job, &request.grant)?;
+            let fetch = async {
+                let permit = serving.fetches.acquire().await;
+                let _permit = permit.map_err(|_| ServeError::Ending)?;
+                fetch::serve(&served, &request, writer).await
+            };
+            tokio::select! {
+                ended = fetch => ended,
+                why = serving.withdrawn(peer, until, paused) => Err(why),
+            }
         }
         Ok(_) => Err(ServeError::Protocol(
             "a stream began with the wrong message",
@@ -315,4 +366,68 @@ async fn write(writer: &mut FrameWriter, message: &PeerMessage) -> Result<(), Se
     Ok(writer
         .write(kind::MESSAGE, &[Bytes::from(encode(message))])
         .await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use cdsync_core::wire::{Epoch, SigningKey};
+
+    use super::*;
+    use crate::clock::wall;
+
+    const PEER: ServerId = ServerId(7);
+    const JOB: JobId = JobId(8);
+
+    fn serving() -> (Serving, Signed) {
+        let key = SigningKey::from_seed(&[3; 32]);
+        let grant = key.sign(&Grant {
+            cluster: 1,
+            job: JOB,
+            holder: PEER,
+            epoch: Epoch::default(),
+            until: WallMillis(wall().0 + 1_000_000),
+        });
+        let serving = Serving::new(key.verifying_key(), 1, Readers::start().unwrap());
+        (serving, grant)
+    }
+
+    fn why(refused: Result<Entitled, ServeError>) -> RefusedWhy {
+        match refused {
+            Err(ServeError::Refused { why, .. }) => why,
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("there is no such job"),
+        }
+    }
+
+    /// Proves that a removed server's grant is void at once, and what runs by it ends.
+    #[tokio::test]
+    async fn a_removed_server_is_served_no_more() {
+        let (serving, grant) = serving();
+        let no_job = why(serving.entitled(PEER, JOB, &grant));
+        assert_eq!(no_job, RefusedWhy::NoSuchJob, "the grant is good");
+        let paused = watch::Sender::new(false);
+        let until = WallMillis(wall().0 + 1_000_000);
+        let running = serving.withdrawn(PEER, until, paused.subscribe());
+        tokio::pin!(running);
+        tokio::select! {
+            biased;
+            ended = &mut running => panic!("{ended}"),
+            () = std::future::ready(()) => {}
+        }
+        serving.revoke(&[PEER]);
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await;
+        let Ok(ServeError::Refused { why: ended, .. }) = ended else {
+            panic!("it ends by a refusal");
+        };
+        assert_eq!(ended, RefusedWhy::Grant);
+        assert_eq!(why(serving.entitled(PEER, JOB, &grant)), RefusedWhy::Grant);
+    }
+
+    /// Proves that a grant ends by the clock that never runs backwards.
+    #[tokio::test]
+    async fn grants_end_as_time_passes() {
+        let (serving, grant) = serving();
+        serving.clock.seen(WallMillis(wall().0 + 2_000_000));
+        assert_eq!(why(serving.entitled(PEER, JOB, &grant)), RefusedWhy::Grant);
+    }
 }

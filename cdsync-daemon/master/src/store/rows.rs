@@ -77,6 +77,8 @@ pub(crate) struct Loaded {
     pub(crate) owner: [u8; 32],
     pub(crate) servers: Vec<Server>,
     pub(crate) jobs: Vec<Job>,
+    /// Servers that were removed, and when.
+    pub(crate) revoked: Vec<(ServerId, WallMillis)>,
 }
 
 /// Writes a new master, over whatever was there.
@@ -112,16 +114,32 @@ pub(crate) fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
         let owner = owner.ok_or_else(|| missing("the owner's row is not there"))?;
         let servers = all(tx, Collection::Servers)?;
         let jobs = all(tx, Collection::Jobs)?;
+        let revoked = revoked(tx)?;
         loaded = Some(Loaded {
             master,
             term,
             owner,
             servers,
             jobs,
+            revoked,
         });
         Ok(())
     })?;
     loaded.ok_or_else(|| StoreError::Database("the transaction did not run".to_owned()))
+}
+
+fn revoked(tx: &dyn Transaction) -> Result<Vec<(ServerId, WallMillis)>, StoreError> {
+    let rows = tx.list(Collection::Revoked)?;
+    rows.iter()
+        .map(|(key, value)| {
+            let id = key.as_slice().try_into().map_err(|_| StoreError::Corrupt {
+                collection: Collection::Revoked.name(),
+                detail: "a key is not a server's id".to_owned(),
+            })?;
+            let at = decode(Collection::Revoked, value)?;
+            Ok((ServerId(u64::from_be_bytes(id)), at))
+        })
+        .collect()
 }
 
 pub(crate) fn put_job(store: &dyn Store, job: &Job) -> Result<(), StoreError> {
