@@ -127,6 +127,45 @@ fn agents_without_root_carry_the_same() {
     }
 }
 
+/// Proves that `job wait` fails by name while the source's agent may not look into a folder, that
+/// nothing of it is taken for gone, and that it comes by itself once it may be looked into.
+#[test]
+fn a_folder_that_cannot_be_listed_fails_the_wait() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !is_root() {
+        eprintln!("SKIPPED: a folder that cannot be listed (needs root)");
+        return;
+    }
+    let mut cluster = Cluster::start();
+    let [source, target] = ["source", "target"].map(|name| cluster.space.folder(name));
+    for folder in [&source, &target] {
+        std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let secret = source.join("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::write(secret.join("inside"), "inside").unwrap();
+    fs::write(source.join("open"), "open").unwrap();
+    let allow = |mode| fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).unwrap();
+    allow(0o700);
+    cluster.agent_as("origin", NOBODY, &[&source]);
+    cluster.agent_as("edge", NOBODY, &[&target]);
+    cluster.job("site", ("origin", &source), &[("edge", &target)]);
+    let said = cluster
+        .cdsync("job wait site --timeout 60s --json".split(' '))
+        .expect(1)
+        .json();
+    let laggard = &said["laggards"][0];
+    assert_eq!(laggard["server"], "origin", "{said}");
+    let path = laggard["paths"][0].as_str().unwrap();
+    assert!(path.starts_with("secret: "), "{said}");
+    allow(0o755);
+    cluster.wait("site");
+    assert_eq!(
+        fs::read_to_string(target.join("secret/inside")).unwrap(),
+        "inside"
+    );
+}
+
 /// Proves that the rename of a folder with most of a larger tree is one record, and at the target
 /// soon, without its content being sent again.
 #[test]
