@@ -73,8 +73,9 @@ def show_phases(result):
     rows = [("phase", "made s", "wait s", "wall s", "cpu s", "peak MiB", "wire MB", "equal")]
     print(f"  seed {result['seed']}; of " + ", ".join(result["phases"][0]["cpu_s"]))
     for phase in result["phases"]:
-        rows.append((phase["phase"], *(f"{phase[key]:.3f}" if phase.get(key) is not None else "-" for key in ("made_s", "wait_s", "wall_s")),
-                     " ".join(f"{seconds:.2f}" for seconds in phase["cpu_s"].values()),
+        seconds = [phase.get(key) for key in ("made_s", "wait_s", "wall_s")]
+        rows.append((phase["phase"], *("-" if value is None else f"{value:.3f}" for value in seconds),
+                     " ".join(f"{value:.2f}" for value in phase["cpu_s"].values()),
                      " ".join(f"{mib:.0f}" for mib in phase["peak_mib"].values()),
                      " ".join(wire(count) for count in phase["wire_bytes"].values()),
                      " ".join(f"{server}: {'yes' if equal else 'NO'}" for server, equal in phase["equal"].items())))
