@@ -171,7 +171,7 @@ class Churn(Scenario):
         """To the other version, and then everything that is no version at all."""
         developer, options = self.developer, self.options
         switch = Switch(system.source, self.old, self.new)
-        third = [count // 3 for count in (options.churn_edits, options.churn_deletes, options.churn_moves)]
+        third = [-(-count // 3) for count in (options.churn_edits, options.churn_deletes, options.churn_moves)]
         with Phase(system, "another version, edits, deletes, moves, renames") as phase:
             counts = switch.go()
             developer.small_changes(*third)
