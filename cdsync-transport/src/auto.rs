@@ -94,56 +94,56 @@ impl AutoTransport {
         self.quic.set_node(node.clone())?;
         self.tcp.set_node(node)
     }
+}
 
-    async fn either(
-        &self,
-        addr: &str,
-        expect: &PeerExpectation,
-    ) -> Result<Arc<dyn Connection>, ConnectError> {
-        let mut tcp = std::pin::pin!(self.tcp.connect(addr, expect));
-        let mut quic = std::pin::pin!(self.quic.connect(addr, expect));
-        // The head start, then both: until one is there.
-        let first = match timeout(HEAD_START, &mut tcp).await {
-            Ok(outcome) => First::Tcp(outcome),
-            Err(_) => tokio::select! {
-                biased;
-                outcome = &mut tcp => First::Tcp(outcome),
-                outcome = &mut quic => First::Quic(outcome),
-            },
-        };
-        match first {
-            First::Tcp(Ok(tcp)) if is_short(&*tcp) => Ok(chosen(addr, "TCP", "a short way", tcp)),
-            First::Tcp(Ok(tcp)) => match timeout(FAIR_WAIT, quic).await {
-                Ok(Ok(quic)) if !is_short(&*quic) => {
-                    tcp.close(CloseCode::DONE, "QUIC is taken");
-                    Ok(chosen(addr, "QUIC", "a long way", quic))
-                }
-                Ok(Ok(quic)) => {
-                    quic.close(CloseCode::DONE, "TCP is taken");
-                    Ok(chosen(addr, "TCP", "a short way after all", tcp))
-                }
-                _ => Ok(chosen(addr, "TCP", "QUIC does not pass", tcp)),
-            },
-            First::Quic(Ok(quic)) if is_short(&*quic) => match timeout(FAIR_WAIT, tcp).await {
-                Ok(Ok(tcp)) => {
-                    quic.close(CloseCode::DONE, "TCP is taken");
-                    Ok(chosen(addr, "TCP", "a short way", tcp))
-                }
-                _ => Ok(chosen(addr, "QUIC", "TCP does not pass", quic)),
-            },
-            First::Quic(Ok(quic)) => Ok(chosen(addr, "QUIC", "it was first", quic)),
-            First::Tcp(Err(error @ (ConnectError::Resolve { .. } | ConnectError::Closed))) => {
-                Err(error)
+/// Takes one of two attempts at the same peer. TCP is begun first; QUIC follows after its head
+/// start, or when TCP has failed or leads a long way.
+async fn race(
+    addr: &str,
+    tcp: impl Future<Output = Result<Arc<dyn Connection>, ConnectError>>,
+    quic: impl Future<Output = Result<Arc<dyn Connection>, ConnectError>>,
+) -> Result<Arc<dyn Connection>, ConnectError> {
+    let (mut tcp, mut quic) = (std::pin::pin!(tcp), std::pin::pin!(quic));
+    let first = match timeout(HEAD_START, &mut tcp).await {
+        Ok(outcome) => First::Tcp(outcome),
+        Err(_) => tokio::select! {
+            biased;
+            outcome = &mut tcp => First::Tcp(outcome),
+            outcome = &mut quic => First::Quic(outcome),
+        },
+    };
+    match first {
+        First::Tcp(Ok(tcp)) if is_short(&*tcp) => Ok(chosen(addr, "TCP", "a short way", tcp)),
+        First::Tcp(Ok(tcp)) => match timeout(FAIR_WAIT, quic).await {
+            Ok(Ok(quic)) if !is_short(&*quic) => {
+                tcp.close(CloseCode::DONE, "QUIC is taken");
+                Ok(chosen(addr, "QUIC", "a long way", quic))
             }
-            First::Tcp(Err(error)) => match quic.await {
-                Ok(quic) => Ok(chosen(addr, "QUIC", &error.to_string(), quic)),
-                Err(other) => Err(more_telling(error, other)),
-            },
-            First::Quic(Err(error)) => match tcp.await {
-                Ok(tcp) => Ok(chosen(addr, "TCP", &error.to_string(), tcp)),
-                Err(other) => Err(more_telling(other, error)),
-            },
+            Ok(Ok(quic)) => {
+                quic.close(CloseCode::DONE, "TCP is taken");
+                Ok(chosen(addr, "TCP", "a short way after all", tcp))
+            }
+            _ => Ok(chosen(addr, "TCP", "QUIC does not pass", tcp)),
+        },
+        First::Quic(Ok(quic)) if is_short(&*quic) => match timeout(FAIR_WAIT, tcp).await {
+            Ok(Ok(tcp)) => {
+                quic.close(CloseCode::DONE, "TCP is taken");
+                Ok(chosen(addr, "TCP", "a short way", tcp))
+            }
+            _ => Ok(chosen(addr, "QUIC", "TCP does not pass", quic)),
+        },
+        First::Quic(Ok(quic)) => Ok(chosen(addr, "QUIC", "a long way", quic)),
+        First::Tcp(Err(error @ (ConnectError::Resolve { .. } | ConnectError::Closed))) => {
+            Err(error)
         }
+        First::Tcp(Err(error)) => match quic.await {
+            Ok(quic) => Ok(chosen(addr, "QUIC", &error.to_string(), quic)),
+            Err(other) => Err(more_telling(error, other)),
+        },
+        First::Quic(Err(error)) => match tcp.await {
+            Ok(tcp) => Ok(chosen(addr, "TCP", &error.to_string(), tcp)),
+            Err(other) => Err(more_telling(other, error)),
+        },
     }
 }
 
@@ -190,7 +190,11 @@ impl Transport for AutoTransport {
         expect: &'a PeerExpectation,
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, ConnectError>> {
         match self.over {
-            DialOver::Auto => Box::pin(self.either(addr, expect)),
+            DialOver::Auto => Box::pin(race(
+                addr,
+                self.tcp.connect(addr, expect),
+                self.quic.connect(addr, expect),
+            )),
             DialOver::Quic => self.quic.connect(addr, expect),
             DialOver::Tcp => self.tcp.connect(addr, expect),
         }
@@ -215,5 +219,97 @@ impl Transport for AutoTransport {
         Box::pin(async move {
             tokio::join!(quic, tcp);
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdsync_core::ids::ServerId;
+
+    use super::*;
+    use crate::connection::{LinkStats, Stream};
+    use crate::error::CloseReason;
+    use crate::memory::MemoryNetwork;
+    use crate::peer::{ClusterId, PeerIdentity};
+
+    /// A connection that claims another round trip.
+    #[derive(Debug)]
+    struct Far(Arc<dyn Connection>, Duration);
+
+    impl Connection for Far {
+        fn peer(&self) -> &PeerIdentity {
+            self.0.peer()
+        }
+
+        fn remote_addr(&self) -> SocketAddr {
+            self.0.remote_addr()
+        }
+
+        fn open(&self) -> BoxFuture<'_, Result<Stream, CloseReason>> {
+            self.0.open()
+        }
+
+        fn accept(&self) -> BoxFuture<'_, Result<Stream, CloseReason>> {
+            self.0.accept()
+        }
+
+        fn close(&self, code: CloseCode, reason: &str) {
+            self.0.close(code, reason);
+        }
+
+        fn closed(&self) -> BoxFuture<'_, CloseReason> {
+            self.0.closed()
+        }
+
+        fn stats(&self) -> LinkStats {
+            LinkStats {
+                rtt: self.1,
+                ..LinkStats::default()
+            }
+        }
+    }
+
+    async fn far(rtt_millis: u64) -> Arc<dyn Connection> {
+        let network = MemoryNetwork::new();
+        let id = |server| PeerIdentity::agent(ClusterId(1), ServerId(server));
+        let one = network.endpoint("one:1", id(1));
+        let _two = network.endpoint("two:1", id(2));
+        let expect = PeerExpectation::agent(ServerId(2));
+        let connection = one.connect("two:1", &expect).await.unwrap();
+        Arc::new(Far(connection, Duration::from_millis(rtt_millis)))
+    }
+
+    /// `Some`: after how many milliseconds it is there, and its round trip.
+    async fn attempt(made: Option<(u64, u64)>) -> Result<Arc<dyn Connection>, ConnectError> {
+        match made {
+            None => std::future::pending().await,
+            Some((after, rtt)) => {
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                Ok(far(rtt).await)
+            }
+        }
+    }
+
+    /// Proves which of the two is taken: TCP on short ways however late it is within reason, QUIC
+    /// on long ones, and whichever comes where only one does.
+    #[tokio::test(start_paused = true)]
+    async fn the_way_decides() {
+        // In milliseconds: TCP's arrival and round trip, QUIC's, and the round trip taken.
+        for (tcp, quic, taken) in [
+            (Some((1, 1)), Some((0, 2)), 1),
+            (Some((300, 1)), Some((10, 2)), 1),
+            (Some((120, 40)), Some((90, 41)), 41),
+            (Some((400, 40)), Some((90, 41)), 41),
+            (Some((120, 40)), Some((5_000, 41)), 40),
+            (Some((120, 40)), None, 40),
+            (None, Some((10, 2)), 2),
+            (None, Some((90, 41)), 41),
+            // A busy machine made TCP's measure long.
+            (Some((100, 25)), Some((10, 2)), 25),
+        ] {
+            let made = race("there:1", attempt(tcp), attempt(quic)).await.unwrap();
+            let expected = Duration::from_millis(taken);
+            assert_eq!(made.stats().rtt, expected, "{tcp:?} {quic:?}");
+        }
     }
 }

@@ -11,11 +11,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::sleep;
 
 use super::handshake::Secured;
 use super::record::{CONTENT_MAX_BYTES, Opened, Opener, RECORD_MAX_BYTES, Sealer};
@@ -36,6 +38,12 @@ const HELD_MAX_BYTES: usize = 1024 * 1024;
 
 /// What a piece costs beside its bytes.
 const PIECE_BYTES: usize = 64;
+
+/// What a lane on which little moves may keep of buffers, for each direction.
+const IDLE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long a large buffer waits for more to receive.
+const IDLE_BUFFER_WAIT: Duration = Duration::from_secs(1);
 
 /// Reads that are thrown away at once.
 const DISCARD_READS: usize = 8;
@@ -138,11 +146,18 @@ impl Tx {
             .map_err(LaneError::Tls)
     }
 
+    /// Takes a buffer for `parts`, and gives a large one back when little is sent: the bulk is over.
+    fn fit(&mut self, parts: &[Bytes]) {
+        let wanted: usize = parts.iter().map(Bytes::len).sum();
+        if wanted < CONTENT_MAX_BYTES && self.out.capacity() > IDLE_BUFFER_BYTES {
+            self.out = Vec::new();
+        }
+        self.out.reserve(wanted.min(SEND_BYTES) + RECORD_MAX_BYTES);
+    }
+
     /// Takes bytes of a stream from the front of `parts` until there is enough for one write.
     fn fill(&mut self, parts: &mut [Bytes]) -> Result<(), LaneError> {
         let mut first = 0;
-        let wanted: usize = parts.iter().map(Bytes::len).sum();
-        self.out.reserve(wanted.min(SEND_BYTES) + RECORD_MAX_BYTES);
         while self.out.len() < SEND_BYTES {
             while parts.get(first).is_some_and(Bytes::is_empty) {
                 first += 1;
@@ -194,6 +209,16 @@ pub(super) struct Rx {
     released: bool,
     /// Which stream of this lane is the current one.
     number: u32,
+}
+
+impl Rx {
+    /// Gives the buffer back, unless something is in it.
+    fn shrink(&mut self) {
+        self.read_bytes = READ_MIN_BYTES;
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
 }
 
 /// What a look at the socket brought.
@@ -310,6 +335,7 @@ impl Lane {
         if !self.write(&mut tx)? {
             return Ok(false);
         }
+        tx.fit(parts);
         tx.fill(parts)?;
         let flushed = self.write(&mut tx)?;
         Ok(flushed && parts.iter().all(Bytes::is_empty))
@@ -350,6 +376,16 @@ impl Lane {
 
     /// Waits until there may be something to receive.
     pub(super) async fn readable(&self) -> io::Result<()> {
+        let large = {
+            let rx = self.rx();
+            rx.buffer.is_empty() && rx.read_bytes > IDLE_BUFFER_BYTES
+        };
+        tokio::select! {
+            biased;
+            ready = self.stream.readable() => return ready,
+            () = self.stashed.notified() => return Ok(()),
+            () = sleep(IDLE_BUFFER_WAIT), if large => self.rx().shrink(),
+        }
         tokio::select! {
             ready = self.stream.readable() => ready,
             () = self.stashed.notified() => Ok(()),
@@ -504,12 +540,7 @@ impl Lane {
 
     /// Gives back what an idle lane does not need.
     pub(super) fn shrink(&self) {
-        let mut rx = self.rx();
-        rx.read_bytes = READ_MIN_BYTES;
-        if rx.buffer.is_empty() {
-            rx.buffer = BytesMut::new();
-        }
-        drop(rx);
+        self.rx().shrink();
         let mut tx = self.tx();
         if tx.is_flushed() {
             tx.out = Vec::new();

@@ -4,10 +4,12 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use cdsync_transport::{LinkStats, PeerExpectation, QuicTransport, Transport};
+use cdsync_transport::{
+    DialOver, LinkStats, NodeIdentity, PeerExpectation, QuicTransport, TcpTransport, Transport,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::world::{CLIENT, Cluster, SERVER, accept_one, noise, quick, read_all, within};
@@ -36,9 +38,9 @@ fn ip(args: &[&str]) -> Result<(), String> {
 
 impl Link {
     /// `Err` says why this machine cannot make one.
-    fn new(mtu: u32) -> Result<Self, String> {
+    fn new(mtu: u32, over: DialOver) -> Result<Self, String> {
         let pid = std::process::id();
-        let names = ["a", "b"].map(|end| format!("cdsync-{pid}-{mtu}-{end}"));
+        let names = ["a", "b"].map(|end| format!("cdsync-{pid}-{mtu}-{over:?}-{end}"));
         let mtu = mtu.to_string();
         let [a, b] = [names[0].clone(), names[1].clone()];
         let link = Self { names };
@@ -84,7 +86,7 @@ impl Drop for Link {
 }
 
 /// Sends 32 MiB and waits until the receiver has them all.
-async fn send(client: QuicTransport, addr: SocketAddr) -> LinkStats {
+async fn send(client: Arc<dyn Transport>, addr: SocketAddr) -> LinkStats {
     let addr = addr.to_string();
     let expect = PeerExpectation::agent(SERVER);
     let connection = within(client.connect(&addr, &expect)).await.unwrap();
@@ -100,8 +102,8 @@ async fn send(client: QuicTransport, addr: SocketAddr) -> LinkStats {
 }
 
 /// Receives everything and answers with its hash.
-async fn receive(server: QuicTransport) {
-    let connection = accept_one(&server).await;
+async fn receive(server: Arc<dyn Transport>) {
+    let connection = accept_one(&*server).await;
     let (mut send, mut recv) = within(connection.accept()).await.unwrap();
     let all = within(read_all(&mut *recv)).await;
     let hash = blake3::hash(&all).as_bytes().to_vec();
@@ -110,8 +112,15 @@ async fn receive(server: QuicTransport) {
     within(connection.closed()).await;
 }
 
-fn cross(mtu: u32) -> Option<LinkStats> {
-    let link = match Link::new(mtu) {
+fn make(over: DialOver, listen: SocketAddr, node: NodeIdentity) -> Arc<dyn Transport> {
+    match over {
+        DialOver::Tcp => Arc::new(TcpTransport::bind(listen, node, quick()).unwrap()),
+        _ => Arc::new(QuicTransport::bind(listen, node, quick()).unwrap()),
+    }
+}
+
+fn cross(mtu: u32, over: DialOver) -> Option<LinkStats> {
+    let link = match Link::new(mtu, over) {
         Ok(link) => link,
         Err(error) => {
             eprintln!(
@@ -125,14 +134,14 @@ fn cross(mtu: u32) -> Option<LinkStats> {
     let (tell, told) = mpsc::channel();
     let receiving = link.inside(1, async move || {
         let listen = "10.99.0.2:0".parse().unwrap();
-        let server = QuicTransport::bind(listen, server, quick()).unwrap();
+        let server = make(over, listen, server);
         tell.send(server.local_addr()).unwrap();
         receive(server).await;
     });
     let addr = told.recv_timeout(Duration::from_secs(30)).unwrap();
     let sending = link.inside(0, async move || {
         let listen = "10.99.0.1:0".parse().unwrap();
-        send(QuicTransport::bind(listen, client, quick()).unwrap(), addr).await
+        send(make(over, listen, client), addr).await
     });
     let stats = sending.join().unwrap();
     receiving.join().unwrap();
@@ -142,7 +151,7 @@ fn cross(mtu: u32) -> Option<LinkStats> {
 /// Proves that content crosses an Ethernet link whole, at the size that it allows.
 #[test]
 fn mtu_1500() {
-    if let Some(stats) = cross(1_500) {
+    if let Some(stats) = cross(1_500, DialOver::Quic) {
         assert!((1_400..=1_472).contains(&stats.mtu_bytes), "{stats:?}");
     }
 }
@@ -151,7 +160,7 @@ fn mtu_1500() {
 /// segmentation-offload call.
 #[test]
 fn mtu_9000() {
-    if let Some(stats) = cross(9_000) {
+    if let Some(stats) = cross(9_000, DialOver::Quic) {
         assert!((6_400..=6_500).contains(&stats.mtu_bytes), "{stats:?}");
     }
 }
@@ -159,8 +168,17 @@ fn mtu_9000() {
 /// Proves the same for the largest link there is, where quinn left alone would stop dead.
 #[test]
 fn mtu_65535() {
-    if let Some(stats) = cross(65_535) {
+    if let Some(stats) = cross(65_535, DialOver::Quic) {
         assert!((6_400..=6_500).contains(&stats.mtu_bytes), "{stats:?}");
+    }
+}
+
+/// Proves that content crosses an Ethernet link whole over TCP.
+#[test]
+fn tcp_mtu_1500() {
+    if let Some(stats) = cross(1_500, DialOver::Tcp) {
+        assert!(stats.sent_bytes > BYTES as u64, "{stats:?}");
+        assert!(!stats.rtt.is_zero(), "{stats:?}");
     }
 }
 
@@ -169,8 +187,8 @@ fn mtu_65535() {
 async fn loopback() {
     let cluster = Cluster::new();
     let any = "127.0.0.1:0".parse().unwrap();
-    let server = QuicTransport::bind(any, cluster.agent(SERVER), quick()).unwrap();
-    let client = QuicTransport::bind(any, cluster.agent(CLIENT), quick()).unwrap();
+    let server = make(DialOver::Quic, any, cluster.agent(SERVER));
+    let client = make(DialOver::Quic, any, cluster.agent(CLIENT));
     let addr = server.local_addr();
     let receiving = tokio::spawn(receive(server));
     let stats = send(client, addr).await;
