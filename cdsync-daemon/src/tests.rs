@@ -7,7 +7,9 @@ use cdsync_master::{Master, MasterConfig};
 use clap::{CommandFactory, Parser};
 use tokio::sync::oneshot;
 
-use crate::args::{AgentCommand, Cli, Command, JobCommand, JoinArgs, ManagerArgs, MasterCommand};
+use crate::args::{
+    AgentCommand, Cli, Command, JobCommand, JoinArgs, ManagerArgs, MasterCommand, TransportArg,
+};
 use crate::cli::{self, Found, find, parse_job_file};
 use crate::failure::{Kind, Result};
 use crate::join;
@@ -32,6 +34,8 @@ fn documented_lines_parse() {
         "cdsync master token --data m --name edge-1 --group asia/seoul --ttl 1h",
         "cdsync agent join --data a --token T --root /srv --root /home --listen [::]:7410",
         "cdsync agent run --data a",
+        "cdsync agent run --data a --transport quic",
+        "cdsync agent run --data a --transport tcp",
         "cdsync status --json",
         "cdsync server list --data m",
         "cdsync server remove edge-1 --master https://m:7480 --token-file t",
@@ -66,6 +70,13 @@ fn documented_lines_parse() {
         panic!("not join")
     };
     assert_eq!(join.listen.to_string(), "0.0.0.0:7410");
+    let Command::Agent(agent) = parse("cdsync agent run --data a").unwrap().command else {
+        panic!("not agent")
+    };
+    let AgentCommand::Run { transport, .. } = agent.command else {
+        panic!("not run")
+    };
+    assert_eq!(transport, TransportArg::Auto);
     let Command::Job(job) = parse("cdsync job wait site").unwrap().command else {
         panic!("not job");
     };
@@ -91,6 +102,7 @@ fn wrong_lines_are_usage_errors() {
         "cdsync job wait site --timeout 60",
         "cdsync status --data m --master x:1",
         "cdsync agent join --data a --token T",
+        "cdsync agent run --data a --transport sctp",
         "cdsync demo --targets 0",
     ] {
         assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
