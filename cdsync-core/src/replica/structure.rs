@@ -247,7 +247,9 @@ impl Replica {
     ) -> Result<(), TableError> {
         let suspect = self.is_suspect(rest.queued.record.seq);
         for (id, (slot, mut row)) in leaving {
-            let stays = rest.stays.get(&slot).copied();
+            // Also what a removal that did not work has left there.
+            let left = access::name(t, slot.0, &slot.1)?.and_then(|row| row.remnant);
+            let stays = rest.stays.get(&slot).copied().or(left);
             // What was published here before a crash that took its row back is not known.
             let unknown = (suspect && row.state.kind != Kind::Folder).then(Identity::default);
             let absent = row.local.is_none();
