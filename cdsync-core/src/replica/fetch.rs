@@ -202,8 +202,14 @@ impl Replica {
             FetchResult::Removed(by) => {
                 self.hold = self.hold.max(by);
                 hold_back(&mut self.marks, fetch.seq, by);
-                self.fetches.remove(id);
-                self.unpark(t, id)?;
+                if self.parked.contains_key(&id) && live(t, id)?.is_some() {
+                    // A claim may have passed its record already, because it is parked: it stays
+                    // so until the record that removes it is taken in.
+                    self.park_fetch(wall, t, id, format!("record {by} removes it"))?;
+                } else {
+                    self.fetches.remove(id);
+                    self.unpark(t, id)?;
+                }
             }
             FetchResult::Unsettled => {
                 self.park_fetch(wall, t, id, "it is changing at the source".to_owned())?;
