@@ -237,7 +237,8 @@ impl Replica {
                 .collect(),
             parked: parked
                 .into_iter()
-                .map(|(id, row)| (id, row.next_try))
+                // The clock may be another one than before: all are due.
+                .map(|(id, _)| (id, WallMillis(0)))
                 .collect(),
             intended: BTreeSet::new(),
             rest: None,

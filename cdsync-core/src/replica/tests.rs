@@ -395,6 +395,26 @@ fn a_failed_move_blocks_and_is_retried() {
     assert_eq!(sync(&mut replica, &mut t), Seq(4));
 }
 
+/// Proves that what is parked is due after a start, whatever the clock said before: one that was set
+/// back must not park it for as long.
+#[test]
+fn a_start_tries_what_is_parked_at_once() {
+    let mut t = MemTables::default();
+    let mut first = replica(&mut t);
+    first
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+    drain(&mut first, &mut t, &mut |_| false);
+    assert!(first.poll_timeout() > Some(NOW));
+    let before = WallMillis(NOW.0 / 2);
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut second = Replica::open(&mut t, filter, false).unwrap();
+    assert!(second.poll_timeout() <= Some(before));
+    second.handle_timeout(before, &mut t).unwrap();
+    let want = second.poll_fetch().expect("it is tried again");
+    assert_eq!(want.object, id(2));
+}
+
 /// Proves that a cursor of another history is told apart.
 #[test]
 fn another_history_is_refused() {

@@ -1,5 +1,6 @@
 //! The clocks of this process, read here and nowhere else.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdsync_core::time::{Instant, WallMillis};
@@ -10,6 +11,15 @@ pub(crate) fn wall() -> WallMillis {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     WallMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Wall time as it was when it was first asked for, and what passed since: for waits, which a
+/// clock that is set must neither lengthen nor end.
+pub(crate) fn steady() -> WallMillis {
+    static START: OnceLock<(std::time::Instant, WallMillis)> = OnceLock::new();
+    let (start, at) = START.get_or_init(|| (std::time::Instant::now(), wall()));
+    let passed = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    WallMillis(at.0.saturating_add(passed))
 }
 
 /// Time since one machine's start.

@@ -27,7 +27,7 @@ use super::{
     Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
     Verdict,
 };
-use crate::clock::wall;
+use crate::clock::{steady, wall};
 use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
@@ -232,7 +232,7 @@ impl Engine {
 
     fn wait(&self) -> Duration {
         let parked = self.replica.poll_timeout();
-        let retry = parked.map(|at| Duration::from_millis(at.0.saturating_sub(wall().0)));
+        let retry = parked.map(|at| Duration::from_millis(at.0.saturating_sub(steady().0)));
         let wait = retry.map_or(HEARTBEAT, |retry| retry.min(HEARTBEAT));
         if self.reported_at.elapsed() < REPORT_EVERY {
             wait.min(REPORT_EVERY)
@@ -299,7 +299,7 @@ impl Engine {
                 staged,
             } => {
                 let wanted = self.store.write(Durability::Lazy, |t| {
-                    self.replica.handle_fetched(wall(), t, object, result)
+                    self.replica.handle_fetched(steady(), t, object, result)
                 })?;
                 if let (true, Some(staged)) = (wanted, staged) {
                     self.disk.keep_staged(object, staged);
@@ -372,7 +372,7 @@ impl Engine {
         if self.preview.is_some() {
             return self.work_preview();
         }
-        let wall = wall();
+        let wall = steady();
         if self.replica.poll_timeout().is_some_and(|at| at <= wall) {
             self.store
                 .write(Durability::Lazy, |t| self.replica.handle_timeout(wall, t))?;
@@ -459,9 +459,9 @@ impl Engine {
                 if let Some(step) = next {
                     applied += step.ops.len() as u64;
                     let results = disk.run(&step, contents);
-                    replica.handle_applied(wall(), t, results)?;
+                    replica.handle_applied(steady(), t, results)?;
                 }
-                next = replica.poll_step(wall(), t)?;
+                next = replica.poll_step(steady(), t)?;
                 let Some(step) = &next else {
                     return Ok::<_, TargetError>(None);
                 };
