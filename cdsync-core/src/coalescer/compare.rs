@@ -467,7 +467,8 @@ fn into_itself(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<Vec<S
 
 /// Whether a moved file's bytes must be taken for other ones. A move changes the change time, so
 /// that only a hint tells a file whose old modification time was restored behind a write: where
-/// hints may be `missing`, it is taken for written.
+/// hints may be `missing`, it is taken for written. So is one that may have changed within the
+/// step of the clock in which it was recorded.
 pub(super) fn moved_content_differs(
     row: &LiveObject,
     seen: &Observed,
@@ -477,6 +478,7 @@ pub(super) fn moved_content_differs(
     let differs = row.local.as_ref().is_none_or(|local| {
         bytes_differ(&local.fingerprint, &seen.fingerprint)
             || missing && local.fingerprint.ctime != seen.fingerprint.ctime
+            || missing && is_racy(&local.fingerprint, row.state.version.hlc.wall())
     });
     let said = match row.state.content {
         Content::Data { size, .. } => size != seen.fingerprint.size,
