@@ -110,6 +110,7 @@ impl Replica {
         if state.kind == Kind::Folder {
             self.folders.forget_one(id);
         }
+        let state = not_before(&row, state);
         let local = seen.map(local_of).or(row.local);
         put_live(
             t,
@@ -132,7 +133,7 @@ impl Replica {
         let Some(mut row) = live(t, state.id)? else {
             return Ok(());
         };
-        row.state = state;
+        row.state = not_before(&row, state);
         row.local = seen.map(local_of).or(row.local);
         put_live(t, row.state.id, row)
     }
@@ -283,6 +284,19 @@ fn enter(
             local,
         },
     )
+}
+
+/// What is held now, with the version of the row where that is a later one: a record gave it
+/// another name meanwhile, and an earlier one that comes again must not take that back.
+fn not_before(row: &LiveObject, state: ObjectState) -> ObjectState {
+    if row.state.version.seq <= state.version.seq {
+        return state;
+    }
+    ObjectState {
+        version: row.state.version,
+        replaces: row.state.replaces,
+        ..state
+    }
 }
 
 fn local_of(seen: Observed) -> Local {

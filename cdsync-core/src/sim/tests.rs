@@ -113,6 +113,14 @@ const BROKEN_BEFORE: &[(u64, &str)] = &[
     ),
     (38923, "the same after the claim"),
     (
+        38036,
+        "a file that moved was written once more within the step of the clock",
+    ),
+    (
+        10874,
+        "an older state that was held late took a newer name back when it came again",
+    ),
+    (
         36129,
         "what a failed removal had left was forgotten when a file without content came",
     ),
