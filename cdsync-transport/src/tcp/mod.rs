@@ -6,18 +6,18 @@
 //! stream both sides are done with carries the next one.
 //!
 //! What the hot path does, and what it costs: `examples/throughput.rs`, 2 GiB over one stream, both
-//! ends on two cores (Xeon without VAES, 2.5 GHz, Linux 6.18) that others kept busy (load 9), in
-//! CPU-seconds of both ends per GiB, QUIC measured beside it:
+//! ends on two cores (Xeon without VAES, 2.5 GHz, Linux 6.18) that others kept busy (load 8 to 10,
+//! which makes every figure larger), in CPU-seconds of both ends per GiB, QUIC measured beside it:
 //!
 //! ```text
 //!                           TCP          QUIC
-//!   link of MTU 1,500       1.65 to 2.1  4.5
-//!   loopback                1.7          2.1
+//!   link of MTU 1,500       1.65 to 2.1  4.5 to 5.7
+//!   the same, as frames     1.8          -
+//!   loopback                1.7 to 1.9   2.1
 //! ```
 //!
-//! Over the link: AES-GCM 40 % (2.4 GB/s with AES-256; with AES-128 a tenth of the whole less), the
-//! kernel's two copies 20 %, this side's two copies (into a record, into the buffer of one write)
-//! 6 %; receiving copies nothing. The rest is the kernel's TCP.
+//! Over the link: AES-GCM 45 % (AES-256 would add a tenth to the whole), the kernel's two copies
+//! 17 %, this side's two (into a record, into the buffer of one write) 7 %; receiving copies nothing. The rest is the kernel's TCP.
 
 mod accept;
 mod connection;

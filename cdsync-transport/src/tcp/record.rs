@@ -308,6 +308,8 @@ mod tests {
     async fn keys_are_renewed() {
         let (client, server) = pair().await;
         assert_eq!(client.sealer.renew_after, 1 << 23);
+        // AES-128, as the dialler prefers.
+        assert_eq!(client.sealer.keys.algorithm.key_len(), 16);
         for (mut sealer, mut opener) in [
             (client.sealer, server.opener),
             (server.sealer, client.opener),
