@@ -22,7 +22,7 @@ use crate::clock::random_id;
 use crate::mailbox::{Gone, Mailbox};
 
 /// The first wait before an upstream is tried again, doubled with each failure.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// The longest wait.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long an upstream may say nothing: three of its ticks and a bit.
