@@ -24,6 +24,8 @@ use crate::roles::{Asked, Roles};
 use crate::serve::Serving;
 use crate::source::chain;
 
+/// How long after an answer a certificate that is still old is not asked for again.
+const RENEW_PAUSE: Duration = Duration::from_secs(600);
 /// The first wait before the master is tried again, doubled with each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// The longest wait.
@@ -100,10 +102,11 @@ impl Control {
         let (answers, mut answered) = mpsc::channel::<(u64, Result<Answer, String>)>(ANSWERS);
         let mut report_at = Instant::now();
         let mut changed = true;
-        let mut renew_asked = false;
+        let mut renew_asked: Option<Instant> = None;
         loop {
-            if self.certificate_is_old() && !renew_asked {
-                renew_asked = true;
+            let asked_lately = renew_asked.is_some_and(|at| at.elapsed() < RENEW_PAUSE);
+            if self.certificate_is_old() && !asked_lately {
+                renew_asked = Some(Instant::now());
                 self.ask_renewal(&mut writer).await?;
             }
             let due = if changed {
@@ -119,7 +122,7 @@ impl Control {
                     }
                     let message = decode(&frame.payload)
                         .map_err(|_| ControlError::Protocol("a message does not decode"))?;
-                    renew_asked &= !self.take(message, &answers);
+                    self.take(message, &answers);
                 }
                 Some((id, answer)) = answered.recv() => {
                     write(&mut writer, &AgentMessage::Answer { id, answer }).await?;
@@ -151,12 +154,12 @@ impl Control {
         }
     }
 
-    /// Takes a message. `true` when a renewal was answered.
+    /// Takes a message.
     fn take(
         &mut self,
         message: MasterMessage,
         answers: &mpsc::Sender<(u64, Result<Answer, String>)>,
-    ) -> bool {
+    ) {
         match message {
             MasterMessage::Welcome { .. } => {}
             MasterMessage::Orders(signed) => match self.keeper.take(&signed) {
@@ -197,10 +200,8 @@ impl Control {
                         "the renewed certificate is not usable"
                     );
                 }
-                return true;
             }
         }
-        false
     }
 
     fn certificate_is_old(&self) -> bool {

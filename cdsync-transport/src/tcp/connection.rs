@@ -19,6 +19,9 @@ use crate::peer::PeerIdentity;
 /// How long a lane that cannot be made waits for the connection to say why.
 const VERDICT_WAIT: Duration = Duration::from_millis(500);
 
+/// How often a lane is tried.
+const LANE_ATTEMPTS: u32 = 4;
+
 /// One connection to a peer.
 #[derive(Debug)]
 pub(super) struct TcpConnection {
@@ -60,18 +63,25 @@ impl TcpConnection {
     }
 }
 
+/// Makes a lane. One that cannot be made does not end what the others carry, until it could not be
+/// several times: a peer may be busy with the handshakes of others.
 async fn dial(link: &Arc<Link>, dialler: &LaneDialler) -> Result<Arc<Lane>, CloseReason> {
-    match dialler.lane(link, Purpose::Streams, None).await {
-        Ok(lane) => Ok(lane),
-        Err(detail) => {
-            let mut ending = link.ending();
-            let verdict = timeout(VERDICT_WAIT, over(&mut ending)).await;
-            Err(verdict.unwrap_or_else(|_| {
-                let reason = CloseReason::Protocol { detail };
-                link.fail(reason.clone());
-                reason
-            }))
+    let mut attempt = 1;
+    loop {
+        let detail = match dialler.lane(link, Purpose::Streams, None).await {
+            Ok(lane) => return Ok(lane),
+            Err(detail) => detail,
+        };
+        let mut ending = link.ending();
+        if let Ok(reason) = timeout(VERDICT_WAIT * attempt, over(&mut ending)).await {
+            return Err(reason);
         }
+        if attempt == LANE_ATTEMPTS {
+            let reason = CloseReason::Protocol { detail };
+            link.fail(reason.clone());
+            return Err(reason);
+        }
+        attempt += 1;
     }
 }
 

@@ -17,6 +17,9 @@ use crate::quic::QuicConfig;
 /// How long an ending side waits until the peer was told.
 pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
+/// What may come at once: a sign of life in seconds, and a wish for each stream.
+const MESSAGES_MAX: usize = 1024;
+
 /// What a reason may take on the wire.
 const REASON_MAX_BYTES: usize = 800;
 
@@ -83,10 +86,13 @@ async fn talk(link: &Arc<Link>, lane: &Lane, config: &QuicConfig) -> Result<(), 
 /// Takes what has come; whether anything did.
 fn listen(link: &Arc<Link>, lane: &Lane, begun: Instant) -> Result<bool, LaneError> {
     let mut rx = lane.rx();
-    let mut heard = false;
+    let mut heard = 0;
     loop {
         while let Some((kind, body)) = lane.next(&mut rx)? {
-            heard = true;
+            heard += 1;
+            if heard > MESSAGES_MAX {
+                return Err(LaneError::Protocol("too many messages at once"));
+            }
             match kind {
                 kind::PING if body.len() == 8 => {
                     let mut tx = lane.tx();
@@ -107,7 +113,7 @@ fn listen(link: &Arc<Link>, lane: &Lane, begun: Instant) -> Result<bool, LaneErr
             }
         }
         if link.reason().is_some() || lane.fill(&mut rx)? == Filled::Nothing {
-            return Ok(heard);
+            return Ok(heard > 0);
         }
     }
 }

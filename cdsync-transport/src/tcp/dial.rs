@@ -51,8 +51,10 @@ impl Local {
         *self.node.write().unwrap_or_else(PoisonError::into_inner) = node;
     }
 
-    /// What every lane's socket is told. Nothing waits for more to send; and the kernel itself
-    /// gives up a peer that is silent as long as a connection may be, also in the midst of a send.
+    /// What every lane's socket is told. Nothing waits for more to send, and the kernel itself asks
+    /// whether the other end of an idle lane is still there. A peer that is gone in the midst of a
+    /// send is noticed on the control lane; the kernel's own limit on unacknowledged bytes would
+    /// also end a lane whose receiver lives and waits for a slow disk.
     pub(super) fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
         let second = Duration::from_secs(1);
         let interval = self.config.keep_alive.max(second);
@@ -63,8 +65,6 @@ impl Local {
         sockopt::set_tcp_keepidle(stream, interval)?;
         sockopt::set_tcp_keepintvl(stream, interval)?;
         sockopt::set_tcp_keepcnt(stream, u32::try_from(probes).unwrap_or(u32::MAX))?;
-        let silence = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
-        sockopt::set_tcp_user_timeout(stream, silence)?;
         Ok(())
     }
 }

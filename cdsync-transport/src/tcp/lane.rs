@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::net::{Shutdown, shutdown};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -50,6 +51,9 @@ const DISCARD_READS: usize = 8;
 
 /// Parts gathered into one record.
 const GATHER_MAX: usize = 32;
+
+/// Records without content that may come in a row: new keys, and stops.
+const NOISE_MAX: u32 = 1024;
 
 /// The kinds of messages. On streams:
 pub(super) mod kind {
@@ -149,7 +153,8 @@ impl Tx {
     /// Takes a buffer for `parts`, and gives a large one back when little is sent: the bulk is over.
     fn fit(&mut self, parts: &[Bytes]) {
         let wanted: usize = parts.iter().map(Bytes::len).sum();
-        if wanted < CONTENT_MAX_BYTES && self.out.capacity() > IDLE_BUFFER_BYTES {
+        let idle = self.out.is_empty() && self.out.capacity() > IDLE_BUFFER_BYTES;
+        if idle && wanted < CONTENT_MAX_BYTES {
             self.out = Vec::new();
         }
         self.out.reserve(wanted.min(SEND_BYTES) + RECORD_MAX_BYTES);
@@ -209,6 +214,8 @@ pub(super) struct Rx {
     released: bool,
     /// Which stream of this lane is the current one.
     number: u32,
+    /// Records since the last one that brought a stream on.
+    noise: u32,
 }
 
 impl Rx {
@@ -218,6 +225,18 @@ impl Rx {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
+    }
+}
+
+impl Rx {
+    /// Counts a record that carries nothing for the stream. Who sends nothing else would keep a
+    /// thread busy for ever.
+    fn is_noise(&mut self) -> Result<(), LaneError> {
+        self.noise += 1;
+        if self.noise > NOISE_MAX {
+            return Err(LaneError::Protocol("nothing but records without content"));
+        }
+        Ok(())
     }
 }
 
@@ -273,6 +292,7 @@ impl Lane {
             end: None,
             released: false,
             number: 0,
+            noise: 0,
         };
         Self {
             stream: secured.stream,
@@ -341,6 +361,21 @@ impl Lane {
         Ok(flushed && parts.iter().all(Bytes::is_empty))
     }
 
+    /// Writes until all is written, and says so.
+    pub(super) async fn flush_rest(&self) -> Result<(), LaneError> {
+        loop {
+            {
+                let mut tx = self.tx();
+                if self.write(&mut tx)? {
+                    // Under the same lock: what is queued from now on is not overlooked.
+                    tx.flushing = false;
+                    return Ok(());
+                }
+            }
+            self.stream.writable().await.map_err(LaneError::Io)?;
+        }
+    }
+
     /// Writes until all is written.
     pub(super) async fn flush(&self) -> Result<(), LaneError> {
         loop {
@@ -402,9 +437,13 @@ impl Lane {
                         return Err(LaneError::Protocol("a message without a kind"));
                     }
                     let kind = content.get_u8();
+                    if kind == kind::FINISH || (kind == kind::DATA && !content.is_empty()) {
+                        rx.noise = 0;
+                    }
                     return Ok(Some((kind, content.freeze())));
                 }
                 Some(Opened::Renewed { asked }) => {
+                    rx.is_noise()?;
                     if asked {
                         self.renew.store(true, Ordering::Relaxed);
                     }
@@ -451,6 +490,7 @@ impl Lane {
     fn sort(&self, rx: &mut Rx, kind: u8, body: Bytes) -> Result<(), LaneError> {
         match (kind, rx.end) {
             (kind::STOP, _) => {
+                rx.is_noise()?;
                 let (number, code) = two_u32(&body)?;
                 // One for an earlier stream crossed that stream's end on the way.
                 if number == rx.number {
@@ -458,10 +498,11 @@ impl Lane {
                 }
             }
             (kind::DATA, None) => {
-                if !body.is_empty() {
-                    rx.held_bytes += body.len() + PIECE_BYTES;
-                    rx.pieces.push_back(body);
+                if body.is_empty() {
+                    return rx.is_noise();
                 }
+                rx.held_bytes += body.len() + PIECE_BYTES;
+                rx.pieces.push_back(body);
             }
             (kind::FINISH, None) => rx.end = Some(End::Finished),
             (kind::RESET, None) => rx.end = Some(End::Reset(CloseCode(one_u32(&body)?))),
@@ -513,7 +554,11 @@ impl Lane {
         {
             // An error is met again by whoever receives, and by the write that follows.
             if let Ok(Filled::Some) = self.fill(&mut rx) {
-                let _ = self.advance(&mut rx, usize::MAX);
+                if self.advance(&mut rx, usize::MAX).is_err() {
+                    // The bad record is gone from the buffer: nothing behind it may be read.
+                    let _ = shutdown(&self.stream, Shutdown::Both);
+                    rx.buffer.clear();
+                }
                 self.stashed.notify_one();
             }
         }

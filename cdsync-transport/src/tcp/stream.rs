@@ -73,9 +73,9 @@ impl Use {
                     tokio::select! {
                         biased;
                         _ = over(&mut ending) => {}
-                        _ = lane.flush() => {}
+                        // A lane that fails fails for whoever uses it next, too.
+                        _ = lane.flush_rest() => {}
                     }
-                    lane.tx().flushing = false;
                 });
             }
         }

@@ -454,3 +454,32 @@ async fn strangers_hold_up_nobody() {
     });
     within(ended).await.unwrap();
 }
+
+/// Proves that a receiver that lives and takes nothing for long, as one with a slow disk does, keeps
+/// its stream: nothing is lost, and the connection stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_receiver_keeps_its_stream() {
+    let cluster = Cluster::new();
+    let silence = Duration::from_secs(1);
+    let config = || quick().keep_alive(Duration::from_millis(200), silence);
+    let client = bind_tcp(cluster.agent(CLIENT), config());
+    let server = bind_tcp(cluster.agent(SERVER), config());
+    let addr = server.local_addr().to_string();
+    let expect = PeerExpectation::agent(SERVER);
+    let dialled = within(client.connect(&addr, &expect)).await.unwrap();
+    let accepted = accept_one(&*server).await;
+    // Beyond what the kernel and both ends hold, so that the sender meets a closed window.
+    let sent = noise(64 << 20, 5);
+    let (mut send, _recv) = dialled.open().await.unwrap();
+    let mut parts = [sent.clone()];
+    let sending = tokio::spawn(async move {
+        send.send(&mut parts).await.unwrap();
+        send.finish().unwrap();
+    });
+    let (_back, mut theirs) = within(accepted.accept()).await.unwrap();
+    // The silence after which a dead peer is given up, several times: time is what this is about.
+    tokio::time::sleep(4 * silence).await;
+    assert!(!sending.is_finished(), "it all went into buffers");
+    assert!(within(read_all(&mut *theirs)).await == sent);
+    within(sending).await.unwrap();
+}

@@ -29,6 +29,8 @@ pub(crate) use readers::Readers;
 
 /// How long a peer may take to say what it wants after it opened a stream.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How long a peer may take to hear that it is refused.
+const REFUSAL: Duration = Duration::from_secs(5);
 /// The largest request: a grant and some numbers.
 const REQUEST_MAX_BYTES: usize = 64 << 10;
 /// How many connections are served at once.
@@ -286,12 +288,13 @@ async fn serve_stream(connection: Arc<dyn Connection>, stream: Stream, serving: 
         Ok(()) => drop(writer.finish().await),
         Err(ServeError::Refused { why, reason }) => {
             tracing::debug!(%peer, ?why, reason, "refused a peer");
-            // It may be gone already; then nobody needs the reason.
-            if write(&mut writer, &PeerMessage::Refused { why, reason })
-                .await
-                .is_ok()
-            {
-                drop(writer.finish().await);
+            // It may be gone already; then nobody needs the reason. Nor does one that takes nothing.
+            let told = async {
+                write(&mut writer, &PeerMessage::Refused { why, reason }).await?;
+                Ok::<_, ServeError>(writer.finish().await?)
+            };
+            if !matches!(tokio::time::timeout(REFUSAL, told).await, Ok(Ok(()))) {
+                writer.reset(CloseCode::DROPPED);
             }
         }
         Err(ServeError::Protocol(what)) => {

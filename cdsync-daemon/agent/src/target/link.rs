@@ -204,10 +204,13 @@ async fn receive(
     let mut fetches = JoinSet::new();
     // As the upstream counts it: a batch may go beyond what is left, once.
     let mut credit = i64::from(context.credit);
+    // Whatever else happens on this side: an upstream that is silent is left.
+    let mut heard = tokio::time::Instant::now();
     loop {
         tokio::select! {
             received = read(&mut reader) => {
                 let input = input_of(received?)?;
+                heard = tokio::time::Instant::now();
                 if let Input::Batch { payload, .. } = &input {
                     if credit <= 0 {
                         return Err(LinkError::Protocol("it sent more than it was granted"));
@@ -236,6 +239,7 @@ async fn receive(
                 None => return Err(LinkError::Anew),
             },
             Some(_) = fetches.join_next(), if !fetches.is_empty() => {}
+            () = tokio::time::sleep_until(heard + SILENCE_MAX) => return Err(LinkError::Silent),
         }
     }
 }
