@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::connection::TcpConnection;
@@ -24,6 +24,10 @@ use crate::peer::PeerIdentity;
 
 /// Connections ready to be taken by the caller; more wait with their handshake's permit.
 pub(super) const READY: usize = 64;
+
+/// One address may have this part of the handshakes under way: silent sockets of one host must not
+/// keep the lanes of all others from being made.
+const ADDRESS_SHARE: usize = 4;
 
 /// After the system gave no connection (too many open files, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -109,19 +113,21 @@ pub(super) struct Gate {
 
 /// Runs until aborted.
 pub(super) async fn run(listener: TcpListener, gate: Arc<Gate>) {
-    let pending = Arc::new(Semaphore::new(gate.local.config.max_pending_handshakes));
+    let most = gate.local.config.max_pending_handshakes;
+    let share = (most / ADDRESS_SHARE).max(1);
+    // Which address each handshake under way is from: few enough to be counted one by one.
+    let mut pending: HashMap<Id, IpAddr> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             incoming = listener.accept() => match incoming {
                 Ok((stream, addr)) => {
+                    let same = pending.values().filter(|from| **from == addr.ip()).count();
                     // Dropped when there are too many: who dials tries again.
-                    if let Ok(permit) = Arc::clone(&pending).try_acquire_owned() {
+                    if pending.len() < most && same < share {
                         let gate = Arc::clone(&gate);
-                        tasks.spawn(async move {
-                            gate.take(stream, addr).await;
-                            drop(permit);
-                        });
+                        let task = tasks.spawn(async move { gate.take(stream, addr).await });
+                        pending.insert(task.id(), addr.ip());
                     }
                 }
                 Err(error) => {
@@ -129,7 +135,10 @@ pub(super) async fn run(listener: TcpListener, gate: Arc<Gate>) {
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = tasks.join_next() => {}
+            Some(ended) = tasks.join_next_with_id() => {
+                let id = ended.map_or_else(|panicked| panicked.id(), |(id, ())| id);
+                pending.remove(&id);
+            }
         }
     }
 }

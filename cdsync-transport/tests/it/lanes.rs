@@ -483,3 +483,22 @@ async fn a_slow_receiver_keeps_its_stream() {
     assert!(within(read_all(&mut *theirs)).await == sent);
     within(sending).await.unwrap();
 }
+
+/// Proves that one host whose sockets say nothing cannot keep others from connecting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_sockets_of_one_host_hold_up_nobody_else() {
+    let cluster = Cluster::new();
+    let config = quick().max_pending_handshakes(8);
+    let server = bind_tcp(cluster.agent(SERVER), config);
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(within(socket.connect(server.local_addr())).await.unwrap());
+    }
+    let client = bind_tcp(cluster.agent(CLIENT), quick());
+    let addr = server.local_addr().to_string();
+    let expect = PeerExpectation::agent(SERVER);
+    within(client.connect(&addr, &expect)).await.unwrap();
+    assert_eq!(accept_one(&*server).await.peer().server, CLIENT);
+}
