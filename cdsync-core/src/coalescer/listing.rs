@@ -21,9 +21,8 @@ use crate::time::{Instant, WallMillis};
 /// How many folders outside of the ledger are remembered, 60 bytes each or so.
 const UNHEARD_MAX: usize = 4096;
 
-/// How many folders are listed ahead of the ledger: what is at hand together goes into one
-/// transaction, and most folders are small.
-const OUTSTANDING_MAX: usize = 32;
+/// How many folders are listed at once: what moves while it is listed is looked at again, so few.
+const OUTSTANDING_MAX: usize = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Listings {
