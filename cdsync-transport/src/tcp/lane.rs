@@ -361,8 +361,8 @@ impl Lane {
         Ok(flushed && parts.iter().all(Bytes::is_empty))
     }
 
-    /// Writes until all is written, and says so.
-    pub(super) async fn flush_rest(&self) -> Result<(), LaneError> {
+    /// Writes until all is written.
+    pub(super) async fn flush(&self) -> Result<(), LaneError> {
         loop {
             {
                 let mut tx = self.tx();
@@ -371,16 +371,6 @@ impl Lane {
                     tx.flushing = false;
                     return Ok(());
                 }
-            }
-            self.stream.writable().await.map_err(LaneError::Io)?;
-        }
-    }
-
-    /// Writes until all is written.
-    pub(super) async fn flush(&self) -> Result<(), LaneError> {
-        loop {
-            if self.write(&mut self.tx())? {
-                return Ok(());
             }
             self.stream.writable().await.map_err(LaneError::Io)?;
         }

@@ -74,7 +74,7 @@ impl Use {
                         biased;
                         _ = over(&mut ending) => {}
                         // A lane that fails fails for whoever uses it next, too.
-                        _ = lane.flush_rest() => {}
+                        _ = lane.flush() => {}
                     }
                 });
             }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cdsync_core::ids::ServerId;
 use cdsync_transport::{
     CloseCode, CloseReason, ConnectError, Connection, FrameReader, FrameWriter, IdentityError,
-    NodeIdentity, PeerExpectation, RecvError, Retry, TcpTransport, Transport,
+    NodeIdentity, PeerExpectation, QuicConfig, RecvError, Retry, TcpTransport, Transport,
 };
 
 use crate::trust::bare;
@@ -23,10 +23,14 @@ struct Ends {
 }
 
 async fn ends() -> Ends {
+    ends_with(quick()).await
+}
+
+async fn ends_with(config: QuicConfig) -> Ends {
     let cluster = Cluster::new();
     let (client, server) = (
-        bind_tcp(cluster.agent(CLIENT), quick()),
-        bind_tcp(cluster.agent(SERVER), quick()),
+        bind_tcp(cluster.agent(CLIENT), config.clone()),
+        bind_tcp(cluster.agent(SERVER), config),
     );
     let addr = server.local_addr().to_string();
     let expect = PeerExpectation::agent(SERVER);
@@ -459,24 +463,17 @@ async fn strangers_hold_up_nobody() {
 /// its stream: nothing is lost, and the connection stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_receiver_keeps_its_stream() {
-    let cluster = Cluster::new();
     let silence = Duration::from_secs(1);
-    let config = || quick().keep_alive(Duration::from_millis(200), silence);
-    let client = bind_tcp(cluster.agent(CLIENT), config());
-    let server = bind_tcp(cluster.agent(SERVER), config());
-    let addr = server.local_addr().to_string();
-    let expect = PeerExpectation::agent(SERVER);
-    let dialled = within(client.connect(&addr, &expect)).await.unwrap();
-    let accepted = accept_one(&*server).await;
+    let ends = ends_with(quick().keep_alive(Duration::from_millis(200), silence)).await;
     // Beyond what the kernel and both ends hold, so that the sender meets a closed window.
     let sent = noise(64 << 20, 5);
-    let (mut send, _recv) = dialled.open().await.unwrap();
+    let (mut send, _recv) = ends.dialled.open().await.unwrap();
     let mut parts = [sent.clone()];
     let sending = tokio::spawn(async move {
         send.send(&mut parts).await.unwrap();
         send.finish().unwrap();
     });
-    let (_back, mut theirs) = within(accepted.accept()).await.unwrap();
+    let (_back, mut theirs) = within(ends.accepted.accept()).await.unwrap();
     // The silence after which a dead peer is given up, several times: time is what this is about.
     tokio::time::sleep(4 * silence).await;
     assert!(!sending.is_finished(), "it all went into buffers");
