@@ -13,7 +13,7 @@ use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::rows::{LiveObject, Local, NameRow};
 use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
 use crate::ledger::writer::new_state;
-use crate::time::WallMillis;
+use crate::time::{Instant, WallMillis};
 
 impl Coalescer {
     /// Enters something new, with a record of its own if it is to be told of.
@@ -64,6 +64,7 @@ impl Coalescer {
             handle: seen.handle.clone(),
         });
         if let Some(handle) = &seen.handle {
+            self.doubt_holder(t, handle)?;
             t.put(Table::Handles, handle, &id.to_key())?;
             self.listings.heard(id, handle);
         }
@@ -88,6 +89,17 @@ impl Coalescer {
         self.written = true;
         if seen.kind == Kind::Folder {
             self.listings.deep(id);
+        }
+        Ok(())
+    }
+
+    /// A folder comes in whose handle leads to another one: one of the two is gone. If it is the new
+    /// one, the other must have its handle back, or hints of what happens in it are lost.
+    fn doubt_holder(&mut self, t: &dyn TablesRead, handle: &[u8]) -> Result<(), TableError> {
+        if let Some(holder) = access::folder_by_handle(t, handle)?
+            && let Some(slot) = live(t, holder)?.and_then(|row| row.names.into_iter().next())
+        {
+            self.pending.due_now(slot, Instant::default());
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Comparing what was seen with what the ledger has, and pairing what vanished with what appeared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::listing::Depth;
-use super::pending::{Confirm, Waiting};
+use super::pending::Waiting;
 use super::{Coalescer, LookError, Looked, Slot, What};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
@@ -20,15 +20,12 @@ const RACY_MS: u64 = 30;
 /// How far back lost hints may reach when a listing makes up for them.
 const LOST_MS: u64 = 10_000;
 
-/// How long what was looked at in vain too often waits.
-const MISSED: std::time::Duration = std::time::Duration::from_millis(100);
-
 /// A name behind which an object of the ledger is not any more.
 #[derive(Debug)]
 pub(super) struct Lost {
     pub(super) id: ObjectId,
     pub(super) row: LiveObject,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
 }
 
 impl Lost {
@@ -44,6 +41,8 @@ pub(super) struct Found {
     pub(super) observed: Observed,
     pub(super) verdict: Verdict,
     pub(super) what: What,
+    /// How often it was looked at in vain.
+    pub(super) misses: u8,
 }
 
 /// What one round of looks found, by slot.
@@ -154,6 +153,7 @@ impl Coalescer {
         waiting: Waiting,
         round: &mut Round,
     ) -> Result<(), TableError> {
+        let nothing = observed.is_none();
         let verdict = match &observed {
             Some(seen) => self.judge(t, &slot, seen.kind)?,
             None => Verdict::Excluded,
@@ -190,8 +190,16 @@ impl Coalescer {
                 observed: seen,
                 verdict,
                 what: waiting.what,
+                misses: waiting.misses,
             };
             round.found.insert(slot.clone(), found);
+        }
+        if known.is_none()
+            && nothing
+            && (waiting.what.written || waiting.what.closed)
+            && !self.pending.missed_write(slot.clone())
+        {
+            self.listings.lost();
         }
         if let Some((id, row)) = known {
             if let Some(identity) = identity(&row) {
@@ -225,100 +233,6 @@ impl Coalescer {
         }
         self.pending.due_now(old, now);
         Ok(true)
-    }
-
-    /// What appeared may be something that vanished in an earlier round and waits for its flush.
-    fn recall_vanished(
-        &mut self,
-        now: Instant,
-        t: &dyn TablesRead,
-        round: &mut Round,
-    ) -> Result<(), TableError> {
-        let met: Vec<Identity> = round
-            .found
-            .values()
-            .map(|f| f.observed.fingerprint.identity)
-            .filter(|identity| self.vanished.contains_key(identity))
-            .collect();
-        for identity in met {
-            let Some(id) = self.vanished.remove(&identity) else {
-                continue;
-            };
-            let Some(row) = live(t, id)? else { continue };
-            let Some(slot) = row.slot().cloned() else {
-                continue;
-            };
-            let Some(waiting) = self.pending.take(&slot) else {
-                continue;
-            };
-            // Something else may be at the old name by now, which waited for the same flush.
-            self.pending.due_now(slot.clone(), now);
-            round.lost.entry(slot).or_insert(Lost { id, row, waiting });
-        }
-        Ok(())
-    }
-
-    /// Pairs found with lost by identity. What stays lost without a flush in between waits for
-    /// one, together with whatever appeared in its place and whatever was paired with that.
-    fn pair(
-        &mut self,
-        now: Instant,
-        t: &dyn TablesRead,
-        round: &mut Round,
-    ) -> Result<Moves, TableError> {
-        loop {
-            let by_identity: BTreeMap<Identity, Slot> = round
-                .lost
-                .iter()
-                .filter_map(|(slot, lost)| Some((identity(&lost.row)?, slot.clone())))
-                .collect();
-            let mut moves = Moves::new();
-            let mut taken = BTreeSet::new();
-            for (slot, found) in &round.found {
-                let Some(from) = by_identity.get(&found.observed.fingerprint.identity) else {
-                    continue;
-                };
-                let kind_fits = round.lost[from].row.state.kind == found.observed.kind;
-                if kind_fits && taken.insert(from.clone()) {
-                    moves.insert(slot.clone(), from.clone());
-                }
-            }
-            let unsure: Vec<Slot> = round
-                .lost
-                .iter()
-                .filter(|(slot, lost)| {
-                    !taken.contains(*slot) && lost.waiting.confirm != Confirm::Done
-                })
-                .map(|(slot, _)| slot.clone())
-                .collect();
-            if unsure.is_empty() {
-                let early = into_itself(t, round, &moves)?;
-                if early.is_empty() {
-                    return Ok(moves);
-                }
-                for slot in early {
-                    round.found.remove(&slot);
-                    let waiting = match round.lost.remove(&slot) {
-                        Some(lost) => lost.waiting,
-                        None => Waiting::new(What::LOOK, now),
-                    };
-                    if !self.look_again(now, slot.clone(), waiting) {
-                        self.pending.due_now(slot, now.after(MISSED));
-                    }
-                }
-                continue;
-            }
-            for slot in unsure {
-                let lost = round.lost.remove(&slot).expect("it was listed from there");
-                round.found.remove(&slot);
-                if let Some(identity) = identity(&lost.row) {
-                    self.vanished.insert(identity, lost.id);
-                }
-                // Its folder is looked at again with it: the times belong into that record.
-                self.seen_folders.remove(&slot.0);
-                self.confirm_later(slot, lost.waiting);
-            }
-        }
     }
 
     pub(super) fn judge(
@@ -435,36 +349,6 @@ impl Coalescer {
     }
 }
 
-/// The ends of moves that would put a folder below itself: a move of what it went into was not seen
-/// yet.
-fn into_itself(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<Vec<Slot>, TableError> {
-    let parents: BTreeMap<ObjectId, ObjectId> = moves
-        .iter()
-        .map(|(to, from)| (round.lost[from].id, to.0))
-        .collect();
-    let mut early = Vec::new();
-    for (to, from) in moves {
-        let lost = &round.lost[from];
-        if lost.row.state.kind != Kind::Folder {
-            continue;
-        }
-        let mut at = to.0;
-        for _ in 0..access::DEPTH_MAX {
-            if at == lost.id {
-                early.extend([to.clone(), from.clone()]);
-                break;
-            }
-            let above = match parents.get(&at) {
-                Some(parent) => Some(*parent),
-                None => live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0)),
-            };
-            let Some(above) = above else { break };
-            at = above;
-        }
-    }
-    Ok(early)
-}
-
 /// Whether a moved file's bytes must be taken for other ones. A move changes the change time, so
 /// that only a hint tells a file whose old modification time was restored behind a write: where
 /// hints may be `missing`, it is taken for written. So is one that may have changed within the
@@ -507,7 +391,7 @@ fn is_racy(fingerprint: &Fingerprint, wall: WallMillis) -> bool {
     u64::try_from(changed).is_ok_and(|changed| changed.saturating_add(RACY_MS) >= wall.0)
 }
 
-fn identity(row: &LiveObject) -> Option<Identity> {
+pub(super) fn identity(row: &LiveObject) -> Option<Identity> {
     row.local.as_ref().map(|l| l.fingerprint.identity)
 }
 

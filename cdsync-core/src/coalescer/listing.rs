@@ -86,6 +86,8 @@ impl Listings {
 
     pub(super) fn start(&mut self, root: ObjectId, defer: bool) {
         self.defer |= defer;
+        // Nobody told of what happened while nobody listened.
+        self.lossy |= defer;
         self.scanning = true;
         self.push(root, Depth::Deep);
     }
@@ -117,6 +119,16 @@ impl Listings {
         self.scanning = false;
         self.lossy = false;
         self.deaf.clear();
+    }
+
+    /// Lists a folder that could not be listed. If a scan failed there, it goes on now.
+    pub(super) fn retry(&mut self, folder: ObjectId) {
+        self.owe(folder, Depth::Shallow);
+        if self.owed.get(&folder) == Some(&Depth::Deep) {
+            self.scanning = true;
+            self.lossy = true;
+        }
+        self.met(folder);
     }
 
     /// Hints were lost.
@@ -229,6 +241,10 @@ impl Coalescer {
         let Some(depth) = self.listings.outstanding.get(&folder).map(|l| l.depth) else {
             return Ok(());
         };
+        if live(t, folder)?.is_none() {
+            // It was taken for gone meanwhile: where it is, it is a new one.
+            return Ok(());
+        }
         for (name, seen) in entries {
             if let Some(listing) = self.listings.outstanding.get_mut(&folder) {
                 listing.seen.insert(name_hash(&name));
@@ -239,6 +255,11 @@ impl Coalescer {
                 }
                 Err(error) => {
                     let slot = (folder, name);
+                    if let Some(id) = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object)
+                        && let Some(row) = live(t, id)?
+                    {
+                        self.owe_deep(depth, id, row.state.kind);
+                    }
                     let waiting = self.pending.take(&slot);
                     let waiting = waiting.unwrap_or_else(|| Waiting::new(What::LOOK, now));
                     self.name_missed(now, t, slot, waiting, &error)?;
@@ -384,6 +405,10 @@ impl Coalescer {
         let Some(listing) = self.listings.outstanding.remove(&folder) else {
             return Ok(());
         };
+        if live(t, folder)?.is_none() {
+            self.unseen.folder_seen(folder);
+            return Ok(());
+        }
         match itself {
             Ok(observed) => {
                 if !listing.failed {

@@ -17,6 +17,7 @@
 mod commit;
 mod compare;
 mod listing;
+mod pairing;
 mod pending;
 #[cfg(test)]
 mod tests;

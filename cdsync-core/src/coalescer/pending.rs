@@ -13,7 +13,13 @@ use crate::time::Instant;
 
 /// How often a folder that is not where the ledger has it is looked for before the name that led
 /// there is looked at.
-const MISSES_MAX: u8 = 8;
+pub(super) const MISSES_MAX: u8 = 8;
+
+/// How many names are kept in mind for what was written at them.
+const MISSED_WRITES_MAX: usize = 1024;
+
+/// How often it is tried to prove that a folder is gone while other folders move.
+pub(super) const DOUBTS_MAX: u8 = 8;
 
 /// How long a hint of what happened to a folder is waited for.
 fn missed_for(misses: u8) -> Duration {
@@ -28,8 +34,10 @@ pub(super) struct Waiting {
     pub(super) due: Instant,
     /// The other end of a rename: taken together.
     pub(super) partner: Option<Slot>,
-    /// The object here vanished; it is gone only if it is still missing after a flush.
+    /// The object here vanished: what is done about the doubt.
     pub(super) confirm: Confirm,
+    /// How often folders moved while it was to be proved that it is gone.
+    pub(super) doubts: u8,
     /// A large new file was held once already.
     pub(super) held: bool,
     /// How often the folder was not where the ledger has it.
@@ -40,14 +48,37 @@ pub(super) struct Waiting {
     pub(super) asked: bool,
 }
 
+/// How sure it is that what vanished from a name is gone.
+///
+/// After a flush every move before it has been told, so that another look, at this name and at all
+/// that were told, finds what moved in time. It may have moved on meanwhile: a folder that is still
+/// missing is gone only if no folder moved up to a second flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Confirm {
     #[default]
     No,
-    /// Waits for a flush.
-    Waits,
-    /// A flush came: what is missing now is gone.
-    Done,
+    /// Waits for a flush; with the number of moves of folders that had been told at the one before
+    /// it, if this is the second one.
+    Waits(Option<u64>),
+    /// One flush came, when this many moves had been told.
+    Once(u64),
+    /// What is missing now is gone.
+    Sure,
+}
+
+impl Confirm {
+    fn waits(self) -> bool {
+        matches!(self, Self::Waits(_))
+    }
+
+    /// Whether what is missing now is gone.
+    pub(super) fn is_proof(self, is_folder: bool) -> bool {
+        match self {
+            Self::No | Self::Waits(_) => false,
+            Self::Once(_) => !is_folder,
+            Self::Sure => true,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -59,8 +90,14 @@ pub(super) struct Pending {
     folders: BTreeMap<ObjectId, (Instant, u8)>,
     /// Vanished names that wait for a flush.
     confirming: usize,
-    /// Names that somebody waits for, but for those that the disk fails to show.
+    /// Names that somebody waits for or that are in doubt, but for those that the disk fails to
+    /// show.
     asked: usize,
+    /// How many moves of folders were told, or may have been.
+    moves: u64,
+    /// Names at which something was written that was not there any more when it was looked at: the
+    /// move that took it away is told by the next flush at the latest.
+    missed_writes: BTreeSet<Slot>,
 }
 
 impl Pending {
@@ -100,7 +137,7 @@ impl Pending {
             let mut waiting = self.take(&slot).expect("the slot was listed just now");
             waiting.held = true;
             waiting.asked = true;
-            if waiting.confirm != Confirm::Waits {
+            if !waiting.confirm.waits() {
                 waiting.due = waiting.due.min(now);
             }
             self.put(slot, waiting);
@@ -124,7 +161,7 @@ impl Pending {
     pub(super) fn take(&mut self, slot: &Slot) -> Option<Waiting> {
         let waiting = self.slots.remove(slot)?;
         self.due.remove(&(waiting.due, slot.clone()));
-        self.confirming -= usize::from(waiting.confirm == Confirm::Waits);
+        self.confirming -= usize::from(waiting.confirm.waits());
         self.asked -= usize::from(waiting.is_asked());
         Some(waiting)
     }
@@ -133,7 +170,7 @@ impl Pending {
     pub(super) fn put(&mut self, slot: Slot, waiting: Waiting) {
         self.take(&slot);
         self.asked += usize::from(waiting.is_asked());
-        if waiting.confirm == Confirm::Waits {
+        if waiting.confirm.waits() {
             self.confirming += 1;
         } else {
             self.due.insert((waiting.due, slot.clone()));
@@ -148,9 +185,26 @@ impl Pending {
             .unwrap_or_else(|| Waiting::new(What::LOOK, now));
         waiting.what.at_once = true;
         waiting.due = now;
-        if waiting.confirm == Confirm::Waits {
+        if waiting.confirm.waits() {
             waiting.confirm = Confirm::No;
         }
+        self.put(slot, waiting);
+    }
+
+    /// Something was written at a name where nothing is now. Returns whether it can be kept in mind.
+    pub(super) fn missed_write(&mut self, slot: Slot) -> bool {
+        if self.missed_writes.len() >= MISSED_WRITES_MAX {
+            self.missed_writes.clear();
+            return false;
+        }
+        self.missed_writes.insert(slot);
+        true
+    }
+
+    /// Puts a name in that was looked at in vain too often.
+    pub(super) fn due_later(&mut self, slot: Slot, due: Instant) {
+        let mut waiting = Waiting::new(What::LOOK, due);
+        waiting.misses = 1;
         self.put(slot, waiting);
     }
 
@@ -158,13 +212,23 @@ impl Pending {
         let slots: Vec<Slot> = self
             .slots
             .iter()
-            .filter(|(_, w)| w.confirm == Confirm::Waits)
+            .filter(|(_, w)| w.confirm.waits())
             .map(|(slot, _)| slot.clone())
             .collect();
         for slot in slots {
             let mut waiting = self.take(&slot).expect("the slot was listed just now");
-            waiting.confirm = Confirm::Done;
             waiting.due = now;
+            waiting.confirm = match waiting.confirm {
+                Confirm::Waits(Some(before))
+                    if before != self.moves && waiting.doubts < DOUBTS_MAX =>
+                {
+                    waiting.doubts += 1;
+                    waiting.due = now.after(missed_for(waiting.doubts));
+                    Confirm::No
+                }
+                Confirm::Waits(Some(_)) => Confirm::Sure,
+                _ => Confirm::Once(self.moves),
+            };
             self.put(slot, waiting);
         }
     }
@@ -178,6 +242,7 @@ impl Waiting {
             due: now,
             partner: None,
             confirm: Confirm::No,
+            doubts: 0,
             held: false,
             misses: 0,
             fails: 0,
@@ -185,8 +250,10 @@ impl Waiting {
         }
     }
 
+    /// Whether nothing is settled before this is looked at: somebody asked, or what an earlier look
+    /// saw is still in doubt.
     fn is_asked(&self) -> bool {
-        self.asked && self.fails == 0
+        (self.asked || self.misses > 0 || self.doubts > 0) && self.fails == 0
     }
 }
 
@@ -203,6 +270,9 @@ impl Coalescer {
         hints: impl IntoIterator<Item = Hint>,
     ) -> Result<(), TableError> {
         for hint in hints {
+            if hint.what.folder && hint.what.at_once {
+                self.pending.moves += 1;
+            }
             let folder = self.resolve(t, &hint.folder)?;
             let partner = match hint.partner {
                 Some((key, name)) => self.resolve(t, &key)?.map(|folder| (folder, name)),
@@ -221,10 +291,14 @@ impl Coalescer {
             if let Some(partner) = partner.clone() {
                 // What was written under the old name moved along.
                 let before = slot.as_ref().and_then(|slot| self.pending.get(slot));
+                let before = before.map(|waiting| waiting.what);
                 // Where it was, nothing could be told of it.
+                let missed = slot
+                    .as_ref()
+                    .is_some_and(|s| self.pending.missed_writes.remove(s));
                 let what = What {
-                    written: slot.is_none() || before.is_some_and(|w| w.what.written),
-                    closed: before.is_some_and(|w| w.what.closed),
+                    written: slot.is_none() || missed || before.is_some_and(|w| w.written),
+                    closed: before.is_some_and(|w| w.closed),
                     ..What::LOOK
                 };
                 self.hint(now, t, partner, what, slot.clone())?;
@@ -239,6 +313,7 @@ impl Coalescer {
     /// The kernel lost events, or said too little: the whole tree is compared.
     pub fn handle_gap(&mut self) {
         self.listings.lost();
+        self.pending.moves += 1;
         self.start_scan();
     }
 
@@ -395,13 +470,17 @@ impl Coalescer {
     pub fn handle_flushed(&mut self, now: Instant) {
         if self.flush == FlushState::Asked {
             self.flush = FlushState::Idle;
+            self.pending.missed_writes.clear();
             self.pending.confirm_all(now);
         }
     }
 
     /// Looks at a vanished name again after a flush.
     pub(super) fn confirm_later(&mut self, slot: Slot, mut waiting: Waiting) {
-        waiting.confirm = Confirm::Waits;
+        waiting.confirm = match waiting.confirm {
+            Confirm::Once(moves) => Confirm::Waits(Some(moves)),
+            _ => Confirm::Waits(None),
+        };
         self.pending.put(slot, waiting);
         self.flush = FlushState::Wanted;
     }

@@ -11,6 +11,7 @@ use super::pending::{Confirm, Waiting};
 use super::{Coalescer, LookError, Slot, Trouble};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
+use crate::ledger::access;
 use crate::ledger::tables::{TableError, TablesRead};
 use crate::path::{Name, RelPath};
 use crate::time::Instant;
@@ -139,7 +140,9 @@ impl Coalescer {
             return Ok(());
         };
         let path = folder.path.join(&slot.1);
-        if slot.1.is_reserved() || self.is_excluded(&path) {
+        // What was carried under another path is still to be taken back when it is seen.
+        let carried = access::name(t, slot.0, &slot.1)?.is_some_and(|row| row.object.is_some());
+        if !carried && (slot.1.is_reserved() || self.is_excluded(&path)) {
             return Ok(());
         }
         let known = self.unseen.is_name(&slot);
@@ -196,16 +199,19 @@ impl Coalescer {
         names: Vec<Name>,
         reason: &str,
     ) -> Result<(), TableError> {
-        if names.is_empty() {
-            return self.folder_unseen(now, t, folder, Depth::Shallow, reason);
-        }
+        let mut followed = false;
         for name in names {
             let slot = (folder, name);
             if let Some(waiting) = self.listings.looking.remove(&slot) {
-                self.name_unseen(now, t, slot, waiting, reason)?;
+                self.name_unseen(now, t, slot.clone(), waiting, reason)?;
+                followed |= self.unseen.is_name(&slot);
             }
         }
-        Ok(())
+        if followed {
+            // It is looked at with the names.
+            return Ok(());
+        }
+        self.folder_unseen(now, t, folder, Depth::Shallow, reason)
     }
 
     /// Lists again what could not be listed, when its time has come.
@@ -214,8 +220,7 @@ impl Coalescer {
             if unseen.due <= now {
                 // Until this listing ends, which says more.
                 unseen.due = now.after(wait(DOUBLINGS_MAX));
-                self.listings.owe(*folder, Depth::Shallow);
-                self.listings.met(*folder);
+                self.listings.retry(*folder);
             }
         }
     }

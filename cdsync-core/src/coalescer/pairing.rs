@@ -1,0 +1,274 @@
+//! Pairing what vanished with what appeared, and doubting what vanished without a trace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::compare::{Lost, Moves, Round, identity};
+use super::pending::{Confirm, DOUBTS_MAX, MISSES_MAX, Waiting};
+use super::{Coalescer, Slot, What};
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, live};
+use crate::ledger::object::{Identity, Kind};
+use crate::ledger::tables::{TableError, TablesRead};
+use crate::time::Instant;
+
+/// How long what was looked at in vain too often waits.
+const MISSED: Duration = Duration::from_millis(100);
+
+impl Coalescer {
+    /// What appeared may be something that vanished in an earlier round and waits for its flush.
+    pub(super) fn recall_vanished(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        round: &mut Round,
+    ) -> Result<(), TableError> {
+        let met: Vec<Identity> = round
+            .found
+            .values()
+            .map(|f| f.observed.fingerprint.identity)
+            .filter(|identity| self.vanished.contains_key(identity))
+            .collect();
+        for identity in met {
+            let Some(id) = self.vanished.remove(&identity) else {
+                continue;
+            };
+            let Some(row) = live(t, id)? else { continue };
+            let Some(slot) = row.slot().cloned() else {
+                continue;
+            };
+            let Some(waiting) = self.pending.take(&slot) else {
+                continue;
+            };
+            // Something else may be at the old name by now, which waited for the same flush.
+            self.pending.due_now(slot.clone(), now);
+            round.lost.entry(slot).or_insert(Lost { id, row, waiting });
+        }
+        Ok(())
+    }
+
+    /// Pairs found with lost by identity. What stays lost and is not known to be gone waits for a
+    /// flush, together with whatever appeared in its place and whatever was paired with that.
+    pub(super) fn pair(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        round: &mut Round,
+    ) -> Result<Moves, TableError> {
+        loop {
+            let moves = by_identity(round);
+            let unsure = unsure(t, round, &moves)?;
+            if !unsure.is_empty() {
+                for slot in linked(unsure, &moves) {
+                    self.doubt(round, slot);
+                }
+                continue;
+            }
+            let adrift = adrift(t, round, &moves)?;
+            if !adrift.is_empty() {
+                // What is in it has moved along the same path into what took its place. The names
+                // do not tell how: the whole tree does.
+                adrift
+                    .iter()
+                    .for_each(|slot| drop(round.found.remove(slot)));
+                self.handle_gap();
+                continue;
+            }
+            let mut early = into_itself(t, round, &moves)?;
+            early.extend(twins(round));
+            if early.is_empty() {
+                return Ok(moves);
+            }
+            for slot in linked(early, &moves) {
+                let found = round.found.remove(&slot);
+                let waiting = match round.lost.remove(&slot) {
+                    Some(lost) => lost.waiting,
+                    None => Waiting {
+                        misses: found.map_or(0, |found| found.misses),
+                        ..Waiting::new(What::LOOK, now)
+                    },
+                };
+                if !self.look_again(now, slot.clone(), waiting) {
+                    self.pending.due_later(slot, now.after(MISSED));
+                }
+            }
+        }
+    }
+
+    /// Takes a name out of the round, to be looked at again after a flush.
+    fn doubt(&mut self, round: &mut Round, slot: Slot) {
+        round.found.remove(&slot);
+        // Its folder is looked at again with it: the times belong into that record.
+        self.seen_folders.remove(&slot.0);
+        if let Some(mut lost) = round.lost.remove(&slot) {
+            if lost.waiting.confirm == Confirm::Sure {
+                lost.waiting.doubts = lost.waiting.doubts.saturating_add(1);
+            }
+            if let Some(identity) = identity(&lost.row) {
+                self.vanished.insert(identity, lost.id);
+            }
+            self.confirm_later(slot, lost.waiting);
+        }
+    }
+}
+
+fn by_identity(round: &Round) -> Moves {
+    let lost: BTreeMap<Identity, &Slot> = round
+        .lost
+        .iter()
+        .filter_map(|(slot, lost)| Some((identity(&lost.row)?, slot)))
+        .collect();
+    let mut moves = Moves::new();
+    let mut taken = BTreeSet::new();
+    for (slot, found) in &round.found {
+        let Some(from) = lost.get(&found.observed.fingerprint.identity) else {
+            continue;
+        };
+        let kind_fits = round.lost[*from].row.state.kind == found.observed.kind;
+        if kind_fits && taken.insert(*from) {
+            moves.insert(slot.clone(), (*from).clone());
+        }
+    }
+    moves
+}
+
+/// Names whose objects were not found elsewhere, and may be there all the same: it was not proved
+/// otherwise yet, or something was seen in them in this very round.
+fn unsure(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<BTreeSet<Slot>, TableError> {
+    let mut unsure: BTreeSet<Slot> = left(round, moves)
+        .filter(|(_, lost)| !lost.waiting.confirm.is_proof(is_folder(lost)))
+        .map(|(slot, _)| slot.clone())
+        .collect();
+    seen_below_gone(t, round, moves, |_, gone| {
+        if round.lost[gone].waiting.doubts < DOUBTS_MAX {
+            unsure.insert(gone.clone());
+        }
+    })?;
+    Ok(unsure)
+}
+
+/// What was seen below folders that are gone without doubt.
+fn adrift(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<Vec<Slot>, TableError> {
+    let mut adrift = Vec::new();
+    seen_below_gone(t, round, moves, |found, _| adrift.push(found.clone()))?;
+    Ok(adrift)
+}
+
+/// Names with something new at them, below folders that are taken for gone.
+fn seen_below_gone(
+    t: &dyn TablesRead,
+    round: &Round,
+    moves: &Moves,
+    mut each: impl FnMut(&Slot, &Slot),
+) -> Result<(), TableError> {
+    let gone: BTreeMap<ObjectId, &Slot> = left(round, moves)
+        .filter(|(_, lost)| is_folder(lost) && lost.waiting.confirm.is_proof(true))
+        .map(|(slot, lost)| (lost.id, slot))
+        .collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let parents = new_parents(round, moves);
+    for found in round.found.keys() {
+        climb(t, &parents, found.0, |at| {
+            let slot = gone.get(&at);
+            slot.is_some_and(|slot| {
+                each(found, slot);
+                true
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// What was not found elsewhere.
+fn left<'a>(round: &'a Round, moves: &'a Moves) -> impl Iterator<Item = (&'a Slot, &'a Lost)> {
+    let taken: BTreeSet<&Slot> = moves.values().collect();
+    round
+        .lost
+        .iter()
+        .filter(move |(slot, _)| !taken.contains(*slot))
+}
+
+fn is_folder(lost: &Lost) -> bool {
+    lost.row.state.kind == Kind::Folder
+}
+
+/// Names at which one and the same folder was seen: it moved between the looks, unless that is so
+/// again and again.
+fn twins(round: &Round) -> BTreeSet<Slot> {
+    let mut seen: BTreeMap<Identity, Vec<&Slot>> = BTreeMap::new();
+    for (slot, found) in &round.found {
+        if found.observed.kind == Kind::Folder && found.misses < MISSES_MAX {
+            let identity = found.observed.fingerprint.identity;
+            seen.entry(identity).or_default().push(slot);
+        }
+    }
+    let twins = seen.into_values().filter(|slots| slots.len() > 1);
+    twins.flatten().cloned().collect()
+}
+
+/// The ends of moves that would put a folder below itself: a move of what it went into was not seen
+/// yet.
+fn into_itself(
+    t: &dyn TablesRead,
+    round: &Round,
+    moves: &Moves,
+) -> Result<BTreeSet<Slot>, TableError> {
+    let parents = new_parents(round, moves);
+    let mut early = BTreeSet::new();
+    for (to, from) in moves {
+        let lost = &round.lost[from];
+        if lost.row.state.kind != Kind::Folder {
+            continue;
+        }
+        if climb(t, &parents, to.0, |at| at == lost.id)? {
+            early.extend([to.clone(), from.clone()]);
+        }
+    }
+    Ok(early)
+}
+
+/// Where the objects that move come to.
+fn new_parents(round: &Round, moves: &Moves) -> BTreeMap<ObjectId, ObjectId> {
+    let parent = |(to, from): (&Slot, &Slot)| (round.lost[from].id, to.0);
+    moves.iter().map(parent).collect()
+}
+
+/// Goes up from a folder to the root, by the moves first, until `stop` says so. Returns whether it
+/// did.
+fn climb(
+    t: &dyn TablesRead,
+    parents: &BTreeMap<ObjectId, ObjectId>,
+    from: ObjectId,
+    mut stop: impl FnMut(ObjectId) -> bool,
+) -> Result<bool, TableError> {
+    let mut at = from;
+    for _ in 0..access::DEPTH_MAX {
+        if stop(at) {
+            return Ok(true);
+        }
+        let above = match parents.get(&at) {
+            Some(parent) => Some(*parent),
+            None => live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0)),
+        };
+        let Some(above) = above else { break };
+        at = above;
+    }
+    Ok(false)
+}
+
+/// The names, and all that chains of moves tie to them: none of a chain can be told by itself.
+fn linked(mut slots: BTreeSet<Slot>, moves: &Moves) -> BTreeSet<Slot> {
+    let back: BTreeMap<&Slot, &Slot> = moves.iter().map(|(to, from)| (from, to)).collect();
+    let mut next: Vec<Slot> = slots.iter().cloned().collect();
+    while let Some(slot) = next.pop() {
+        let ends = [moves.get(&slot), back.get(&slot).copied()];
+        for end in ends.into_iter().flatten() {
+            if slots.insert(end.clone()) {
+                next.push(end.clone());
+            }
+        }
+    }
+    slots
+}
