@@ -46,6 +46,9 @@ impl Replica {
                 }
                 (Then::Held(state) | Then::Adopted(state), ApplyResult::Failed(reason)) => {
                     self.fetches.remove(state.id);
+                    if state.kind != Kind::Folder && self.is_suspect(state.version.seq) {
+                        super::suspect_published(t, state.id)?;
+                    }
                     self.park_content(wall, t, state.version.seq, *state, reason)?;
                 }
                 (Then::Meta(state), ApplyResult::Done(seen)) => {

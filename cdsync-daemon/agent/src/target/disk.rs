@@ -339,8 +339,12 @@ impl Disk {
         let wanted: Vec<Move> = moves
             .iter()
             .map(|one| {
+                let from_dir = match self.dir_of_move(&one.from, moves) {
+                    Err(ApplyError::Fs(error)) if is_elsewhere(&error) => None,
+                    other => Some(other?),
+                };
                 Ok(Move {
-                    from_dir: self.dir_of_move(&one.from, moves)?,
+                    from_dir,
                     from_name: one.from.name.clone(),
                     to_dir: self.dir_of_move(&one.to, moves)?,
                     to_name: one.to.name.clone(),
@@ -362,17 +366,17 @@ impl Disk {
                 }
                 MoveOutcome::Failed(error) => return Err(error.into()),
                 MoveOutcome::Missing => {
-                    return Err(not_there(&one.from_dir, &one.from_name));
+                    let dir = one.from_dir.as_ref().unwrap_or(&one.to_dir);
+                    return Err(not_there(dir, &one.from_name));
                 }
             }
         }
         // The ledger says next that it was done, and does not look again.
         for (at, one) in wanted.iter().enumerate() {
-            for dir in [&one.from_dir, &one.to_dir] {
+            for dir in one.from_dir.iter().chain([&one.to_dir]) {
                 let same = |other: &Move| {
-                    [&other.from_dir, &other.to_dir]
-                        .iter()
-                        .any(|d| d.identity() == dir.identity())
+                    let mut dirs = other.from_dir.iter().chain([&other.to_dir]);
+                    dirs.any(|d| d.identity() == dir.identity())
                 };
                 if !wanted[..at].iter().any(same) {
                     self.applier.sync_folder(dir)?;
@@ -383,7 +387,7 @@ impl Disk {
     }
 
     /// Opens the folder of a move. Before a kill another move of the same set may have taken that
-    /// folder, or one above it, to its new place: it is there then.
+    /// folder, or one above it, aside or to its new place: it is there then.
     fn dir_of_move(&self, at: &Place, moves: &[MoveOne]) -> Result<Arc<Dir>, ApplyError> {
         let first = self.dir(at);
         let mut place = at.clone();
@@ -392,12 +396,24 @@ impl Disk {
                 Err(ApplyError::Fs(error)) if is_elsewhere(error) => {}
                 _ => break,
             }
-            let Some(path) = moves.iter().find_map(|one| taken_along(&place, one)) else {
+            let taken = moves
+                .iter()
+                .find_map(|one| Some((one, below(&place, one)?)));
+            let Some((one, rest)) = taken else {
                 break;
             };
-            place.folder.path = path;
-            if let Ok(dir) = self.dir(&place) {
-                return Ok(dir);
+            let aside = Applier::aside_name(one.identity)?;
+            let aside = self.applier.spare_folder().path().join(&aside);
+            let there = one.to.folder.path.join(&one.to.name);
+            for top in [aside, there] {
+                let path = [top.as_bytes(), &rest].concat();
+                let Ok(path) = RelPath::new(path) else {
+                    return first;
+                };
+                place.folder.path = path;
+                if let Ok(dir) = self.dir(&place) {
+                    return Ok(dir);
+                }
             }
         }
         first
@@ -520,16 +536,11 @@ fn is_elsewhere(error: &FsError) -> bool {
     )
 }
 
-/// The path of a folder that a move took along.
-fn taken_along(place: &Place, one: &MoveOne) -> Option<RelPath> {
+/// The path of a folder below what a move takes along, with its leading `/` if it has one.
+fn below(place: &Place, one: &MoveOne) -> Option<Vec<u8>> {
     let from = one.from.folder.path.join(&one.from.name);
     let rest = place.folder.path.as_bytes().strip_prefix(from.as_bytes())?;
-    if !(rest.is_empty() || rest[0] == b'/') {
-        return None;
-    }
-    let mut moved = one.to.folder.path.join(&one.to.name).as_bytes().to_vec();
-    moved.extend_from_slice(rest);
-    RelPath::new(moved).ok()
+    (rest.is_empty() || rest[0] == b'/').then(|| rest.to_vec())
 }
 
 fn wrong_hash(at: &Place) -> ApplyError {

@@ -1,20 +1,27 @@
 //! Several moves at once: chains, swaps and longer cycles, without a name missing in between where
 //! the filesystem can swap.
+//!
+//! They can be done again after a kill at any moment: whatever is moved is at its old name, at its
+//! new one, at that of another move of the same set, or in the spare folder under a name that its
+//! identity gives; and what has to make room is in the trash before its name is taken.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdsync_core::ledger::object::{Identity, Kind, Observed};
-use cdsync_core::path::Name;
+use cdsync_core::path::{Name, RelPath};
 
-use super::{Applier, ApplyError, Trashed, random_name};
+use super::{Applier, ApplyError, Trashed, name_of, stage};
 use crate::dir::{Dir, LookWants};
 use crate::error::{FsError, FsErrorKind};
 
 /// One object that goes from one name to another.
 #[derive(Debug, Clone)]
 pub struct Move {
-    /// The folder where it is.
-    pub from_dir: Arc<Dir>,
+    /// The folder where it is; `None` where that is not to be found: what is in it may have been
+    /// set aside before a kill.
+    pub from_dir: Option<Arc<Dir>>,
     /// Its name there.
     pub from_name: Name,
     /// The folder where it belongs.
@@ -73,7 +80,12 @@ impl Place {
 enum Step {
     Settled(MoveOutcome),
     Waits,
+    /// What has to make room at this path may hold what others move out of it.
+    Crowded(RelPath),
 }
+
+/// What a kill left aside waits this long for the moves to be done again.
+const ASIDE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Applier {
     /// Makes every move, in whatever order they need. The moves may form any permutation.
@@ -85,7 +97,7 @@ impl Applier {
     pub fn relocate(&self, moves: &[Move]) -> Result<Relocated, ApplyError> {
         let mut result = Relocated::default();
         let mut outcomes: Vec<Option<MoveOutcome>> = vec![None; moves.len()];
-        let mut pending: Vec<Pending<'_>> = moves.iter().enumerate().map(Pending::new).collect();
+        let mut pending = self.locate(moves)?;
         while !pending.is_empty() {
             let before = pending.len();
             let mut next = 0;
@@ -99,6 +111,7 @@ impl Applier {
                         outcomes[settled.index] = Some(outcome);
                     }
                     Step::Waits => next += 1,
+                    Step::Crowded(path) => self.clear_below(&mut pending, &path)?,
                 }
             }
             if pending.len() == before && !self.break_cycle(&mut pending, &mut outcomes)? {
@@ -144,7 +157,11 @@ impl Applier {
             {
                 return Ok(Step::Waits);
             }
-            displaced.extend(self.free(this)?);
+            let path = wanted.to_dir.path().join(&wanted.to_name);
+            if found.kind == Kind::Folder && pending.iter().any(|p| p.comes_from(&path)) {
+                return Ok(Step::Crowded(path));
+            }
+            displaced.extend(self.free(this, &found)?);
         } else if !this.at.holds(wanted.identity)? {
             return Ok(Step::Settled(MoveOutcome::Missing));
         }
@@ -179,24 +196,98 @@ impl Applier {
         }
     }
 
-    /// Swaps the object in for what stands at its destination, which then goes to the trash from
-    /// the object's old name; so neither name is missing for a moment.
-    fn free(&self, this: &Pending<'_>) -> Result<Option<Trashed>, ApplyError> {
+    /// Frees a destination: what stands there goes to the trash. A file takes the place of a file
+    /// without the name missing for a moment.
+    fn free(&self, this: &Pending<'_>, found: &Observed) -> Result<Option<Trashed>, ApplyError> {
         let wanted = this.wanted;
-        let path = wanted.to_dir.path().join(&wanted.to_name);
-        let swapped = this
-            .at
-            .dir
-            .exchange(&this.at.name, &wanted.to_dir, &wanted.to_name);
-        match swapped {
-            Ok(()) => self.trash(&this.at.dir, &this.at.name, None, &path),
-            Err(error) if error.kind() == FsErrorKind::NotFound => Ok(None),
-            // No swap here, or the one lies inside the other.
-            Err(error) if error.kind() == FsErrorKind::Unsupported => {
-                self.trash(&wanted.to_dir, &wanted.to_name, None, &path)
+        let (dir, name) = (&wanted.to_dir, &wanted.to_name);
+        let path = dir.path().join(name);
+        let is_folder = |found: Option<Observed>| found.is_some_and(|o| o.kind == Kind::Folder);
+        let moving = this.at.dir.look(&this.at.name, LookWants::default())?;
+        if found.kind != Kind::Folder && !is_folder(moving) {
+            let slot = self.trash_lock().slot(name)?;
+            if dir.hard_link(name, &slot.folder, &slot.name).is_ok() {
+                this.at.dir.rename_over(&this.at.name, dir, name)?;
+                return self.settle(&slot, None, &path).map(Some);
             }
-            Err(error) => Err(error.into()),
         }
+        self.trash(dir, name, None, &path)
+    }
+
+    /// Sets aside everything that comes from below a path.
+    fn clear_below(&self, pending: &mut [Pending<'_>], path: &RelPath) -> Result<(), ApplyError> {
+        for this in pending.iter_mut().filter(|p| p.comes_from(path)) {
+            if !self.set_aside(this)? {
+                // It is not there: its own step says so.
+                this.in_spare = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds where everything is now: at its old name, or where a kill left it.
+    fn locate<'a>(&self, moves: &'a [Move]) -> Result<Vec<Pending<'a>>, ApplyError> {
+        let mut elsewhere: Option<BTreeMap<Identity, Place>> = None;
+        let mut pending = Vec::with_capacity(moves.len());
+        for (index, wanted) in moves.iter().enumerate() {
+            let aside = Place {
+                dir: Arc::clone(&self.spare),
+                name: Self::aside_name(wanted.identity)?,
+            };
+            let at = wanted.from().unwrap_or_else(|| aside.clone());
+            let mut this = Pending {
+                index,
+                wanted,
+                at,
+                in_spare: false,
+            };
+            if !this.at.holds(wanted.identity)? {
+                if aside.holds(wanted.identity)? {
+                    (this.at, this.in_spare) = (aside, true);
+                } else {
+                    let found = match &mut elsewhere {
+                        Some(found) => found,
+                        none => none.insert(everywhere(moves)?),
+                    };
+                    if let Some(place) = found.get(&wanted.identity) {
+                        this.at = place.clone();
+                    }
+                }
+            }
+            pending.push(this);
+        }
+        Ok(pending)
+    }
+
+    /// The name in the spare folder of an object that a move has set aside.
+    ///
+    /// # Errors
+    /// Never in practice: the name is short.
+    pub fn aside_name(identity: Identity) -> Result<Name, FsError> {
+        let (inode, born) = (identity.inode, identity.born);
+        name_of(format!("{ASIDE}{inode:x}-{:x}-{:x}", born.secs, born.nanos).as_bytes())
+    }
+
+    /// Moves what an earlier run left in the middle of a swap to the trash, but for what moves that
+    /// may be done again have set aside.
+    pub(super) fn keep_spares(&self) -> Result<(), ApplyError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default();
+        for name in stage::names_of(&self.spare)? {
+            if name.as_bytes().starts_with(ASIDE.as_bytes()) {
+                let found = self.spare.look(&name, LookWants::default())?;
+                let since = found.map_or(0, |o| o.fingerprint.ctime.secs);
+                let since = Duration::from_secs(u64::try_from(since).unwrap_or(0));
+                if now.saturating_sub(since) < ASIDE_KEPT {
+                    continue;
+                }
+            }
+            let from = self.spare.path().join(&name);
+            if let Some(kept) = self.trash(&self.spare, &name, None, &from)? {
+                tracing::warn!(kept = %kept.kept_as, "an interrupted move was kept in the trash");
+            }
+        }
+        Ok(())
     }
 
     /// A hard link that was moved onto another name of its own file: only the old name has to go.
@@ -245,43 +336,77 @@ impl Applier {
                 }
             }
         }
-        self.set_aside(pending)
-    }
-
-    /// Moves one waiting object out of the way, into the spare folder. Each goes there only once.
-    fn set_aside(&self, pending: &mut [Pending<'_>]) -> Result<bool, ApplyError> {
         // The deepest first: a folder cannot leave from under one that is set aside before it.
         for this in pending.iter_mut().filter(|p| !p.in_spare) {
-            let name = random_name()?;
-            match this.at.dir.rename_new(&this.at.name, &self.spare, &name) {
-                Ok(()) => {
-                    this.at = Place {
-                        dir: Arc::clone(&self.spare),
-                        name,
-                    };
-                    this.in_spare = true;
-                    return Ok(true);
-                }
-                Err(error) if error.kind() == FsErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+            if self.set_aside(this)? {
+                return Ok(true);
             }
         }
         Ok(false)
     }
+
+    /// Moves one waiting object out of the way, into the spare folder. Each goes there only once.
+    fn set_aside(&self, this: &mut Pending<'_>) -> Result<bool, ApplyError> {
+        let name = Self::aside_name(this.wanted.identity)?;
+        if !this.at.holds(this.wanted.identity)? {
+            return Ok(false);
+        }
+        match this.at.dir.rename_new(&this.at.name, &self.spare, &name) {
+            Ok(()) => {
+                this.at = Place {
+                    dir: Arc::clone(&self.spare),
+                    name,
+                };
+                this.in_spare = true;
+                Ok(true)
+            }
+            Err(error) if error.kind() == FsErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
-impl<'a> Pending<'a> {
-    fn new((index, wanted): (usize, &'a Move)) -> Self {
-        let at = Place {
-            dir: Arc::clone(&wanted.from_dir),
-            name: wanted.from_name.clone(),
-        };
-        Self {
-            index,
-            wanted,
-            at,
-            in_spare: false,
+/// How names of what was set aside begin.
+const ASIDE: &str = "move-";
+
+/// What is at any old or new name.
+fn everywhere(moves: &[Move]) -> Result<BTreeMap<Identity, Place>, FsError> {
+    let mut found = BTreeMap::new();
+    for one in moves {
+        for place in one.from().into_iter().chain([one.to()]) {
+            if let Some(there) = place.dir.look(&place.name, LookWants::default())? {
+                found.insert(there.fingerprint.identity, place);
+            }
         }
+    }
+    Ok(found)
+}
+
+impl Move {
+    fn from(&self) -> Option<Place> {
+        self.from_dir.as_ref().map(|dir| Place {
+            dir: Arc::clone(dir),
+            name: self.from_name.clone(),
+        })
+    }
+
+    fn to(&self) -> Place {
+        Place {
+            dir: Arc::clone(&self.to_dir),
+            name: self.to_name.clone(),
+        }
+    }
+}
+
+impl Pending<'_> {
+    /// Whether its old name is below a path, and it may be there still.
+    fn comes_from(&self, path: &RelPath) -> bool {
+        let below = |from: &RelPath| {
+            let rest = from.as_bytes().strip_prefix(path.as_bytes());
+            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
+        let from = self.wanted.from_dir.as_ref();
+        !self.in_spare && from.is_some_and(|dir| below(dir.path()))
     }
 
     /// Returns an object that was set aside and could not be moved on.
@@ -289,7 +414,10 @@ impl<'a> Pending<'a> {
         if !self.in_spare {
             return;
         }
-        let (dir, name) = (&self.wanted.from_dir, &self.wanted.from_name);
+        let Some(dir) = &self.wanted.from_dir else {
+            return;
+        };
+        let name = &self.wanted.from_name;
         if let Err(error) = self.at.dir.rename_new(&self.at.name, dir, name) {
             // The next start keeps it in the trash.
             tracing::warn!(%error, "an interrupted move stays in the spare folder");

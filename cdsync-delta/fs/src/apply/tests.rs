@@ -344,7 +344,7 @@ fn shift(place: &Place, moves: &[(&str, &str)]) -> Vec<Move> {
     let one = |&(from, to): &(&str, &str)| {
         let ((from_dir, from_name), (to_dir, to_name)) = (split(from), split(to));
         Move {
-            from_dir,
+            from_dir: Some(from_dir),
             from_name,
             to_dir,
             to_name,
@@ -430,6 +430,53 @@ fn strangers_make_room() {
         trash(&place).into_values().collect::<Vec<_>>(),
         [b"stranger".to_vec()]
     );
+}
+
+/// Proves that a folder takes the place of the one that it comes out of, with others that leave it.
+#[test]
+fn what_makes_room_loses_nothing_that_leaves_it() {
+    let (place, applier, _) = setup();
+    place.write("d/sub/x/own", b"x");
+    place.write("d/sub/y/own", b"y");
+    place.write("d/left", b"left");
+    let moves = shift(&place, &[("d/sub/y", "e"), ("d/sub/x", "d")]);
+    let result = applier.relocate(&moves).unwrap();
+    assert!(all_done(&result), "{:?}", result.outcomes);
+    assert_eq!(place.read("d/own"), b"x");
+    assert_eq!(place.read("e/own"), b"y");
+    assert_eq!(result.displaced.len(), 1);
+    assert!(!place.at("d/left").exists(), "it went with its folder");
+}
+
+/// Proves that moves go on after a kill: what was set aside is taken from there, also where its old
+/// folder is gone, and what has changed names already is found at the other name.
+#[test]
+fn moves_go_on_after_a_kill() {
+    let (place, applier, _) = setup();
+    place.write("d/sub/x/own", b"x");
+    let mut moves = shift(&place, &[("d/sub/x", "d")]);
+    let aside = Applier::aside_name(moves[0].identity).unwrap();
+    let from = moves[0].from_dir.take().unwrap();
+    let spare = applier.spare_folder();
+    from.rename_new(&moves[0].from_name, spare, &aside).unwrap();
+    drop(from);
+    std::fs::remove_dir_all(place.at("d")).unwrap();
+    let applier = Applier::open(&place.root, "job-1").unwrap();
+    let result = applier.relocate(&moves).unwrap();
+    assert!(all_done(&result), "{:?}", result.outcomes);
+    assert_eq!(place.read("d/own"), b"x");
+
+    for file in ["1", "2", "3"] {
+        place.write(file, file.as_bytes());
+    }
+    let moves = shift(&place, &[("1", "2"), ("2", "3"), ("3", "1")]);
+    let top = place.root.top();
+    top.exchange(&name("1"), &top, &name("2")).unwrap();
+    let result = applier.relocate(&moves).unwrap();
+    assert!(all_done(&result), "{:?}", result.outcomes);
+    let read = ["1", "2", "3"].map(|file| place.read(file));
+    assert_eq!(read, [b"3".to_vec(), b"1".to_vec(), b"2".to_vec()]);
+    assert!(result.displaced.is_empty());
 }
 
 /// Proves that moving one name of a file onto another of its names leaves the one.

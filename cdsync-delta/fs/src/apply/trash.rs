@@ -9,7 +9,7 @@ use cdsync_core::path::{Escaped, NAME_MAX_BYTES, Name, RelPath};
 
 use super::{
     Applier, ApplyError, Expected, NameSetDigest, digest, name_of, private_folder, random_u64,
-    stage, write_full,
+    write_full,
 };
 use crate::dir::Dir;
 use crate::error::{FsError, FsErrorKind};
@@ -214,17 +214,6 @@ impl Applier {
             observed,
             expected,
         })
-    }
-
-    /// Moves what an interrupted cycle of moves left behind to the trash.
-    pub(super) fn keep_spares(&self) -> Result<(), ApplyError> {
-        for name in stage::names_of(&self.spare)? {
-            let from = self.spare.path().join(&name);
-            if let Some(kept) = self.trash(&self.spare, &name, None, &from)? {
-                tracing::warn!(kept = %kept.kept_as, "an interrupted move was kept in the trash");
-            }
-        }
-        Ok(())
     }
 
     /// Removes a folder that must be empty but for nothing.

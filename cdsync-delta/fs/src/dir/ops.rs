@@ -112,6 +112,15 @@ impl Dir {
         result.map_err(|errno| FsError::at("rename to", to.path(), to_name, errno))
     }
 
+    /// Renames, in place of what has the other name.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn rename_over(&self, name: &Name, to: &Self, to_name: &Name) -> Result<(), FsError> {
+        self.rename(name, to, to_name, RenameFlags::empty())
+            .map_err(|errno| FsError::at("rename over", to.path(), to_name, errno))
+    }
+
     /// Swaps two names.
     ///
     /// # Errors
