@@ -1,8 +1,12 @@
 //! Names and relative paths as bytes: valid by construction, escaped when shown.
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 /// The longest name, as Linux has it.
@@ -38,8 +42,7 @@ pub enum NameError {
 
 /// One component of a path: 1 to 255 bytes, no slash, no NUL, neither `.` nor `..`. Any other byte
 /// is allowed, valid UTF-8 or not.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Box<[u8]>);
 
 impl Name {
@@ -65,17 +68,45 @@ impl Name {
     }
 }
 
-impl TryFrom<Vec<u8>> for Name {
+impl TryFrom<&[u8]> for Name {
     type Error = NameError;
-    fn try_from(bytes: Vec<u8>) -> Result<Self, NameError> {
-        check_name(&bytes)?;
-        Ok(Self(bytes.into()))
+    fn try_from(bytes: &[u8]) -> Result<Self, NameError> {
+        Self::new(bytes)
     }
 }
 
-impl From<Name> for Vec<u8> {
-    fn from(name: Name) -> Self {
-        name.0.into()
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(Checked(PhantomData))
+    }
+}
+
+/// Takes bytes as a whole, in one copy, or one by one where the format knows no bytes.
+struct Checked<T>(PhantomData<T>);
+
+impl<'de, T> Visitor<'de> for Checked<T>
+where
+    T: for<'a> TryFrom<&'a [u8], Error = NameError>,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("bytes")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<T, E> {
+        T::try_from(bytes).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<T, A::Error> {
+        let bytes = Vec::<u8>::deserialize(SeqAccessDeserializer::new(seq))?;
+        self.visit_bytes(&bytes)
     }
 }
 
@@ -101,16 +132,16 @@ fn check_name(bytes: &[u8]) -> Result<(), NameError> {
     }
 }
 
-/// A path below a root: names joined by `/`, the root itself being empty.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct RelPath(Vec<u8>);
+/// A path below a root: names joined by `/`, the root itself being empty. Cheap to clone: every
+/// file of a folder is told with the folder's path.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct RelPath(Option<Arc<[u8]>>);
 
 impl RelPath {
     /// The root itself.
     #[must_use]
     pub const fn root() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
     /// Checks and takes a path.
@@ -129,36 +160,43 @@ impl RelPath {
                 }
             }
         }
-        Ok(Self(bytes))
+        Ok(Self::from_checked(&bytes))
+    }
+
+    fn from_checked(bytes: &[u8]) -> Self {
+        Self((!bytes.is_empty()).then(|| bytes.into()))
     }
 
     /// The bytes, without a leading or trailing slash.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        self.0.as_deref().unwrap_or_default()
     }
 
     /// Whether this is the root itself.
     #[must_use]
     pub fn is_root(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// The names, from the root down.
     pub fn components(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.split(|&b| b == b'/').filter(|c| !c.is_empty())
+        self.as_bytes()
+            .split(|&b| b == b'/')
+            .filter(|c| !c.is_empty())
     }
 
     /// This path with one more name.
     #[must_use]
     pub fn join(&self, name: &Name) -> Self {
-        let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.as_bytes().len());
-        bytes.extend_from_slice(&self.0);
+        let above = self.as_bytes();
+        let mut bytes = Vec::with_capacity(above.len() + 1 + name.as_bytes().len());
+        bytes.extend_from_slice(above);
         if !bytes.is_empty() {
             bytes.push(b'/');
         }
         bytes.extend_from_slice(name.as_bytes());
-        Self(bytes)
+        Self::from_checked(&bytes)
     }
 
     /// The path from names listed from the deepest up, as a walk towards the root finds them.
@@ -171,7 +209,7 @@ impl RelPath {
             }
             bytes.extend_from_slice(name.as_bytes());
         }
-        Self(bytes)
+        Self::from_checked(&bytes)
     }
 }
 
@@ -184,7 +222,26 @@ impl TryFrom<Vec<u8>> for RelPath {
 
 impl From<RelPath> for Vec<u8> {
     fn from(path: RelPath) -> Self {
-        path.0
+        path.as_bytes().to_vec()
+    }
+}
+
+impl TryFrom<&[u8]> for RelPath {
+    type Error = NameError;
+    fn try_from(bytes: &[u8]) -> Result<Self, NameError> {
+        Self::new(bytes.to_vec())
+    }
+}
+
+impl Serialize for RelPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.as_bytes())
+    }
+}
+
+impl<'de> Deserialize<'de> for RelPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(Checked(PhantomData))
     }
 }
 
@@ -193,7 +250,7 @@ impl fmt::Display for RelPath {
         if self.is_root() {
             f.write_str(".")
         } else {
-            fmt::Display::fmt(&Escaped(&self.0), f)
+            fmt::Display::fmt(&Escaped(self.as_bytes()), f)
         }
     }
 }
@@ -309,5 +366,30 @@ mod tests {
     fn shown_names_are_escaped() {
         let name = Name::new(b"a\nb\x1b[0m\xff\\\xe2\x80\xae").unwrap();
         assert_eq!(name.to_string(), "a\\nb\\u{1b}[0m\\xff\\\\\\u{202e}");
+    }
+
+    /// Proves that names and paths are stored and sent as the bytes that they always were, and
+    /// that formats without bytes, which give one number after another, are understood as well.
+    #[test]
+    fn bytes_are_one_run() {
+        use serde::de::value::{Error, SeqDeserializer};
+        let bytes = b"a\xff b".to_vec();
+        let (name, path) = (
+            Name::new(&bytes).unwrap(),
+            RelPath::new(bytes.clone()).unwrap(),
+        );
+        let stored = postcard::to_allocvec(&bytes).unwrap();
+        assert_eq!(postcard::to_allocvec(&name).unwrap(), stored);
+        assert_eq!(postcard::to_allocvec(&path).unwrap(), stored);
+        assert_eq!(postcard::from_bytes::<Name>(&stored).unwrap(), name);
+        assert_eq!(postcard::from_bytes::<RelPath>(&stored).unwrap(), path);
+        let numbers = || SeqDeserializer::<_, Error>::new(bytes.iter().copied());
+        assert_eq!(Name::deserialize(numbers()).unwrap(), name);
+        assert_eq!(RelPath::deserialize(numbers()).unwrap(), path);
+        assert!(postcard::from_bytes::<Name>(b"\x02..").is_err());
+        assert!(postcard::from_bytes::<RelPath>(b"\x03/a/").is_err());
+        let root = postcard::from_bytes::<RelPath>(b"\0").unwrap();
+        assert_eq!(root, RelPath::root());
+        assert_eq!(RelPath::new(Vec::new()).unwrap(), root);
     }
 }

@@ -190,18 +190,18 @@ pub fn content_at(
         Some(ObjectRow::Gone(by)) => return Ok(Err(by)),
         _ => return Ok(Err(at_least)),
     };
-    let (Some(local), Some((parent, name))) = (&row.local, row.slot()) else {
+    let (Some(local), Some((parent, name))) = (row.local, row.names.into_iter().next()) else {
         return Ok(Err(at_least));
     };
-    let Some(folder) = folders.at(t, *parent)? else {
+    let Some(folder) = folders.at(t, parent)? else {
         return Ok(Err(
-            live(t, *parent)?.map_or(at_least, |p| p.state.version.seq)
+            live(t, parent)?.map_or(at_least, |p| p.state.version.seq)
         ));
     };
     Ok(Ok(ContentAt {
         object: id,
         folder,
-        name: name.clone(),
+        name,
         fingerprint: local.fingerprint,
         version: row.state.content_seq,
         mtime: row.state.meta.mtime,
