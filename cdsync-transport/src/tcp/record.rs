@@ -2,17 +2,19 @@
 //!
 //! rustls's connections copy every record twice more and keep both directions behind one lock. Its
 //! `kernel` interface, made for kernels that protect records themselves, hands the keys over after
-//! the handshake. Here they go back into rustls's own record protection, so no cryptography is
-//! done by this crate: it counts records, knows where they begin, and renews keys in time.
+//! the handshake. What is received goes back into rustls's own record protection, which opens it
+//! where it lies; what is sent is sealed where it is gathered, by the same primitive, because
+//! rustls's way makes a buffer for each record. This module counts records, knows where they begin,
+//! and renews keys in time.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aws_lc_rs::aead;
 use bytes::{Buf, BytesMut};
 use rustls::client::ClientConnectionData;
 use rustls::crypto::cipher::{
-    AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, MessageEncrypter, OutboundChunks,
-    OutboundPlainMessage, Tls13AeadAlgorithm,
+    AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, Nonce, Tls13AeadAlgorithm, make_tls13_aad,
 };
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
@@ -98,9 +100,8 @@ fn split(
         algorithm: suite.aead_alg,
     });
     let (sequence, secret) = secrets.tx;
-    let (key, iv) = material(secret)?;
     let sealer = Sealer {
-        protection: keys.algorithm.encrypter(key, iv),
+        protection: Protection::new(secret)?,
         sequence,
         // Half of what is proven safe for the suite: 2^23 records of AES-GCM, 128 GiB.
         renew_after: suite.common.confidentiality_limit / 2,
@@ -116,9 +117,30 @@ fn split(
     Ok((sealer, opener))
 }
 
+/// The key of what is sent, with what makes the nonce of each record.
+struct Protection {
+    key: aead::LessSafeKey,
+    iv: Iv,
+}
+
+impl Protection {
+    fn new(secret: ConnectionTrafficSecrets) -> Result<Self, Error> {
+        let algorithm = match &secret {
+            ConnectionTrafficSecrets::Aes128Gcm { .. } => &aead::AES_128_GCM,
+            ConnectionTrafficSecrets::Aes256Gcm { .. } => &aead::AES_256_GCM,
+            _ => &aead::CHACHA20_POLY1305,
+        };
+        let (key, iv) = material(secret)?;
+        let key = aead::UnboundKey::new(algorithm, key.as_ref())
+            .map_err(|_| Error::General("a key of a wrong length".to_owned()))?;
+        let key = aead::LessSafeKey::new(key);
+        Ok(Self { key, iv })
+    }
+}
+
 /// Protects what is sent.
 pub(super) struct Sealer {
-    protection: Box<dyn MessageEncrypter>,
+    protection: Protection,
     sequence: u64,
     renew_after: u64,
     keys: Arc<Keys>,
@@ -145,8 +167,7 @@ impl Sealer {
     pub(super) fn renew(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
         self.protect(ContentType::Handshake, &[&KEY_UPDATE], out)?;
         let (sequence, secret) = self.keys.next(true)?;
-        let (key, iv) = material(secret)?;
-        self.protection = self.keys.algorithm.encrypter(key, iv);
+        self.protection = Protection::new(secret)?;
         self.sequence = sequence;
         Ok(())
     }
@@ -157,15 +178,28 @@ impl Sealer {
         chunks: &[&[u8]],
         out: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        let message = OutboundPlainMessage {
-            typ,
-            version: ProtocolVersion::TLSv1_2,
-            payload: OutboundChunks::new(chunks),
+        let Protection { key, iv } = &self.protection;
+        let content_bytes: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+        debug_assert!(content_bytes <= CONTENT_MAX_BYTES, "one record");
+        // RFC 8446, section 5.2: the header, which is also what is proven besides; the content with
+        // its type behind it, protected; the tag.
+        let header = make_tls13_aad(content_bytes + 1 + key.algorithm().tag_len());
+        let start = out.len();
+        out.extend_from_slice(&header);
+        for chunk in chunks {
+            out.extend_from_slice(chunk);
+        }
+        out.push(typ.into());
+        // Unique: the sequence rises with every record, and is begun anew only with a new key.
+        let nonce = aead::Nonce::assume_unique_for_key(Nonce::new(iv, self.sequence).0);
+        let content = &mut out[start + HEADER_BYTES..];
+        let sealed = key.seal_in_place_separate_tag(nonce, aead::Aad::from(header), content);
+        let Ok(tag) = sealed else {
+            // Nothing that is not protected stays in what is sent.
+            out.truncate(start);
+            return Err(Error::EncryptError);
         };
-        // A buffer of its own for each record, freed at once and so always the same one, which
-        // stays in the cache: copying it is cheaper than keeping sixteen of them for one write.
-        let record = self.protection.encrypt(message, self.sequence)?.encode();
-        out.extend_from_slice(&record);
+        out.extend_from_slice(tag.as_ref());
         self.sequence += 1;
         Ok(())
     }
