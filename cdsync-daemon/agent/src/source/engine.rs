@@ -37,6 +37,12 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// While a scan runs, what it writes is made durable in groups, this far apart: a commit waits for
 /// the disk, and nobody waits for one record of many.
 const GROUP_COMMITS: Duration = Duration::from_millis(20);
+/// The groups grow with the scan, up to this: targets have enough to do by then, and each commit
+/// writes the same upper pages of the tables again.
+const GROUP_COMMITS_MAX: Duration = Duration::from_millis(100);
+/// How long one transaction goes on taking what a scan brings: each costs a commit and two looks at
+/// the root besides, as much as a small folder.
+const SCAN_TURN: Duration = Duration::from_millis(5);
 /// More records at once than this are told as one line in the job's log.
 const LOG_LINES_MAX: u64 = 2_000;
 
@@ -64,7 +70,7 @@ pub(super) struct Engine {
     coalescer: Coalescer,
     watch: Option<Watch>,
     hints: Arc<HintBuffer>,
-    lists: SyncSender<ListRequest>,
+    lists: SyncSender<Vec<ListRequest>>,
     announce: watch::Sender<Announced>,
     clock: Stopwatch,
     complete: bool,
@@ -78,6 +84,10 @@ pub(super) struct Engine {
     /// Something was written and is not durable yet, since the last durable commit.
     uncommitted: bool,
     committed_at: Instant,
+    /// When the scan that runs was first seen.
+    scanning_since: Option<Instant>,
+    /// An input that a turn met and left to the next one.
+    left: Option<Input>,
     logged: Seq,
     last_error: Option<String>,
     reported: Option<SourceReport>,
@@ -147,6 +157,8 @@ impl Engine {
             fences: Vec::new(),
             uncommitted: true,
             committed_at: Instant::now(),
+            scanning_since: None,
+            left: None,
             logged: head,
             last_error: None,
             reported: None,
@@ -166,10 +178,13 @@ impl Engine {
         self.start_run(&context.order);
         loop {
             let mut inputs = Vec::new();
-            match inbox.recv_timeout(self.wait()) {
-                Ok(input) => inputs.push(input),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
+            match self.left.take() {
+                Some(input) => inputs.push(input),
+                None => match inbox.recv_timeout(self.wait()) {
+                    Ok(input) => inputs.push(input),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
+                },
             }
             while inputs.len() < INPUTS_MAX
                 && let Some(input) = inbox.try_recv()
@@ -182,7 +197,7 @@ impl Engine {
                 }
                 return Ok(ended);
             }
-            self.turn(context, inputs)?;
+            self.turn(context, inbox, inputs)?;
             self.report(context);
         }
     }
@@ -237,7 +252,12 @@ impl Engine {
         }
     }
 
-    fn turn(&mut self, context: &SourceContext, inputs: Vec<Input>) -> Result<(), SourceError> {
+    fn turn(
+        &mut self,
+        context: &SourceContext,
+        inbox: &Inbox<Input>,
+        inputs: Vec<Input>,
+    ) -> Result<(), SourceError> {
         let part = context.part()?;
         self.root
             .verify()
@@ -260,9 +280,18 @@ impl Engine {
             return Ok(());
         }
         let store = Arc::clone(&self.store);
+        let began = Instant::now();
         let wrote = store.write(Durability::Lazy, |t| {
             self.take_inputs(t, inputs, waiting)?;
             self.look_around(t)?;
+            while let Some(inputs) = self.more_of_scan(inbox, began) {
+                let waiting = self.hints.take();
+                if waiting.ended {
+                    return Err(SourceError::WatcherEnded);
+                }
+                self.take_inputs(t, inputs, waiting)?;
+                self.look_around(t)?;
+            }
             // Deletes seen through a handle of a root that is gone must not even be recorded.
             self.root
                 .verify()
@@ -270,7 +299,7 @@ impl Engine {
             Ok::<_, SourceError>(self.coalescer.finish(t)?)
         })?;
         self.uncommitted |= wrote;
-        let grouped = self.coalescer.is_scanning() && self.committed_at.elapsed() < GROUP_COMMITS;
+        let grouped = self.committed_at.elapsed() < self.group_commits();
         if self.uncommitted && !grouped {
             self.commit()?;
         }
@@ -286,6 +315,34 @@ impl Engine {
             self.last_error = Some(line);
         }
         Ok(())
+    }
+
+    /// What a scan has brought since the turn began, until the turn is long enough.
+    fn more_of_scan(&mut self, inbox: &Inbox<Input>, began: Instant) -> Option<Vec<Input>> {
+        let mut inputs = Vec::new();
+        if !self.coalescer.is_scanning() || self.left.is_some() || began.elapsed() >= SCAN_TURN {
+            return None;
+        }
+        while inputs.len() < INPUTS_MAX
+            && let Some(input) = inbox.try_recv()
+        {
+            if matches!(input, Input::Orders(_) | Input::Stop) {
+                self.left = Some(input);
+                break;
+            }
+            inputs.push(input);
+        }
+        (!inputs.is_empty()).then_some(inputs)
+    }
+
+    /// How long what is written may wait for what comes behind it, before it is made durable.
+    fn group_commits(&mut self) -> Duration {
+        if !self.coalescer.is_scanning() {
+            self.scanning_since = None;
+            return Duration::ZERO;
+        }
+        let since = self.scanning_since.get_or_insert_with(Instant::now);
+        (since.elapsed() / 8).clamp(GROUP_COMMITS, GROUP_COMMITS_MAX)
     }
 
     fn take_inputs(
@@ -305,7 +362,13 @@ impl Engine {
                     self.coalescer
                         .handle_listed(now, wall, t, folder, entries)?;
                 }
-                Input::ListEnd { folder, itself } => {
+                Input::ListEnd {
+                    folder,
+                    entries,
+                    itself,
+                } => {
+                    self.coalescer
+                        .handle_listed(now, wall, t, folder, entries)?;
                     self.coalescer
                         .handle_list_end(now, wall, t, folder, itself)?;
                 }
@@ -357,11 +420,13 @@ impl Engine {
                     .handle_looked(self.clock.now(), wall(), t, looked)?;
                 continue;
             }
+            let mut requests = Vec::new();
             while let Some(request) = self.coalescer.poll_listing(t)? {
-                // The scanner takes as many as may be outstanding, so this never waits.
-                if self.lists.send(request).is_err() {
-                    return Err(SourceError::Thread(std::io::ErrorKind::BrokenPipe.into()));
-                }
+                requests.push(request);
+            }
+            // The scanner takes as many as may be outstanding, so this never waits.
+            if !requests.is_empty() && self.lists.send(requests).is_err() {
+                return Err(SourceError::Thread(std::io::ErrorKind::BrokenPipe.into()));
             }
             if !self.coalescer.poll_flush() {
                 return Ok(());
@@ -560,7 +625,7 @@ fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
 fn start_scanner(
     root: &Root,
     mailbox: &Mailbox<Input>,
-) -> Result<SyncSender<ListRequest>, SourceError> {
+) -> Result<SyncSender<Vec<ListRequest>>, SourceError> {
     let (lists, requests) = sync_channel(16);
     let (root, mailbox) = (root.clone(), mailbox.clone());
     std::thread::Builder::new()

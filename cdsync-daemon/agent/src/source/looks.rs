@@ -66,12 +66,14 @@ fn look_folder(root: &Root, request: LookRequest) -> Looked {
 /// Lists folders for the engine until it is gone: the body of the scanner thread.
 pub(super) fn scan(
     root: &Root,
-    requests: &std::sync::mpsc::Receiver<ListRequest>,
+    requests: &std::sync::mpsc::Receiver<Vec<ListRequest>>,
     engine: &Mailbox<Input>,
 ) {
-    while let Ok(request) = requests.recv() {
-        if list(root, &request.folder, engine).is_err() {
-            return;
+    while let Ok(requests) = requests.recv() {
+        for request in requests {
+            if list(root, &request.folder, engine).is_err() {
+                return;
+            }
         }
     }
 }
@@ -79,18 +81,17 @@ pub(super) fn scan(
 fn list(root: &Root, folder: &FolderAt, engine: &Mailbox<Input>) -> Result<(), Gone> {
     let id = folder.id;
     let mut gone = false;
+    // The part that may be the last one: it goes with the end.
+    let mut last = Vec::new();
     let listed = root.dir(&dir_ref(folder)).and_then(|dir| {
         dir.list(LIST_CHUNK, WITH_HANDLE, &mut |piece| {
-            let entries = piece
-                .into_iter()
-                .map(|(name, seen)| (name, seen.map_err(|e| name_error(&e))))
-                .collect();
-            gone = engine
-                .send(Input::Listed {
-                    folder: id,
-                    entries,
-                })
-                .is_err();
+            let piece = piece.into_iter();
+            let piece = piece.map(|(name, seen)| (name, seen.map_err(|e| name_error(&e))));
+            let entries = std::mem::replace(&mut last, piece.collect());
+            let folder = id;
+            if !entries.is_empty() {
+                gone = engine.send(Input::Listed { folder, entries }).is_err();
+            }
             if gone {
                 ControlFlow::Break(())
             } else {
@@ -103,7 +104,11 @@ fn list(root: &Root, folder: &FolderAt, engine: &Mailbox<Input>) -> Result<(), G
         return Err(Gone);
     }
     let itself = listed.map_err(|e| folder_error(&e));
-    engine.send(Input::ListEnd { folder: id, itself })
+    engine.send(Input::ListEnd {
+        folder: id,
+        entries: last,
+        itself,
+    })
 }
 
 fn folder_error(error: &FsError) -> LookError {

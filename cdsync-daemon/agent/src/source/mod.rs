@@ -38,14 +38,15 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(crate) enum Input {
     /// There are hints.
     Wake,
-    /// A part of a listing.
+    /// A part of a listing, with more to come.
     Listed {
         folder: ObjectId,
         entries: Vec<(Name, Result<Observed, LookError>)>,
     },
-    /// The end of a listing.
+    /// The end of a listing, with its last part: one message for most folders.
     ListEnd {
         folder: ObjectId,
+        entries: Vec<(Name, Result<Observed, LookError>)>,
         itself: Result<Observed, LookError>,
     },
     /// A reader found a file other than recorded.
