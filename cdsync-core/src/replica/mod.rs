@@ -24,6 +24,7 @@ mod sweep;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use fetch::{FetchResult, FetchWant};
 pub use op::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
@@ -101,10 +102,10 @@ pub struct Replica {
     adopting: bool,
     folders: Folders,
     queue: VecDeque<Queued>,
-    /// Operations planned or under way, with what their results mean.
+    /// Operations planned, with what their results mean.
     running: Vec<Running>,
-    /// Whether they were handed out: nothing joins them any more.
-    issued: bool,
+    /// Operations under way: nothing joins them any more.
+    issued: Option<Issued>,
     fetches: Fetches,
     parked: BTreeMap<ObjectId, WallMillis>,
     /// Noted among the parked rows while they are planned or under way.
@@ -147,12 +148,19 @@ struct Running {
     then: Then,
 }
 
+/// Operations handed out, and what the result of each means.
+#[derive(Debug)]
+struct Issued {
+    ops: Arc<Vec<ApplyOp>>,
+    thens: Vec<Then>,
+}
+
 #[derive(Debug)]
 enum Then {
     /// The object is held in this state.
     Held(Box<crate::ledger::object::ObjectState>),
-    /// The object is held in this state, at this name; neither has rows yet.
-    New(Box<crate::ledger::object::ObjectState>, access::Slot),
+    /// The object is held in this state, at the operation's name; neither has rows yet.
+    New(Box<crate::ledger::object::ObjectState>),
     /// Only the metadata of what is held changed.
     Meta(Box<crate::ledger::object::ObjectState>),
     /// A folder's times were set again.
@@ -228,7 +236,7 @@ impl Replica {
             folders: Folders::default(),
             queue: VecDeque::new(),
             running: Vec::new(),
-            issued: false,
+            issued: None,
             fetches: Fetches::default(),
             blocking: parked
                 .iter()
@@ -314,6 +322,7 @@ impl Replica {
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()
             && self.running.is_empty()
+            && self.issued.is_none()
             && self.rest.is_none()
             && self.touched.is_empty()
             && self.batch_end.is_none()

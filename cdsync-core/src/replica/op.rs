@@ -1,7 +1,9 @@
 //! What a replica asks of a disk.
 
+use std::sync::Arc;
+
 use crate::ids::ObjectId;
-use crate::ledger::access::FolderAt;
+use crate::ledger::access::{FolderAt, Slot};
 use crate::ledger::object::{Identity, Kind, Metadata, Observed};
 use crate::ledger::rows::ParkedWhat;
 use crate::path::{Name, NameSetDigest};
@@ -148,6 +150,14 @@ impl ApplyOp {
         }
     }
 
+    /// The name that a file is written to.
+    pub(super) fn into_written(self) -> Option<Slot> {
+        match self {
+            Self::WriteFile { at, .. } => Some((at.folder.id, at.name)),
+            _ => None,
+        }
+    }
+
     /// What it moves.
     pub(super) fn moves(&self) -> &[MoveOne] {
         match self {
@@ -175,8 +185,8 @@ impl ApplyOp {
 /// first, in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Step {
-    /// The operations.
-    pub ops: Vec<ApplyOp>,
+    /// The operations, shared with the replica: drop the step before it is answered.
+    pub ops: Arc<Vec<ApplyOp>>,
     /// One after another, in their order.
     pub ordered: bool,
 }

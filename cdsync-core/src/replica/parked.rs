@@ -34,7 +34,7 @@ impl Replica {
         wall: WallMillis,
         t: &mut dyn Tables,
     ) -> Result<(), TableError> {
-        if !self.running.is_empty() {
+        if !self.running.is_empty() || self.issued.is_some() {
             return Ok(());
         }
         let due: Vec<ObjectId> = self

@@ -1,15 +1,17 @@
 //! From records to operations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::{ApplyOp, Body, Place, Queued, Replica, Running, Step, Then};
+use super::{ApplyOp, Body, Issued, Place, Queued, Replica, Running, Step, Then};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
 use crate::ledger::object::{Content, Identity, Kind, ObjectState, Seq};
-use crate::ledger::record::{RECORD_MAX_ITEMS, Record};
+use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::rows::{LiveObject, NameRow, ObjectRow};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::ledger::writer::size_of;
+use crate::path::Name;
 use crate::time::WallMillis;
 use crate::wire::Inline;
 
@@ -69,7 +71,7 @@ impl Replica {
         wall: WallMillis,
         t: &mut dyn Tables,
     ) -> Result<Option<Step>, TableError> {
-        if self.issued {
+        if self.issued.is_some() {
             return Ok(None);
         }
         let mut ordered = std::mem::take(&mut self.retrying);
@@ -102,12 +104,13 @@ impl Replica {
                 _ => 3,
             });
         }
-        self.issued = true;
-        let ops = self
-            .running
-            .iter()
-            .map(|running| running.op.clone())
-            .collect();
+        let running = self.running.drain(..).map(|one| (one.op, one.then));
+        let (ops, thens): (Vec<_>, Vec<_>) = running.unzip();
+        let ops = Arc::new(ops);
+        self.issued = Some(Issued {
+            ops: Arc::clone(&ops),
+            thens,
+        });
         Ok(Some(Step { ops, ordered }))
     }
 
@@ -121,16 +124,18 @@ impl Replica {
             }
         }
         let mut busy = BTreeSet::new();
-        let mut busy_names: BTreeSet<Slot> = BTreeSet::new();
+        let mut busy_names: BTreeMap<ObjectId, BTreeSet<Name>> = BTreeMap::new();
         while let Some(queued) = self.queue.front() {
             let record = &queued.record;
-            let slots = || record.names.iter().map(|n| (n.parent, n.name.clone()));
+            let is_busy = |at: &NameState| {
+                let names = busy_names.get(&at.parent);
+                names.is_some_and(|names| names.contains(&at.name))
+            };
             if record.objects.iter().any(|state| busy.contains(&state.id))
-                || slots().any(|slot| busy_names.contains(&slot))
+                || record.names.iter().any(is_busy)
             {
                 return Ok(false);
             }
-            let slots: Vec<Slot> = slots().collect();
             let shape = Shape::of(t, &queued.record)?;
             if shape == Shape::Structure && !self.running.is_empty() {
                 return Ok(false);
@@ -139,7 +144,10 @@ impl Replica {
                 break;
             };
             busy.extend(queued.record.objects.iter().map(|state| state.id));
-            busy_names.extend(slots);
+            for at in &queued.record.names {
+                let names = busy_names.entry(at.parent).or_default();
+                names.insert(at.name.clone());
+            }
             self.log(t, &queued.record)?;
             if self.is_suspect(queued.record.seq) {
                 // Whatever was done of it, its folders may not have got their times again.
@@ -148,8 +156,14 @@ impl Replica {
                 let folders = objects.filter(|o| o.kind == Kind::Folder).map(|o| o.id);
                 self.touched.extend(parents.chain(folders));
             }
+            let queued = match shape {
+                Shape::New => match self.plan_new_file(t, queued)? {
+                    Some(queued) => queued,
+                    None => continue,
+                },
+                _ => queued,
+            };
             match shape {
-                Shape::New if self.plan_new_file(t, &queued)? => {}
                 Shape::New | Shape::Simple => self.plan_simple(wall, t, &queued)?,
                 Shape::Structure => {
                     self.plan_structure(wall, t, queued)?;
@@ -163,10 +177,15 @@ impl Replica {
     }
 
     /// Plans what most records of a first copy are: one file that is [`Shape::New`], its content at
-    /// hand. Its rows are written once, with what became of it. Returns whether it was that.
-    fn plan_new_file(&mut self, t: &mut dyn Tables, queued: &Queued) -> Result<bool, TableError> {
+    /// hand. Its rows are written once, with what became of it. Gives back what is not that.
+    fn plan_new_file(
+        &mut self,
+        t: &mut dyn Tables,
+        mut queued: Queued,
+    ) -> Result<Option<Queued>, TableError> {
+        let seq = queued.record.seq;
         let ([state], [name]) = (&queued.record.objects[..], &queued.record.names[..]) else {
-            return Ok(false);
+            return Ok(Some(queued));
         };
         let [
             (
@@ -177,17 +196,19 @@ impl Replica {
             ),
         ] = queued.contents[..]
         else {
-            return Ok(false);
+            return Ok(Some(queued));
         };
-        let seq = queued.record.seq;
         let plain = version <= seq && name.object == Some(state.id) && !self.is_suspect(seq);
         if !plain {
-            return Ok(false);
+            return Ok(Some(queued));
         }
         let Some(folder) = self.folders.at(t, name.parent)? else {
-            return Ok(false);
+            return Ok(Some(queued));
         };
-        let mut state = state.clone();
+        let (names, objects) = (&mut queued.record.names, &mut queued.record.objects);
+        let (Some(name), Some(mut state)) = (names.pop(), objects.pop()) else {
+            return Ok(Some(queued));
+        };
         state.content = Content::Data {
             size: u64::from(len),
             hash: Some(hash),
@@ -197,16 +218,15 @@ impl Replica {
             id: state.id,
             at: Place {
                 folder,
-                name: name.name.clone(),
+                name: name.name,
             },
             body: Body::Inline(index),
             meta: state.meta,
             over: None,
             adopt: self.adopting,
         };
-        let slot = (name.parent, name.name.clone());
-        self.run(op, Then::New(Box::new(state), slot));
-        Ok(true)
+        self.run(op, Then::New(Box::new(state)));
+        Ok(None)
     }
 
     fn plan_simple(

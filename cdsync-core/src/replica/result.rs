@@ -1,6 +1,8 @@
 //! What became of operations.
 
-use super::{ApplyOp, ApplyResult, Replica, Running, Then};
+use std::sync::Arc;
+
+use super::{ApplyOp, ApplyResult, Issued, Replica, Then};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
 use crate::ledger::object::{Kind, ObjectState, Observed, Seq};
 use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
@@ -18,24 +20,22 @@ impl Replica {
         t: &mut dyn Tables,
         results: Vec<ApplyResult>,
     ) -> Result<(), TableError> {
-        let running = std::mem::take(&mut self.running);
-        self.issued = false;
-        debug_assert_eq!(
-            running.len(),
-            results.len(),
-            "one result for each operation"
-        );
-        for (Running { op, then }, result) in running.into_iter().zip(results) {
+        let Some(Issued { ops, thens }) = self.issued.take() else {
+            return Ok(());
+        };
+        debug_assert_eq!(thens.len(), results.len(), "one result for each operation");
+        let ops = Arc::unwrap_or_clone(ops);
+        for ((op, then), result) in ops.into_iter().zip(thens).zip(results) {
             self.dirty = true;
             match (then, result) {
                 (Then::Held(state), ApplyResult::Done(seen)) => {
                     self.held(t, *state, seen.into_iter().next())?;
                 }
-                (Then::New(state, slot), ApplyResult::Done(seen)) => {
-                    enter(t, *state, slot, seen.into_iter().next().map(local_of))?;
+                (Then::New(state), ApplyResult::Done(seen)) => {
+                    enter(t, *state, op, seen.into_iter().next().map(local_of))?;
                 }
-                (Then::New(state, slot), ApplyResult::Failed(reason)) => {
-                    enter(t, (*state).clone(), slot, None)?;
+                (Then::New(state), ApplyResult::Failed(reason)) => {
+                    enter(t, (*state).clone(), op, None)?;
                     self.park_content(wall, t, state.version.seq, *state, reason)?;
                 }
                 (Then::Adopted(state), ApplyResult::Done(seen)) => {
@@ -265,13 +265,17 @@ impl Replica {
     }
 }
 
-/// Writes the rows of a new object.
+/// Writes the rows of a new object, which was written by `op`.
 fn enter(
     t: &mut dyn Tables,
     state: ObjectState,
-    slot: Slot,
+    op: ApplyOp,
     local: Option<Local>,
 ) -> Result<(), TableError> {
+    let Some(slot) = op.into_written() else {
+        debug_assert!(false, "only files are entered so");
+        return Ok(());
+    };
     let row = NameRow {
         object: Some(state.id),
         remnant: None,

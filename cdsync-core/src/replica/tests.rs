@@ -186,7 +186,8 @@ fn drain(
                 }
             })
             .collect();
-        all.extend(step.ops);
+        all.extend(step.ops.iter().cloned());
+        drop(step);
         replica.handle_applied(NOW, t, results).unwrap();
     }
     all

@@ -1,6 +1,7 @@
 //! The driver of a target: batches to operations to claims, as an agent's engine does it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::apply::{Bodies, apply};
 use super::disk::Disk;
@@ -27,7 +28,7 @@ pub struct TargetTuning {
 
 #[derive(Debug)]
 struct Working {
-    ops: Vec<ApplyOp>,
+    ops: Arc<Vec<ApplyOp>>,
     /// Indexes still to do, in reverse order.
     todo: Vec<usize>,
     results: Vec<Option<ApplyResult>>,
@@ -370,7 +371,7 @@ impl TargetSim {
             self.working = Some(working);
             return;
         }
-        for op in &working.ops {
+        for op in working.ops.iter() {
             if let ApplyOp::WriteFile {
                 id,
                 body: Body::Staged(_),

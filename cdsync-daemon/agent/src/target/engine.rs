@@ -459,6 +459,7 @@ impl Engine {
                 if let Some(step) = next {
                     applied += step.ops.len() as u64;
                     let results = disk.run(&step, contents);
+                    drop(step);
                     replica.handle_applied(steady(), t, results)?;
                 }
                 next = replica.poll_step(steady(), t)?;

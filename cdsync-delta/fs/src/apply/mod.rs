@@ -337,7 +337,9 @@ fn random_u64() -> Result<u64, FsError> {
 }
 
 fn random_name() -> Result<Name, FsError> {
-    name_of(format!("{:016x}", random_u64()?).as_bytes())
+    let number = random_u64()?;
+    let digit = |at: usize| b"0123456789abcdef"[(number >> (60 - 4 * at)) as usize & 15];
+    name_of(&std::array::from_fn::<_, 16, _>(digit))
 }
 
 fn write_full(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<(), Errno> {
