@@ -1,5 +1,6 @@
 //! Doing on the disk what the replica asks.
 
+mod second;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use cdsync_fs::{
     Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, Move, MoveOutcome,
     Root, StagedWriter, Stager,
 };
+use second::{Second, Shard};
 
 /// Writers that work side by side.
 const WRITERS: usize = 2;
@@ -38,6 +40,8 @@ pub(super) struct Disk {
     stagers: Vec<Stager>,
     filter: Filter,
     staged: Mutex<HashMap<ObjectId, StagedWriter>>,
+    /// The writer beside the engine's thread.
+    second: Second,
     /// Some owner could not be set.
     owners_kept: AtomicBool,
 }
@@ -58,6 +62,7 @@ impl Disk {
             stagers,
             filter,
             staged,
+            second: Second::default(),
             owners_kept,
         })
     }
@@ -86,7 +91,7 @@ impl Disk {
     }
 
     /// Runs a step. One result for each operation, in their order.
-    pub(super) fn run(&self, step: &Step, contents: &Contents) -> Vec<ApplyResult> {
+    pub(super) fn run(self: &Arc<Self>, step: &Step, contents: &Arc<Contents>) -> Vec<ApplyResult> {
         if step.ordered || step.ops.len() < ALONE_BELOW {
             return step
                 .ops
@@ -97,9 +102,13 @@ impl Disk {
         self.side_by_side(&step.ops, contents)
     }
 
-    fn side_by_side(&self, ops: &[ApplyOp], contents: &Contents) -> Vec<ApplyResult> {
+    fn side_by_side(
+        self: &Arc<Self>,
+        ops: &Arc<Vec<ApplyOp>>,
+        contents: &Arc<Contents>,
+    ) -> Vec<ApplyResult> {
         let mut results: Vec<Option<ApplyResult>> = vec![None; ops.len()];
-        let mut shards: Vec<Vec<usize>> = vec![Vec::new(); WRITERS];
+        let mut shards: [Vec<usize>; WRITERS] = Default::default();
         for (index, op) in ops.iter().enumerate() {
             if matches!(op, ApplyOp::MakeFolder { .. }) {
                 results[index] = Some(self.one(op, contents, &self.stagers[0]));
@@ -109,32 +118,23 @@ impl Disk {
             }
         }
         balance(&mut shards);
-        let done: Vec<(usize, ApplyResult)> = std::thread::scope(|scope| {
-            let work = |shard: Vec<usize>, stager| {
-                move || -> Vec<(usize, ApplyResult)> {
-                    shard
-                        .into_iter()
-                        .map(|i| (i, self.one(&ops[i], contents, stager)))
-                        .collect()
-                }
-            };
-            let mut shards = shards.into_iter().zip(&self.stagers);
-            let own = shards.next();
-            let others: Vec<_> = shards
-                .map(|(s, stager)| scope.spawn(work(s, stager)))
-                .collect();
-            let mut done = own.map_or_else(Vec::new, |(s, stager)| work(s, stager)());
-            for other in others {
-                // A panic of a writer is a panic here: nothing of the step counts.
-                done.extend(
-                    other
-                        .join()
-                        .unwrap_or_else(|p| std::panic::resume_unwind(p)),
-                );
-            }
-            done
-        });
-        for (index, result) in done {
+        let [own, other] = shards;
+        let other = Shard {
+            disk: Arc::clone(self),
+            ops: Arc::clone(ops),
+            contents: Arc::clone(contents),
+            indexes: other,
+            stager: 1,
+        };
+        let own = Shard {
+            disk: Arc::clone(self),
+            ops: Arc::clone(ops),
+            contents: Arc::clone(contents),
+            indexes: own,
+            stager: 0,
+        };
+        let done = self.second.beside(other, || own.work());
+        for (index, result) in done.into_iter().flatten() {
             results[index] = Some(result);
         }
         results

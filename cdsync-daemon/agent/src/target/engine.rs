@@ -376,10 +376,10 @@ impl Engine {
         if self.replica.poll_timeout().is_some_and(|at| at <= wall) {
             self.store
                 .write(Durability::Lazy, |t| self.replica.handle_timeout(wall, t))?;
-            self.apply(&Contents::new())?;
+            self.apply(&Arc::default())?;
         }
         // What was fetched is published between batches.
-        self.apply(&Contents::new())?;
+        self.apply(&Arc::default())?;
         while !self.replica.is_full()
             && self.replica.is_idle()
             && let Some((compressed, payload)) = self.batches.pop_front()
@@ -422,11 +422,11 @@ impl Engine {
     fn batch(&mut self, compressed: bool, payload: Bytes) -> Result<(), TargetError> {
         let (header, contents) = open_batch(&mut self.decompressor, compressed, payload)?;
         self.replica.handle_batch(header)?;
-        self.apply(&contents)
+        self.apply(&Arc::new(contents))
     }
 
     /// Runs steps until there is nothing more to do now.
-    fn apply(&mut self, contents: &Contents) -> Result<(), TargetError> {
+    fn apply(&mut self, contents: &Arc<Contents>) -> Result<(), TargetError> {
         let mut order = MoveOrder::default();
         let mut waiting = None;
         loop {
@@ -447,7 +447,7 @@ impl Engine {
     /// is durable. Returns that one.
     fn apply_until_moves(
         &mut self,
-        contents: &Contents,
+        contents: &Arc<Contents>,
         waiting: Option<Step>,
         order: &mut MoveOrder,
     ) -> Result<Option<Step>, TargetError> {
@@ -491,7 +491,7 @@ impl Engine {
             self.store.write(Durability::Lazy, |t| {
                 self.replica.handle_swept(t, &folder, entries)
             })?;
-            self.apply(&Contents::new())?;
+            self.apply(&Arc::default())?;
         }
     }
 

@@ -117,3 +117,43 @@ fn moves_go_on_where_a_kill_stopped_them() {
         );
     }
 }
+
+/// Proves that a large step is done whole by two writers, one step after another, with each result
+/// at its operation's place.
+#[test]
+fn large_steps_are_shared() {
+    let top = tempfile::tempdir().unwrap();
+    let disk = Arc::new(disk(top.path()));
+    for round in 0..3 {
+        let bytes = |n: usize| Bytes::from(format!("{round}-{n}"));
+        let contents: Contents = (0..40)
+            .map(|n| Some((bytes(n), Hash(range_hash(0, &bytes(n), true).0))))
+            .collect();
+        let ops = (0..40).map(|n| ApplyOp::WriteFile {
+            id: ObjectId::default(),
+            at: place(&disk, &format!("file-{round}-{n}")),
+            body: Body::Inline(n),
+            meta: Metadata {
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                mtime: Timestamp::default(),
+            },
+            over: None,
+            adopt: false,
+        });
+        let step = Step {
+            ops: Arc::new(ops.collect()),
+            ordered: false,
+        };
+        let results = disk.run(&step, &Arc::new(contents));
+        for (n, result) in results.into_iter().enumerate() {
+            let ApplyResult::Done(seen) = result else {
+                panic!("{n}: {result:?}");
+            };
+            assert_eq!(seen[0].fingerprint.size, bytes(n).len() as u64);
+            let path = top.path().join(format!("file-{round}-{n}"));
+            assert_eq!(std::fs::read(path).unwrap(), bytes(n));
+        }
+    }
+}
