@@ -233,6 +233,7 @@ impl Coalescer {
         let Round {
             mut lost,
             mut found,
+            ..
         } = round;
         let mut groups = groups(t, &lost, &found, moves)?;
         // What moves away from a folder goes before the folder's own removal.
@@ -490,7 +491,8 @@ fn note_local(row: &mut LiveObject, seen: &Observed) {
 }
 
 /// Groups the slots of a round by what must be told together: the two ends of a move; a name and
-/// whatever takes its place; and a move into or out of a folder that moves itself.
+/// whatever takes its place; a move into or out of a folder that moves itself, and a move out of one
+/// that is removed.
 fn groups(
     t: &dyn TablesRead,
     lost: &BTreeMap<Slot, Lost>,
@@ -506,8 +508,24 @@ fn groups(
         .filter(|(l, _)| l.row.state.kind == Kind::Folder)
         .map(|(l, from)| (l.id, from))
         .collect();
+    let taken: BTreeSet<&Slot> = moves.values().collect();
+    let gone: BTreeMap<ObjectId, &Slot> = lost
+        .iter()
+        .filter(|(slot, l)| l.row.state.kind == Kind::Folder && !taken.contains(slot))
+        .map(|(slot, l)| (l.id, slot))
+        .collect();
     for (to, from) in moves {
         sets.join(index[to], index[from]);
+        // Out of something that is removed: the removal would take it along.
+        let mut at = from.0;
+        for _ in 0..access::DEPTH_MAX {
+            if let Some(folder) = gone.get(&at) {
+                sets.join(index[from], index[*folder]);
+            }
+            let above = live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0));
+            let Some(above) = above else { break };
+            at = above;
+        }
         for end in [to, from] {
             if let Some(folder) = moved_folders.get(&end.0) {
                 sets.join(index[from], index[*folder]);

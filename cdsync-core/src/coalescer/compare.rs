@@ -1,6 +1,6 @@
 //! Comparing what was seen with what the ledger has, and pairing what vanished with what appeared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::listing::Depth;
 use super::pending::Waiting;
@@ -50,6 +50,8 @@ pub(super) struct Found {
 pub(super) struct Round {
     pub(super) lost: BTreeMap<Slot, Lost>,
     pub(super) found: BTreeMap<Slot, Found>,
+    /// Folders that are not where the ledger has them.
+    pub(super) missed: BTreeSet<ObjectId>,
 }
 
 /// Which lost object each found name belongs to.
@@ -67,7 +69,14 @@ impl Coalescer {
         t: &mut dyn Tables,
         looked: Vec<Looked>,
     ) -> Result<(), TableError> {
-        let mut round = Round::default();
+        let missed = looked
+            .iter()
+            .filter(|look| look.itself == Err(LookError::Moved))
+            .map(|look| look.folder);
+        let mut round = Round {
+            missed: missed.collect(),
+            ..Round::default()
+        };
         for Looked {
             folder,
             itself,
@@ -118,7 +127,6 @@ impl Coalescer {
         misses: Option<u8>,
         error: &LookError,
     ) -> Result<(), TableError> {
-        let own = live(t, folder)?.and_then(|row| row.names.into_iter().next());
         let mut lost = false;
         if let (Some(misses), LookError::Moved) = (misses, error) {
             // Its own metadata is not compared when what moved was a folder above it.
@@ -135,9 +143,8 @@ impl Coalescer {
                 lost = true;
             }
         }
-        if let (true, Some(own)) = (lost, own) {
+        if lost && self.look_at_path(now, t, folder)? {
             self.listings.owe(folder, Depth::Shallow);
-            self.pending.due_now(own, now);
         }
         Ok(())
     }
@@ -150,9 +157,10 @@ impl Coalescer {
         t: &mut dyn Tables,
         slot: Slot,
         observed: Option<Observed>,
-        waiting: Waiting,
+        mut waiting: Waiting,
         round: &mut Round,
     ) -> Result<(), TableError> {
+        waiting.moved = false;
         let nothing = observed.is_none();
         let verdict = match &observed {
             Some(seen) => self.judge(t, &slot, seen.kind)?,
@@ -211,7 +219,8 @@ impl Coalescer {
     }
 
     /// Whether a folder that appeared is one that the ledger has elsewhere, at a name that was not
-    /// looked at yet: then both are looked at again, together.
+    /// looked at yet: then both are looked at again, together. Where the old name cannot be looked
+    /// at, having been seen is enough: a folder is at one place only.
     fn is_elsewhere(
         &mut self,
         now: Instant,
@@ -219,20 +228,35 @@ impl Coalescer {
         slot: &Slot,
         seen: &Observed,
         waiting: &Waiting,
-        round: &Round,
+        round: &mut Round,
     ) -> Result<bool, TableError> {
-        let Some(old) = self.moved_from(t, seen)? else {
+        let Some((id, row)) = self.moved_from(t, seen)? else {
             return Ok(false);
         };
+        let Some(old) = row.names.first().cloned() else {
+            return Ok(false);
+        };
+        let unreachable = round.missed.contains(&old.0);
         let known = old == *slot
             || round.lost.contains_key(&old)
-            || self.listings.looking.contains_key(&old)
+            || !unreachable && self.listings.looking.contains_key(&old)
             || self.vanished.contains_key(&seen.fingerprint.identity);
-        if known || !self.look_again(now, slot.clone(), waiting.clone()) {
+        if known {
             return Ok(false);
         }
-        self.pending.due_now(old, now);
-        Ok(true)
+        if !unreachable {
+            let mut waiting = waiting.clone();
+            waiting.moved = true;
+            waiting.partner = Some(old.clone());
+            if self.look_again(now, slot.clone(), waiting) {
+                self.pending.due_now(old, now);
+                return Ok(true);
+            }
+        }
+        let waiting = Waiting::new(What::LOOK, now);
+        self.pending.due_now(old.clone(), now);
+        round.lost.insert(old, Lost { id, row, waiting });
+        Ok(false)
     }
 
     pub(super) fn judge(

@@ -14,6 +14,7 @@ use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live};
 use crate::ledger::object::{Kind, Observed};
+use crate::ledger::rows::LiveObject;
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::{Instant, WallMillis};
@@ -86,8 +87,6 @@ impl Listings {
 
     pub(super) fn start(&mut self, root: ObjectId, defer: bool) {
         self.defer |= defer;
-        // Nobody told of what happened while nobody listened.
-        self.lossy |= defer;
         self.scanning = true;
         self.push(root, Depth::Deep);
     }
@@ -119,16 +118,6 @@ impl Listings {
         self.scanning = false;
         self.lossy = false;
         self.deaf.clear();
-    }
-
-    /// Lists a folder that could not be listed. If a scan failed there, it goes on now.
-    pub(super) fn retry(&mut self, folder: ObjectId) {
-        self.owe(folder, Depth::Shallow);
-        if self.owed.get(&folder) == Some(&Depth::Deep) {
-            self.scanning = true;
-            self.lossy = true;
-        }
-        self.met(folder);
     }
 
     /// Hints were lost.
@@ -170,9 +159,10 @@ impl Listings {
         }
     }
 
-    /// A folder was met where it is now.
+    /// A folder was met where it is now. If a scan missed it, the scan goes on there.
     pub(super) fn met(&mut self, folder: ObjectId) {
         if let Some(depth) = self.owed.remove(&folder) {
+            self.scanning |= depth == Depth::Deep;
             self.push(folder, depth);
         }
     }
@@ -350,7 +340,8 @@ impl Coalescer {
             self.pending.due_now(slot, now);
             return Ok(());
         }
-        if let Some(old) = self.moved_from(t, observed)? {
+        let moved = self.moved_from(t, observed)?;
+        if let Some(old) = moved.and_then(|(_, row)| row.names.into_iter().next()) {
             // It left a place where the ledger still has it: both are looked at together.
             self.pending.due_now(old, now);
             self.pending.due_now(slot, now);
@@ -371,12 +362,12 @@ impl Coalescer {
         }
     }
 
-    /// Where the ledger has a folder that was found elsewhere.
+    /// What the ledger has of a folder that was found elsewhere.
     pub(super) fn moved_from(
         &self,
         t: &dyn TablesRead,
         observed: &Observed,
-    ) -> Result<Option<Slot>, TableError> {
+    ) -> Result<Option<(ObjectId, LiveObject)>, TableError> {
         let Some(handle) = &observed.handle else {
             return Ok(None);
         };
@@ -387,7 +378,7 @@ impl Coalescer {
             let local = row.local.as_ref();
             local.is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity)
         });
-        Ok(row.and_then(|row| row.names.into_iter().next()))
+        Ok(row.map(|row| (id, row)))
     }
 
     /// A folder's listing ended; `itself` was seen behind it, or says why the listing failed.
@@ -434,10 +425,9 @@ impl Coalescer {
                 self.withdraw_folder(wall, t, folder)?;
             }
             Err(LookError::Moved) => {
-                // Whatever happened to it, the name that led there tells.
-                if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
+                // Whatever happened to it or above it, the names that led there tell.
+                if self.look_at_path(now, t, folder)? {
                     self.listings.owed.insert(folder, listing.depth);
-                    self.pending.due_now(slot, now);
                 } else {
                     self.unseen.folder_seen(folder);
                 }
@@ -453,6 +443,24 @@ impl Coalescer {
             }
         }
         Ok(())
+    }
+
+    /// Looks at a folder's name and at those of all folders above it: one of them leads elsewhere.
+    /// `false` for the root, which has none.
+    pub(super) fn look_at_path(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        folder: ObjectId,
+    ) -> Result<bool, TableError> {
+        let mut at = folder;
+        for _ in 0..access::DEPTH_MAX {
+            let slot = live(t, at)?.and_then(|row| row.names.into_iter().next());
+            let Some(slot) = slot else { break };
+            at = slot.0;
+            self.pending.due_now(slot, now);
+        }
+        Ok(at != folder)
     }
 
     /// When a scan has ended and nothing of it is left to be looked at, the new names that it met

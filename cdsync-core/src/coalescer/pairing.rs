@@ -89,7 +89,11 @@ impl Coalescer {
                     },
                 };
                 if !self.look_again(now, slot.clone(), waiting) {
+                    // No hint brings it in order: what else has moved is found by a scan.
                     self.pending.due_later(slot, now.after(MISSED));
+                    if !self.listings.is_scanning() {
+                        self.handle_gap();
+                    }
                 }
             }
         }

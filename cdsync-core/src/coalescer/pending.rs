@@ -46,6 +46,8 @@ pub(super) struct Waiting {
     pub(super) fails: u8,
     /// Somebody waits for everything that waited with this one: looked at as soon as it may be.
     pub(super) asked: bool,
+    /// A folder was seen here that came from a name which is looked at with it.
+    pub(super) moved: bool,
 }
 
 /// How sure it is that what vanished from a name is gone.
@@ -93,6 +95,8 @@ pub(super) struct Pending {
     /// Names that somebody waits for or that are in doubt, but for those that the disk fails to
     /// show.
     asked: usize,
+    /// Names at which folders were seen that came from elsewhere.
+    moved: usize,
     /// How many moves of folders were told, or may have been.
     moves: u64,
     /// Names at which something was written that was not there any more when it was looked at: the
@@ -163,6 +167,7 @@ impl Pending {
         self.due.remove(&(waiting.due, slot.clone()));
         self.confirming -= usize::from(waiting.confirm.waits());
         self.asked -= usize::from(waiting.is_asked());
+        self.moved -= usize::from(waiting.moved);
         Some(waiting)
     }
 
@@ -170,6 +175,7 @@ impl Pending {
     pub(super) fn put(&mut self, slot: Slot, waiting: Waiting) {
         self.take(&slot);
         self.asked += usize::from(waiting.is_asked());
+        self.moved += usize::from(waiting.moved);
         if waiting.confirm.waits() {
             self.confirming += 1;
         } else {
@@ -247,6 +253,7 @@ impl Waiting {
             misses: 0,
             fails: 0,
             asked: false,
+            moved: false,
         }
     }
 
@@ -459,7 +466,9 @@ impl Coalescer {
     /// Whether the kernel's queue must be read out: everything that it held when this was asked
     /// must have come through [`Self::handle_hints`] before [`Self::handle_flushed`].
     pub fn poll_flush(&mut self) -> bool {
-        let wanted = self.flush == FlushState::Wanted && self.listings.is_idle();
+        // A folder that is known to have moved is recorded before what it was in may be gone.
+        let idle = self.listings.is_idle() && self.pending.moved == 0;
+        let wanted = self.flush == FlushState::Wanted && idle;
         if wanted {
             self.flush = FlushState::Asked;
         }
@@ -477,6 +486,7 @@ impl Coalescer {
 
     /// Looks at a vanished name again after a flush.
     pub(super) fn confirm_later(&mut self, slot: Slot, mut waiting: Waiting) {
+        waiting.moved = false;
         waiting.confirm = match waiting.confirm {
             Confirm::Once(moves) => Confirm::Waits(Some(moves)),
             _ => Confirm::Waits(None),

@@ -264,6 +264,36 @@ fn a_scan_finds_renames() {
     assert_eq!((contents, removed), (0, 0), "{records:#?}");
 }
 
+/// Proves that what moved out of a folder which is removed then stays what it is, also where it
+/// takes the place of something that went into it.
+#[test]
+fn moves_out_of_a_folder_come_before_its_removal() {
+    for swap in [false, true] {
+        let mut source = source(&[], &[]);
+        let disk = &mut source.disk;
+        let old = disk.mkdir(ROOT, &name("old")).unwrap();
+        let five = disk.mkdir(old, &name("five")).unwrap();
+        write(disk, five, "file", b"1");
+        let inner = disk.mkdir(ROOT, &name("inner")).unwrap();
+        if swap {
+            disk.mkdir(inner, &name("outer")).unwrap();
+        }
+        settle(&mut source);
+        let before = object_at(&source, root(), "old").unwrap();
+        let before = object_at(&source, before, "five");
+        let disk = &mut source.disk;
+        disk.rename((inner, &name("outer")), (five, &name("outer")));
+        disk.rename((old, &name("five")), (inner, &name("outer")));
+        disk.remove_tree(ROOT, &name("old"));
+        let records = settle(&mut source);
+        let inner = object_at(&source, root(), "inner").unwrap();
+        let after = object_at(&source, inner, "outer");
+        assert_eq!(after, before, "swap {swap}: {records:#?}");
+        let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+        assert_eq!(contents, 0, "{records:#?}");
+    }
+}
+
 /// Proves that a folder's rename judges everything below it again: what no longer matches leaves,
 /// what matches now joins.
 #[test]

@@ -156,6 +156,7 @@ impl Coalescer {
         self.unseen.names.insert(slot.clone(), reason.to_owned());
         waiting.fails = waiting.fails.saturating_add(1);
         waiting.confirm = Confirm::No;
+        waiting.moved = false;
         waiting.due = now.after(wait(waiting.fails));
         self.pending.put(slot, waiting);
         Ok(())
@@ -220,7 +221,8 @@ impl Coalescer {
             if unseen.due <= now {
                 // Until this listing ends, which says more.
                 unseen.due = now.after(wait(DOUBLINGS_MAX));
-                self.listings.retry(*folder);
+                self.listings.owe(*folder, Depth::Shallow);
+                self.listings.met(*folder);
             }
         }
     }

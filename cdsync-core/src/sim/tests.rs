@@ -128,6 +128,40 @@ const BROKEN_BEFORE: &[(u64, &str)] = &[
         7144,
         "a move out of a folder that went with it could not be tried again",
     ),
+    (
+        8696,
+        "a folder that moved on behind a flush was taken for gone, with a move into it",
+    ),
+    (10794, "the same, with a copy of it left over"),
+    (
+        26303,
+        "a folder took the place of the one it was in, and what was seen below was doubted for ever",
+    ),
+    (
+        10780,
+        "a folder whose look failed in a scan was not listed when it was seen",
+    ),
+    (
+        44067,
+        "a scan that failed at its first folder went on as if it were none",
+    ),
+    (8639, "the same at a name below its root"),
+    (
+        14249,
+        "what a filter took out was not withdrawn when the look at it failed",
+    ),
+    (
+        7396,
+        "a folder's own look that failed with that at an excluded name was forgotten",
+    ),
+    (
+        7700,
+        "a write was forgotten when the file had moved twice before it was looked at",
+    ),
+    (
+        4370,
+        "a file written before a crash stayed when writing it again had failed",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
