@@ -4,7 +4,7 @@ mod second;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,6 +26,9 @@ use second::{Second, Shard};
 const WRITERS: usize = 2;
 /// Below so many operations the hand-over to threads costs more than it saves.
 const ALONE_BELOW: usize = 16;
+
+/// How many paths are tried to find a folder that interrupted moves have taken along.
+const TRIED_MAX: usize = 1024;
 
 const WITH_HANDLE: LookWants = LookWants { handle: true };
 
@@ -386,37 +389,51 @@ impl Disk {
         Ok(seen)
     }
 
-    /// Opens the folder of a move. Before a kill another move of the same set may have taken that
-    /// folder, or one above it, aside or to its new place: it is there then.
+    /// Opens the folder of a move. Before a kill other moves of the same set may have taken that
+    /// folder, or some above it, aside or to their new places: it is found there by its identity.
     fn dir_of_move(&self, at: &Place, moves: &[MoveOne]) -> Result<Arc<Dir>, ApplyError> {
         let first = self.dir(at);
-        let mut place = at.clone();
-        for _ in 0..moves.len() {
-            match &first {
-                Err(ApplyError::Fs(error)) if is_elsewhere(error) => {}
-                _ => break,
+        match &first {
+            Err(ApplyError::Fs(error)) if is_elsewhere(error) => {}
+            _ => return first,
+        }
+        let mut tried = BTreeSet::from([at.folder.path.clone()]);
+        let mut next = VecDeque::from([at.folder.path.clone()]);
+        while let Some(path) = next.pop_front() {
+            for candidate in self.taken_along(&path, moves)? {
+                if tried.len() >= TRIED_MAX || !tried.insert(candidate.clone()) {
+                    continue;
+                }
+                let mut place = at.clone();
+                place.folder.path = candidate.clone();
+                if let Ok(dir) = self.dir(&place) {
+                    return Ok(dir);
+                }
+                next.push_back(candidate);
             }
-            let taken = moves
-                .iter()
-                .find_map(|one| Some((one, below(&place, one)?)));
-            let Some((one, rest)) = taken else {
-                break;
+        }
+        first
+    }
+
+    /// Where a path may lead by now, with each of the moves that take it along.
+    fn taken_along(&self, path: &RelPath, moves: &[MoveOne]) -> Result<Vec<RelPath>, ApplyError> {
+        let mut candidates = Vec::new();
+        for one in moves {
+            let from = one.from.folder.path.join(&one.from.name);
+            let Some(rest) = path.as_bytes().strip_prefix(from.as_bytes()) else {
+                continue;
             };
+            if !(rest.is_empty() || rest[0] == b'/') {
+                continue;
+            }
             let aside = Applier::aside_name(one.identity)?;
             let aside = self.applier.spare_folder().path().join(&aside);
             let there = one.to.folder.path.join(&one.to.name);
             for top in [aside, there] {
-                let path = [top.as_bytes(), &rest].concat();
-                let Ok(path) = RelPath::new(path) else {
-                    return first;
-                };
-                place.folder.path = path;
-                if let Ok(dir) = self.dir(&place) {
-                    return Ok(dir);
-                }
+                candidates.extend(RelPath::new([top.as_bytes(), rest].concat()).ok());
             }
         }
-        first
+        Ok(candidates)
     }
 
     fn remove(
@@ -534,13 +551,6 @@ fn is_elsewhere(error: &FsError) -> bool {
         error.kind(),
         FsErrorKind::NotFound | FsErrorKind::Moved | FsErrorKind::NotFolder | FsErrorKind::Link
     )
-}
-
-/// The path of a folder below what a move takes along, with its leading `/` if it has one.
-fn below(place: &Place, one: &MoveOne) -> Option<Vec<u8>> {
-    let from = one.from.folder.path.join(&one.from.name);
-    let rest = place.folder.path.as_bytes().strip_prefix(from.as_bytes())?;
-    (rest.is_empty() || rest[0] == b'/').then(|| rest.to_vec())
 }
 
 fn wrong_hash(at: &Place) -> ApplyError {

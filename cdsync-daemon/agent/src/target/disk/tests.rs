@@ -77,11 +77,13 @@ fn files(top: &Path) -> Vec<String> {
 }
 
 /// Proves that a set of moves that depend on each other ends as it should wherever a kill had
-/// stopped it: each of its folders may be at its old place or at its new one.
+/// stopped it: each of its folders may be at its old place, at its new one, or set aside.
 #[test]
 fn moves_go_on_where_a_kill_stopped_them() {
     let by_hand = [("a/b", "c"), ("a", "c/a"), ("x/y/z", "c/z"), ("x", "c/a/x")];
-    for done in 0..=by_hand.len() {
+    for (done, aside) in
+        (0..=by_hand.len()).flat_map(|done| [(done, None), (done, Some(0)), (done, Some(3))])
+    {
         let space = tempfile::tempdir().unwrap();
         let top = space.path();
         for folder in ["a/b", "x/y/z"] {
@@ -108,6 +110,15 @@ fn moves_go_on_where_a_kill_stopped_them() {
             std::fs::rename(top.join(from), top.join(to)).unwrap();
         }
         let after = disk(top);
+        if let Some(number) = aside
+            && done == 0
+        {
+            let one: &MoveOne = &wanted[number];
+            let dir = after.dir(&one.from).unwrap();
+            let name = Applier::aside_name(one.identity).unwrap();
+            let spare = after.applier.spare_folder();
+            dir.rename_new(&one.from.name, spare, &name).unwrap();
+        }
         let seen = after.relocate(&wanted);
         assert_eq!(seen.unwrap().len(), by_hand.len(), "after {done} moves");
         assert_eq!(
