@@ -14,7 +14,7 @@ use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live};
 use crate::ledger::object::{Kind, Observed};
-use crate::ledger::rows::LiveObject;
+use crate::ledger::rows::{LiveObject, NameRow};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::{Instant, WallMillis};
@@ -67,6 +67,8 @@ struct Listing {
     /// Hashes of the names seen: 8 bytes each, whatever their length. A collision only delays the
     /// notice of a deletion until the next hint.
     seen: BTreeSet<u64>,
+    /// The ledger had no name of it when its names began to come: what is there was seen since.
+    blank: bool,
     /// Some of its names could not be looked at, and are not followed one by one.
     failed: bool,
 }
@@ -208,6 +210,7 @@ impl Coalescer {
                 Listing {
                     depth,
                     seen: BTreeSet::new(),
+                    blank: false,
                     failed: false,
                 },
             );
@@ -228,24 +231,34 @@ impl Coalescer {
         folder: ObjectId,
         entries: Vec<(Name, Result<Observed, LookError>)>,
     ) -> Result<(), TableError> {
-        let Some(depth) = self.listings.outstanding.get(&folder).map(|l| l.depth) else {
+        if !self.listings.outstanding.contains_key(&folder) {
             return Ok(());
-        };
+        }
         if live(t, folder)?.is_none() {
             // It was taken for gone meanwhile: where it is, it is a new one.
             return Ok(());
         }
+        let blank = access::is_childless(t, folder)?;
         for (name, seen) in entries {
-            if let Some(listing) = self.listings.outstanding.get_mut(&folder) {
-                listing.seen.insert(name_hash(&name));
-            }
+            let Some(listing) = self.listings.outstanding.get_mut(&folder) else {
+                break;
+            };
+            listing.blank |= blank && listing.seen.is_empty();
+            let once = listing.seen.insert(name_hash(&name));
+            let depth = listing.depth;
+            let slot = (folder, name);
+            // A first copy asks for no name: that is most of what it would ask the ledger.
+            let known = if blank && once {
+                None
+            } else {
+                access::name(t, slot.0, &slot.1)?.and_then(|row| row.object)
+            };
             match seen {
                 Ok(observed) => {
-                    self.listed_one(now, wall, t, depth, (folder, name), observed)?;
+                    self.listed_one(now, wall, t, known, slot, observed)?;
                 }
                 Err(error) => {
-                    let slot = (folder, name);
-                    if let Some(id) = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object)
+                    if let Some(id) = known
                         && let Some(row) = live(t, id)?
                     {
                         self.owe_deep(depth, id, row.state.kind);
@@ -264,7 +277,7 @@ impl Coalescer {
         now: Instant,
         wall: WallMillis,
         t: &mut dyn Tables,
-        depth: Depth,
+        known: Option<ObjectId>,
         slot: Slot,
         observed: Observed,
     ) -> Result<(), TableError> {
@@ -279,9 +292,11 @@ impl Coalescer {
             }
             return Ok(());
         }
-        let known = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
         let Some(id) = known else {
             return self.listed_new(now, wall, t, slot, &observed, verdict);
+        };
+        let Some(depth) = self.listings.outstanding.get(&slot.0).map(|l| l.depth) else {
+            return Ok(());
         };
         let Some(row) = live(t, id)? else {
             return Ok(());
@@ -406,14 +421,18 @@ impl Coalescer {
                     self.unseen.folder_seen(folder);
                 }
                 let mut missing = Vec::new();
-                access::children(t, folder, &mut |name, row| {
+                let mut compare = |name: Name, row: NameRow| {
                     if let Some(id) = row.object
                         && !listing.seen.contains(&name_hash(&name))
                     {
                         missing.push((name, id));
                     }
                     ControlFlow::Continue(())
-                })?;
+                };
+                // What came into a blank one since was followed by hints.
+                if !listing.blank {
+                    access::children(t, folder, &mut compare)?;
+                }
                 for (name, id) in missing {
                     if let Some(row) = live(t, id)? {
                         self.owe_deep(listing.depth, id, row.state.kind);

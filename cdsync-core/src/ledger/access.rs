@@ -135,6 +135,21 @@ pub fn children(
     failed.map_or(Ok(()), Err)
 }
 
+/// Whether a folder has no name in the ledger.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn is_childless(t: &dyn TablesRead, parent: ObjectId) -> Result<bool, TableError> {
+    let mut childless = true;
+    let end = names_end(parent);
+    let to = end.as_ref().map(<[u8; 16]>::as_slice);
+    t.range(Table::Names, &parent.to_key(), to, &mut |_, _| {
+        childless = false;
+        ControlFlow::Break(())
+    })?;
+    Ok(childless)
+}
+
 /// The path of an object by its first name, `None` when it hangs below something that is gone.
 ///
 /// # Errors
