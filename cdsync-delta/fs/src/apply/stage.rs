@@ -13,6 +13,10 @@ use super::{ApplyError, random_name, write_full};
 use crate::dir::{Applied, Dir, LookWants, apply_to_fd, observe_fd};
 use crate::error::{FsError, FsErrorKind};
 
+/// From which size on room is reserved at once. Below, a full disk costs little to find out by
+/// writing, and reserving costs some filesystems as much as writing does (tmpfs fills with zeroes).
+const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+
 /// One writer's staging folder.
 #[derive(Debug)]
 pub struct Stager {
@@ -120,12 +124,17 @@ impl Stager {
         let file = self.folder.create_exclusive(&temp.name, private)?;
         temp.armed = true;
         let keep = rustix::fs::FallocateFlags::empty();
-        match rustix::fs::fallocate(&file, keep, 0, size.max(1)) {
-            Ok(()) if size > 0 => {}
+        let reserved = if size < RESERVE_BYTES {
+            Err(Errno::OPNOTSUPP)
+        } else {
+            rustix::fs::fallocate(&file, keep, 0, size)
+        };
+        match reserved {
+            Ok(()) => {}
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
                 return Err(self.fail("reserve room for", &temp, errno).into());
             }
-            // Not every filesystem can reserve; then a full disk shows while writing.
+            // Not reserved, or the filesystem cannot: a full disk shows while writing.
             _ => rustix::fs::ftruncate(&file, size)
                 .map_err(|errno| self.fail("size", &temp, errno))?,
         }
