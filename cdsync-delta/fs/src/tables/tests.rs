@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 
@@ -163,4 +164,115 @@ fn views_are_send() {
     fn assert_send<T: Send>() {}
     assert_send::<ReadView>();
     assert_send::<LedgerStore>();
+}
+
+/// Proves that the log, whose rows are kept in runs, reads as an ordered table whatever is appended,
+/// put in the midst and removed, within a transaction and behind it, and that a transaction that
+/// fails leaves nothing of it.
+#[test]
+fn runs_read_as_rows() {
+    let (_folder, _path, store) = fresh();
+    let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    let mut random = Random(0x5eed);
+    let mut end = 0u64;
+    for round in 0..300 {
+        let mut after = model.clone();
+        let fails = random.below(10) == 0;
+        let done: Result<(), TableError> = store.write(Durability::Lazy, |t| {
+            for _ in 0..random.below(60) {
+                let within = random.below(end + 2).to_be_bytes();
+                let value =
+                    vec![round as u8; random.below(1_500) as usize * random.below(2) as usize];
+                match random.below(10) {
+                    0 => {
+                        t.remove(Table::Log, &within)?;
+                        after.remove(&within[..]);
+                    }
+                    1 => {
+                        t.put(Table::Log, &within, &value)?;
+                        after.insert(within.to_vec(), value);
+                    }
+                    2 => assert_eq!(t.get(Table::Log, &within)?.as_ref(), after.get(&within[..])),
+                    3 => assert_same(t, &after, &within, &random.below(end + 2).to_be_bytes()),
+                    _ => {
+                        end += 1 + random.below(3);
+                        t.put(Table::Log, &end.to_be_bytes(), &value)?;
+                        after.insert(end.to_be_bytes().to_vec(), value);
+                    }
+                }
+            }
+            assert_same(t, &after, &0u64.to_be_bytes(), &(end + 2).to_be_bytes());
+            if fails {
+                return Err(TableError::Corrupt { table: "log-0" });
+            }
+            Ok(())
+        });
+        assert_eq!(done.is_err(), fails);
+        if !fails {
+            model = after;
+        }
+        let view = store.read().unwrap();
+        let from = random.below(end + 2).to_be_bytes();
+        assert_same(&view, &model, &from, &random.below(end + 2).to_be_bytes());
+        assert_eq!(
+            view.get(Table::Log, &from).unwrap().as_ref(),
+            model.get(&from[..])
+        );
+    }
+    assert!(model.len() > 1_000, "{} rows", model.len());
+}
+
+fn assert_same(t: &dyn TablesRead, model: &BTreeMap<Vec<u8>, Vec<u8>>, from: &[u8], to: &[u8]) {
+    let last = model.last_key_value();
+    let last = last.map(|(key, value)| (key.clone(), value.clone()));
+    assert_eq!(t.last(Table::Log).unwrap(), last);
+    let mut found = Vec::new();
+    t.range(Table::Log, from, Some(to), &mut |key, value| {
+        found.push((key.to_vec(), value.to_vec()));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let wanted = model
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()));
+    let wanted: Vec<_> = wanted
+        .filter(|(key, _)| &key[..] >= from && &key[..] < to)
+        .collect();
+    assert!(found == wanted, "{from:?} to {to:?}");
+}
+
+/// A linear congruential generator: the same numbers at every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Proves that a log of another form is told as such and not read as something else.
+#[test]
+fn damaged_runs_are_told() {
+    let (_folder, _path, store) = fresh();
+    let transaction = store.database.begin_write().unwrap();
+    let mut table = transaction.open_table(definition(Table::Log)).unwrap();
+    table
+        .insert(&b"k"[..], &[9, 0, 0, 0, 1, 0, 0, 0, b'k'][..])
+        .unwrap();
+    drop(table);
+    transaction.commit().unwrap();
+    let view = store.read().unwrap();
+    assert!(matches!(
+        view.get(Table::Log, b"k"),
+        Err(TableError::Corrupt { .. })
+    ));
+    let put = |t: &mut dyn Tables| t.put(Table::Log, b"a", b"v");
+    let error = store
+        .write::<_, TableError>(Durability::Lazy, put)
+        .unwrap_err();
+    assert!(matches!(error, TableError::Corrupt { .. }));
 }

@@ -7,10 +7,32 @@ use std::ops::Bound;
 use cdsync_core::ledger::tables::{RowFn, Table, TableError, Tables, TablesRead};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, WriteTransaction};
 
+use super::run::{Run, rows};
 use super::{LedgerStore, definition};
 
 type Bytes = &'static [u8];
 type Pair = (Vec<u8>, Vec<u8>);
+
+/// Why a table could not be read.
+enum ReadError {
+    Store(redb::StorageError),
+    Row(TableError),
+}
+
+impl From<redb::StorageError> for ReadError {
+    fn from(error: redb::StorageError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<TableError> for ReadError {
+    fn from(error: TableError) -> Self {
+        Self::Row(error)
+    }
+}
+
+/// The table whose rows are kept in runs.
+const IN_RUNS: Table = Table::Log;
 
 fn get_from(
     table: &impl ReadableTable<Bytes, Bytes>,
@@ -45,6 +67,76 @@ fn last_of(table: &impl ReadableTable<Bytes, Bytes>) -> Result<Option<Pair>, red
     Ok(table
         .last()?
         .map(|(key, value)| (key.value().to_vec(), value.value().to_vec())))
+}
+
+/// The run that has a key if any has it, with the key under which it is stored.
+fn run_at(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    key: &[u8],
+) -> Result<Option<Pair>, redb::StorageError> {
+    let found = table.range::<&[u8]>(key..)?.next().transpose()?;
+    Ok(found.map(|(key, run)| (key.value().to_vec(), run.value().to_vec())))
+}
+
+fn get_in_runs(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    key: &[u8],
+) -> Result<Option<Vec<u8>>, ReadError> {
+    let Some((_, run)) = run_at(table, key)? else {
+        return Ok(None);
+    };
+    for row in rows(&run) {
+        let (at, value) = row?;
+        if at >= key {
+            return Ok((at == key).then(|| value.to_vec()));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns whether `row` broke, or the end was reached.
+fn range_in_runs(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    from: &[u8],
+    to: Option<&[u8]>,
+    row: &mut RowFn<'_>,
+) -> Result<bool, ReadError> {
+    for entry in table.range::<&[u8]>(from..)? {
+        let (_, run) = entry?;
+        if range_in_run(run.value(), from, to, row)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn range_in_run(
+    run: &[u8],
+    from: &[u8],
+    to: Option<&[u8]>,
+    row: &mut RowFn<'_>,
+) -> Result<bool, TableError> {
+    for entry in rows(run) {
+        let (key, value) = entry?;
+        if key < from {
+            continue;
+        }
+        if to.is_some_and(|to| key >= to) || row(key, value).is_break() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn last_in_runs(table: &impl ReadableTable<Bytes, Bytes>) -> Result<Option<Pair>, ReadError> {
+    let Some((_, run)) = table.last()? else {
+        return Ok(None);
+    };
+    let mut last = None;
+    for row in rows(run.value()) {
+        last = Some(row?);
+    }
+    Ok(last.map(|(key, value)| (key.to_vec(), value.to_vec())))
 }
 
 /// A consistent view of a ledger's tables. Readers never wait for writers.
@@ -85,13 +177,21 @@ fn position(table: Table) -> usize {
     }
 }
 
-fn failed(error: &redb::StorageError) -> TableError {
-    TableError::Store(error.to_string())
+fn failed(error: ReadError) -> TableError {
+    match error {
+        ReadError::Store(error) => TableError::Store(error.to_string()),
+        ReadError::Row(error) => error,
+    }
 }
 
 impl TablesRead for ReadView {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        get_from(self.table(table), key).map_err(|e| failed(&e))
+        let rows = self.table(table);
+        if table == IN_RUNS {
+            get_in_runs(rows, key).map_err(failed)
+        } else {
+            get_from(rows, key).map_err(|e| failed(e.into()))
+        }
     }
 
     fn range(
@@ -101,11 +201,21 @@ impl TablesRead for ReadView {
         to: Option<&[u8]>,
         row: &mut RowFn<'_>,
     ) -> Result<(), TableError> {
-        range_of(self.table(table), from, to, row).map_err(|e| failed(&e))
+        let rows = self.table(table);
+        if table == IN_RUNS {
+            range_in_runs(rows, from, to, row).map(drop).map_err(failed)
+        } else {
+            range_of(rows, from, to, row).map_err(|e| failed(e.into()))
+        }
     }
 
     fn last(&self, table: Table) -> Result<Option<Pair>, TableError> {
-        last_of(self.table(table)).map_err(|e| failed(&e))
+        let rows = self.table(table);
+        if table == IN_RUNS {
+            last_in_runs(rows).map_err(failed)
+        } else {
+            last_of(rows).map_err(|e| failed(e.into()))
+        }
     }
 }
 
@@ -117,6 +227,8 @@ pub(super) struct WriteView<'store, 'txn> {
     store: &'store LedgerStore,
     transaction: &'txn WriteTransaction,
     tables: [OnceCell<OpenTable<'txn>>; Table::ALL.len()],
+    /// What was appended to [`IN_RUNS`] and is not in the store yet: behind everything there.
+    run: Run,
 }
 
 impl<'store, 'txn> WriteView<'store, 'txn> {
@@ -125,11 +237,24 @@ impl<'store, 'txn> WriteView<'store, 'txn> {
             store,
             transaction,
             tables: Default::default(),
+            run: Run::default(),
         }
+    }
+
+    /// Gives the store what was gathered; nothing counts before.
+    pub(super) fn finish(mut self) -> Result<(), TableError> {
+        self.end_run()
     }
 
     fn fail(&self, error: &dyn std::error::Error) -> TableError {
         self.store.fail(error).into()
+    }
+
+    fn read_failed(&self, error: ReadError) -> TableError {
+        match error {
+            ReadError::Store(error) => self.fail(&error),
+            ReadError::Row(error) => error,
+        }
     }
 
     fn table(&self, table: Table) -> Result<&OpenTable<'txn>, TableError> {
@@ -152,9 +277,85 @@ impl<'store, 'txn> WriteView<'store, 'txn> {
     }
 }
 
+impl WriteView<'_, '_> {
+    fn insert(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), TableError> {
+        let done = self.table_mut(table)?.insert(key, value).map(drop);
+        done.map_err(|error| self.fail(&error))
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), TableError> {
+        let done = self.table_mut(table)?.remove(key).map(drop);
+        done.map_err(|error| self.fail(&error))
+    }
+
+    /// Stores the run being gathered, and begins the next.
+    fn end_run(&mut self) -> Result<(), TableError> {
+        let mut run = std::mem::take(&mut self.run);
+        if let Some((key, _)) = run.last() {
+            self.insert(IN_RUNS, key, run.bytes())?;
+        }
+        run.clear();
+        self.run = run;
+        Ok(())
+    }
+
+    /// Adds a row behind all others to the run being gathered.
+    fn append(&mut self, key: &[u8], value: &[u8]) -> Result<(), TableError> {
+        if !self.run.has_room(key, value) {
+            self.end_run()?;
+        }
+        self.run.push(key, value)
+    }
+
+    fn put_in_runs(&mut self, key: &[u8], value: &[u8]) -> Result<(), TableError> {
+        let is_behind = match self.run.last() {
+            Some((last, _)) => key > last,
+            None => self.last(IN_RUNS)?.is_none_or(|(last, _)| key > &last[..]),
+        };
+        if is_behind {
+            self.append(key, value)
+        } else {
+            self.edit_run(key, Some(value))
+        }
+    }
+
+    /// Puts or removes a row in the midst: the run that it is in is written anew.
+    fn edit_run(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), TableError> {
+        self.end_run()?;
+        let found = run_at(self.table(IN_RUNS)?, key).map_err(|error| self.fail(&error))?;
+        let Some((stored, run)) = found else {
+            return Ok(());
+        };
+        self.delete(IN_RUNS, &stored)?;
+        let mut value = value;
+        for row in rows(&run) {
+            let (at, old) = row?;
+            if at >= key
+                && let Some(value) = value.take()
+            {
+                self.append(key, value)?;
+            }
+            if at != key {
+                self.append(at, old)?;
+            }
+        }
+        self.end_run()
+    }
+}
+
 impl TablesRead for WriteView<'_, '_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        get_from(self.table(table)?, key).map_err(|error| self.fail(&error))
+        let stored = self.table(table)?;
+        if table != IN_RUNS {
+            return get_from(stored, key).map_err(|error| self.fail(&error));
+        }
+        for row in rows(self.run.bytes()) {
+            let (at, value) = row?;
+            if at == key {
+                return Ok(Some(value.to_vec()));
+            }
+        }
+        get_in_runs(stored, key).map_err(|error| self.read_failed(error))
     }
 
     fn range(
@@ -164,22 +365,43 @@ impl TablesRead for WriteView<'_, '_> {
         to: Option<&[u8]>,
         row: &mut RowFn<'_>,
     ) -> Result<(), TableError> {
-        range_of(self.table(table)?, from, to, row).map_err(|error| self.fail(&error))
+        let stored = self.table(table)?;
+        if table != IN_RUNS {
+            return range_of(stored, from, to, row).map_err(|error| self.fail(&error));
+        }
+        let ended = range_in_runs(stored, from, to, row);
+        if !ended.map_err(|error| self.read_failed(error))? {
+            range_in_run(self.run.bytes(), from, to, row)?;
+        }
+        Ok(())
     }
 
     fn last(&self, table: Table) -> Result<Option<Pair>, TableError> {
-        last_of(self.table(table)?).map_err(|error| self.fail(&error))
+        let stored = self.table(table)?;
+        if table != IN_RUNS {
+            return last_of(stored).map_err(|error| self.fail(&error));
+        }
+        if let Some((key, value)) = self.run.last() {
+            return Ok(Some((key.to_vec(), value.to_vec())));
+        }
+        last_in_runs(stored).map_err(|error| self.read_failed(error))
     }
 }
 
 impl Tables for WriteView<'_, '_> {
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), TableError> {
-        let done = self.table_mut(table)?.insert(key, value).map(drop);
-        done.map_err(|error| self.fail(&error))
+        if table == IN_RUNS {
+            self.put_in_runs(key, value)
+        } else {
+            self.insert(table, key, value)
+        }
     }
 
     fn remove(&mut self, table: Table, key: &[u8]) -> Result<(), TableError> {
-        let done = self.table_mut(table)?.remove(key).map(drop);
-        done.map_err(|error| self.fail(&error))
+        if table == IN_RUNS {
+            self.edit_run(key, None)
+        } else {
+            self.delete(table, key)
+        }
     }
 }
