@@ -15,8 +15,11 @@ use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
 use crate::ledger::writer::new_state;
 use crate::time::{Instant, WallMillis};
 
+/// How many folders are remembered as told of.
+const TOLD_MAX: usize = 256;
+
 impl Coalescer {
-    /// Enters something new, with a record of its own if it is to be told of.
+    /// Enters something new, with a record of its own if it is to be told of now.
     pub(super) fn enter_new(
         &mut self,
         wall: WallMillis,
@@ -111,7 +114,7 @@ impl Coalescer {
         t: &mut dyn Tables,
         folder: ObjectId,
     ) -> Result<(), TableError> {
-        if self.told_all {
+        if self.told.contains(&folder) {
             return Ok(());
         }
         let mut chain = Vec::new();
@@ -134,7 +137,12 @@ impl Coalescer {
             record.objects.push(row.state.clone());
             put_live(t, id, row)?;
             self.ledger.append(t, &record)?;
+            self.written = true;
         }
+        if self.told.len() >= TOLD_MAX {
+            self.told.clear();
+        }
+        self.told.insert(folder);
         Ok(())
     }
 
@@ -456,6 +464,7 @@ impl Coalescer {
             record.removed.push(at);
             row.state.version.seq = UNANNOUNCED;
             put_live(t, at, row)?;
+            self.told.remove(&at);
             self.written = true;
             self.ledger.append(t, &record)?;
             at = slot.0;

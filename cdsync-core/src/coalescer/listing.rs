@@ -23,7 +23,7 @@ use crate::time::{Instant, WallMillis};
 const UNHEARD_MAX: usize = 4096;
 
 /// How many folders are listed at once: what moves while it is listed is looked at again, so few.
-const OUTSTANDING_MAX: usize = 4;
+pub(super) const OUTSTANDING_MAX: usize = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Listings {
@@ -234,10 +234,11 @@ impl Coalescer {
         if !self.listings.outstanding.contains_key(&folder) {
             return Ok(());
         }
-        if live(t, folder)?.is_none() {
+        let Some(row) = live(t, folder)? else {
             // It was taken for gone meanwhile: where it is, it is a new one.
             return Ok(());
-        }
+        };
+        self.tell_listed(wall, t, folder, &row)?;
         let blank = access::is_childless(t, folder)?;
         for (name, seen) in entries {
             let Some(listing) = self.listings.outstanding.get_mut(&folder) else {
@@ -366,7 +367,30 @@ impl Coalescer {
             self.listings.deferred.push(slot);
             return Ok(());
         }
+        // A folder is listed in its turn, and told of then.
+        let verdict = match observed.kind {
+            Kind::Folder => Verdict::Descend,
+            _ => verdict,
+        };
         self.enter_new(wall, t, slot, observed, verdict)
+    }
+
+    /// Tells of a folder that is being listed, right before what is in it: a target then makes both
+    /// at once.
+    fn tell_listed(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+        row: &LiveObject,
+    ) -> Result<(), TableError> {
+        if let Some(slot) = row.slot()
+            && !row.is_announced()
+            && self.judge(t, slot, Kind::Folder)? == Verdict::Included
+        {
+            self.announce_folder(wall, t, folder)?;
+        }
+        Ok(())
     }
 
     /// A scan did not meet a folder where the ledger has it. It may be back at this very name when
@@ -411,9 +435,12 @@ impl Coalescer {
         let Some(listing) = self.listings.outstanding.remove(&folder) else {
             return Ok(());
         };
-        if live(t, folder)?.is_none() {
+        let Some(row) = live(t, folder)? else {
             self.unseen.folder_seen(folder);
             return Ok(());
+        };
+        if !matches!(itself, Err(LookError::Moved)) {
+            self.tell_listed(wall, t, folder, &row)?;
         }
         match itself {
             Ok(observed) => {

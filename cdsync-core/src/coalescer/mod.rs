@@ -198,8 +198,8 @@ pub struct Coalescer {
     flush: FlushState,
     /// Folders whose own metadata is compared once a round ends.
     seen_folders: BTreeMap<ObjectId, Observed>,
-    /// Every folder of the ledger was told of: it was made under a filter that carries all.
-    told_all: bool,
+    /// Folders of which it is known that they were told of.
+    told: BTreeSet<ObjectId>,
     /// The last record of a round, which still takes the metadata of its folders.
     open: Option<Record>,
     announced: Seq,
@@ -233,7 +233,6 @@ impl Coalescer {
         now: WallMillis,
     ) -> Result<Self, TableError> {
         let ledger = LedgerWriter::open(t, fresh, incarnation, root, now)?;
-        let told_all = filter.is_trivial() && ledger.origin() == fresh;
         Ok(Self {
             config,
             filter,
@@ -246,7 +245,7 @@ impl Coalescer {
             vanished: BTreeMap::new(),
             flush: FlushState::Idle,
             seen_folders: BTreeMap::new(),
-            told_all,
+            told: BTreeSet::new(),
             open: None,
             announced: Seq(0),
             written: true,

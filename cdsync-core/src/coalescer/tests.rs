@@ -264,6 +264,50 @@ fn a_scan_finds_renames() {
     assert_eq!((contents, removed), (0, 0), "{records:#?}");
 }
 
+/// Proves that a first scan tells of each folder when it lists it, right before what is in it (as
+/// far as it lists several at once), and of empty ones too: a target can make both at once.
+#[test]
+fn folders_are_told_of_before_what_is_in_them() {
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut source = SourceSim::new(filter, SourceTuning::default(), 1);
+    let disk = &mut source.disk;
+    for top in ["a", "b", "c"] {
+        let top = disk.mkdir(ROOT, &name(top)).unwrap();
+        for inner in ["x", "y", "empty"] {
+            write(disk, top, &format!("of-{inner}"), b"1");
+            let inner = disk.mkdir(top, &name(inner)).unwrap();
+            let innermost = disk.mkdir(inner, &name("z")).unwrap();
+            for folder in [inner, innermost] {
+                write(disk, folder, "g", b"2");
+                write(disk, folder, "h", b"3");
+            }
+        }
+    }
+    let none = disk.mkdir(ROOT, &name("none")).unwrap();
+    disk.mkdir(none, &name("neither")).unwrap();
+    source.start();
+    let records = settle(&mut source);
+    // For each folder, the places in the log of its own record and of the last one in it.
+    let mut spans: BTreeMap<ObjectId, (usize, usize)> = BTreeMap::new();
+    for (at, record) in records.iter().enumerate() {
+        for (state, named) in record.objects.iter().zip(&record.names) {
+            if state.kind == Kind::Folder {
+                spans.insert(state.id, (at, at));
+            } else if let Some(span) = spans.get_mut(&named.parent) {
+                span.1 = at;
+            }
+        }
+    }
+    assert_eq!(spans.len(), 3 + 9 + 9 + 2, "{records:#?}");
+    for at in 0..records.len() {
+        let begun = spans.values().filter(|span| (span.0..span.1).contains(&at));
+        assert!(
+            begun.count() <= listing::OUTSTANDING_MAX,
+            "{at}: {records:#?}"
+        );
+    }
+}
+
 /// Proves that what moved out of a folder which is removed then stays what it is, also where it
 /// takes the place of something that went into it.
 #[test]
