@@ -24,7 +24,8 @@ pub mod watch;
 
 pub use apply::{
     Applier, ApplyError, Displaced, Expected, MadeFolder, Move, MoveOutcome, NameSetDigest,
-    Published, Relocated, Staged, StagedWriter, Stager, Trashed,
+    Published, Relocated, Staged, StagedWriter, Stager, Trashed, WHOLE_DEPTH_MAX, WholeFolder,
+    make_private, write_unseen,
 };
 pub use dir::{Applied, Dir, DirRef, Listed, LookWants, Root, RootIdentity, RootLost};
 pub use error::{FsError, FsErrorKind};

@@ -3,6 +3,7 @@
 mod second;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +19,10 @@ use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
     Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, Move, MoveOutcome,
-    Root, StagedWriter, Stager,
+    Root, StagedWriter, Stager, write_unseen,
 };
 use second::{Second, Shard};
+use whole::{Unseen, WholeFolders};
 
 /// Writers that work side by side.
 const WRITERS: usize = 2;
@@ -45,6 +47,7 @@ pub(super) struct Disk {
     staged: Mutex<HashMap<ObjectId, StagedWriter>>,
     /// The writer beside the engine's thread.
     second: Second,
+    unseen: Unseen,
     /// Some owner could not be set.
     owners_kept: AtomicBool,
 }
@@ -66,6 +69,7 @@ impl Disk {
             filter,
             staged,
             second: Second::default(),
+            unseen: Unseen::default(),
             owners_kept,
         })
     }
@@ -112,9 +116,20 @@ impl Disk {
     ) -> Vec<ApplyResult> {
         let mut results: Vec<Option<ApplyResult>> = vec![None; ops.len()];
         let mut shards: [Vec<usize>; WRITERS] = Default::default();
+        let chosen = whole::choose(ops);
+        let mut whole = WholeFolders::default();
         for (index, op) in ops.iter().enumerate() {
-            if matches!(op, ApplyOp::MakeFolder { .. }) {
-                results[index] = Some(self.one(op, contents, &self.stagers[0]));
+            if let ApplyOp::MakeFolder { id, at, .. } = op {
+                let begun = if chosen.contains(id) {
+                    self.begin_whole(&mut whole, index, *id, at)
+                } else {
+                    Ok(false)
+                };
+                results[index] = match begun {
+                    Ok(true) => None,
+                    Ok(false) => Some(self.one(op, contents, &self.stagers[0])),
+                    Err(error) => Some(ApplyResult::Failed(crate::source::chain(&error))),
+                };
             } else {
                 let folder = op.folder().map_or(0, |id| id.number);
                 shards[usize::try_from(folder).unwrap_or(0) % WRITERS].push(index);
@@ -140,6 +155,7 @@ impl Disk {
         for (index, result) in done.into_iter().flatten() {
             results[index] = Some(result);
         }
+        self.end_whole(whole, ops, &mut results);
         results
             .into_iter()
             .map(|r| r.unwrap_or_else(|| ApplyResult::Failed("it was not tried".into())))
@@ -201,6 +217,9 @@ impl Disk {
 
     fn dir(&self, at: &Place) -> Result<Arc<Dir>, ApplyError> {
         let folder = &at.folder;
+        if let Some(unseen) = self.unseen.dir(folder.id) {
+            return Ok(unseen);
+        }
         Ok(self.root.dir(&DirRef {
             id: folder.id,
             path: folder.path.clone(),
@@ -239,6 +258,9 @@ impl Disk {
                 if range_hash(0, bytes, true).0 != hash.0 {
                     return Err(wrong_hash(at));
                 }
+                if let Some(seen) = self.write_unseen(at, bytes, meta)? {
+                    return Ok(vec![seen]);
+                }
                 stager.small(bytes, meta)?
             }
             Body::Staged(id) => {
@@ -255,6 +277,34 @@ impl Disk {
             .publish(staged, &dir, &at.name, over.map(Into::into))?;
         self.note(published.applied);
         Ok(vec![published.observed])
+    }
+
+    /// Writes a file into a folder that nobody sees yet. `None`: it is none, or the name is taken
+    /// there (where names are equal that are not the same bytes).
+    fn write_unseen(
+        &self,
+        at: &Place,
+        bytes: &[u8],
+        meta: &Metadata,
+    ) -> Result<Option<Observed>, ApplyError> {
+        let Some(dir) = self.unseen.dir(at.folder.id) else {
+            return Ok(None);
+        };
+        match write_unseen(&dir, &at.name, bytes, meta) {
+            Ok((seen, applied)) => {
+                self.note(applied);
+                Ok(Some(seen))
+            }
+            Err(error) if error.kind() == FsErrorKind::Exists => Ok(None),
+            Err(error) => {
+                // What is half written must not be published.
+                match dir.unlink(&at.name) {
+                    Err(error) if error.kind() != FsErrorKind::NotFound => self.unseen.spoil(),
+                    _ => {}
+                }
+                Err(error.into())
+            }
+        }
     }
 
     fn adopt_file(

@@ -3,7 +3,8 @@
 //! Layout at a target's root, all of it of mode 0700:
 //! ```text
 //! .cdsync/JOB/root                          the marker: whose root this is
-//! .cdsync/JOB/stage/N/<16 hex digits>       what is being written, one folder per writer
+//! .cdsync/JOB/stage/N/<16 hex digits>       what is being written, one folder per writer: files,
+//!                                           links, and new folders with what is in them
 //! .cdsync/JOB/spare/<16 hex digits>         what is being swapped: may be another's at any moment
 //! .cdsync/JOB/trash/<time>-<8 hex digits>/  what was removed or displaced, and its `manifest`
 //! ```
@@ -16,6 +17,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 mod trash;
+mod whole;
 
 use std::cell::RefCell;
 use std::os::fd::AsFd;
@@ -36,6 +38,7 @@ pub use publish::{Displaced, Published};
 pub use relocate::{Move, MoveOutcome, Relocated};
 pub use stage::{Staged, StagedWriter, Stager};
 pub use trash::Trashed;
+pub use whole::{WHOLE_DEPTH_MAX, WholeFolder, make_private, write_unseen};
 
 use trash::Trash;
 

@@ -40,7 +40,8 @@ impl Applier {
     ///
     /// # Errors
     /// [`FsErrorKind::OtherFilesystem`] when the folder is mounted apart from `.cdsync`;
-    /// [`ApplyError::Overtaken`] and [`ApplyError::Contended`] when others change the name at the    /// same time (retryable); else what the system said. After an error look at the name again:
+    /// [`ApplyError::Overtaken`] and [`ApplyError::Contended`] when others change the name at the
+    /// same time (retryable); else what the system said. After an error look at the name again:
     /// the object may be published, and what it displaced wait in the spare folder, from where the
     /// next start brings it to the trash.
     pub fn publish(
@@ -164,7 +165,7 @@ impl Applier {
     }
 
     /// A rename that crosses mounts says nothing about where the fault is; say it.
-    fn refused(error: FsError, dir: &Dir, name: &Name) -> ApplyError {
+    pub(super) fn refused(error: FsError, dir: &Dir, name: &Name) -> ApplyError {
         if error.kind() == FsErrorKind::OtherFilesystem {
             let path: RelPath = dir.path().join(name);
             let what = "publish from '.cdsync' (the folder is mounted apart from it)";

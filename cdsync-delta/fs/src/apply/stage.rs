@@ -20,7 +20,7 @@ const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 /// One writer's staging folder.
 #[derive(Debug)]
 pub struct Stager {
-    folder: Arc<Dir>,
+    pub(super) folder: Arc<Dir>,
 }
 
 /// Something made whole, with its metadata, waiting to be published. Dropping it removes it.
@@ -304,12 +304,12 @@ pub(super) fn clear(stage: &Dir) -> Result<(), FsError> {
     Ok(())
 }
 
-fn remove_tree(parent: &Dir, name: &Name) -> Result<(), FsError> {
+pub(super) fn remove_tree(parent: &Dir, name: &Name) -> Result<(), FsError> {
     match parent.unlink(name) {
         Err(e) if matches!(e.kind(), FsErrorKind::IsFolder | FsErrorKind::Permission) => {}
         other => return other,
     }
-    // Staging holds folders of writers with files, two levels at most: recursion is bounded by us.
+    // Staging holds folders of writers, with files and new folders: recursion is bounded by us.
     let folder = parent.open_folder(name)?;
     for inner in names_of(&folder)? {
         remove_tree(&folder, &inner)?;

@@ -82,6 +82,21 @@ pub(crate) fn apply_to_fd(
     Ok((found.fingerprint.identity, applied))
 }
 
+/// As [`apply_to_fd`], for a file that was just made and written: its time is set without a look,
+/// and mostly nothing else is to be. Tells what the file is then.
+pub(crate) fn apply_to_new(
+    fd: BorrowedFd<'_>,
+    meta: &Metadata,
+) -> Result<(Observed, Applied), Errno> {
+    set_time(fd, None, meta.mtime)?;
+    let found = observe_fd(fd, LookWants::default())?;
+    if found.meta == *meta {
+        return Ok((found, Applied::default()));
+    }
+    let applied = set(fd, None, &found, meta)?;
+    Ok((observe_fd(fd, LookWants::default())?, applied))
+}
+
 /// Owner first: changing it clears set-id bits; time last.
 fn set(
     fd: BorrowedFd<'_>,

@@ -18,4 +18,4 @@ pub use meta::Applied;
 pub use root::{DirRef, Root, RootIdentity, RootLost};
 
 pub(crate) use look::{check_identity, observe_fd};
-pub(crate) use meta::apply_to_fd;
+pub(crate) use meta::{apply_to_fd, apply_to_new};

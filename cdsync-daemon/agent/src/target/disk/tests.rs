@@ -1,5 +1,6 @@
 //! What a step does on a real filesystem.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use cdsync_core::filter::FilterSpec;
@@ -15,15 +16,20 @@ fn disk(top: &Path) -> Disk {
     Disk::open(root, applier, filter).unwrap()
 }
 
+/// The object at a path.
+fn id_of(path: &str) -> ObjectId {
+    let step = |n: u64, b: u8| n.wrapping_mul(31).wrapping_add(u64::from(b));
+    ObjectId {
+        origin: OriginId(7),
+        number: path.bytes().fold(1, step),
+    }
+}
+
 /// A path of the form `folder/name`, as the ledger would have it now.
 fn place(disk: &Disk, path: &str) -> Place {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     let path = RelPath::new(folder.as_bytes().to_vec()).unwrap_or_else(|_| RelPath::root());
-    let number = folder.bytes().fold(1, |n, b| n * 31 + u64::from(b));
-    let id = ObjectId {
-        origin: OriginId(7),
-        number,
-    };
+    let id = id_of(folder);
     let found = disk.root.dir(&DirRef {
         id,
         path: path.clone(),
@@ -167,4 +173,151 @@ fn large_steps_are_shared() {
             assert_eq!(std::fs::read(path).unwrap(), bytes(n));
         }
     }
+}
+
+/// A step by an empty disk: operations on `paths` below it (a folder where a path ends with a
+/// slash, else a file with its path as content), none of which was there before.
+fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
+    let root = place(disk, "any").folder;
+    let mut contents = Contents::new();
+    let ops = paths.iter().map(|path| {
+        let plain = path.trim_end_matches('/');
+        let (folder, name) = plain.rsplit_once('/').unwrap_or(("", plain));
+        let folder = match folder {
+            "" => root.clone(),
+            folder => FolderAt {
+                id: id_of(folder),
+                path: RelPath::new(folder.as_bytes().to_vec()).unwrap(),
+                identity: None,
+            },
+        };
+        let at = Place {
+            folder,
+            name: Name::new(name.as_bytes()).unwrap(),
+        };
+        let meta = |mode| Metadata {
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp { secs: 5, nanos: 7 },
+        };
+        if plain != *path {
+            let (id, meta) = (id_of(plain), meta(0o2750));
+            return ApplyOp::MakeFolder { id, at, meta };
+        }
+        let bytes = Bytes::from((*path).to_owned());
+        let hash = Hash(range_hash(0, &bytes, true).0);
+        contents.push(Some((bytes, hash)));
+        ApplyOp::WriteFile {
+            id: id_of(plain),
+            at,
+            body: Body::Inline(contents.len() - 1),
+            meta: meta(0o604),
+            over: None,
+            adopt: false,
+        }
+    });
+    let ops = Arc::new(ops.collect());
+    let ordered = false;
+    (Step { ops, ordered }, Arc::new(contents))
+}
+
+/// Sixteen files in the top folder: enough for a step to be shared.
+const MANY: [&str; 16] = [
+    "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16",
+];
+
+fn staged(top: &Path) -> usize {
+    let writers = std::fs::read_dir(top.join(".cdsync/job/stage")).unwrap();
+    let entries = |writer: std::fs::DirEntry| std::fs::read_dir(writer.path()).unwrap().count();
+    writers.flatten().map(entries).sum()
+}
+
+/// Proves that new folders which come with files in the same step are made as they should be, with
+/// those within each other, and that what was seen of each is what is there.
+#[test]
+fn new_folders_come_whole() {
+    let top = tempfile::tempdir().unwrap();
+    let disk = Arc::new(disk(top.path()));
+    std::fs::create_dir(top.path().join("taken")).unwrap();
+    std::fs::write(top.path().join("taken/own"), "own").unwrap();
+    let paths = [
+        &["a/", "a/b/", "a/1", "a/b/2", "a/b/c/", "a/3", "empty/"][..],
+        &["taken/", "taken/4", "taken/5", "one/", "one/6"],
+        &MANY,
+    ]
+    .concat();
+    let (step, contents) = first_step(&disk, &paths);
+    let results = disk.run(&step, &contents);
+    for (path, result) in paths.iter().zip(results) {
+        let ApplyResult::Done(seen) = result else {
+            panic!("{path}: {result:?}");
+        };
+        let there = std::fs::symlink_metadata(top.path().join(path)).unwrap();
+        let print = &seen[0].fingerprint;
+        assert_eq!(print.identity.inode, there.ino(), "{path}");
+        let ctime = (print.ctime.secs, i64::from(print.ctime.nanos));
+        if there.is_file() {
+            assert_eq!(ctime, (there.ctime(), there.ctime_nsec()), "{path}");
+            assert_eq!(
+                std::fs::read(top.path().join(path)).unwrap(),
+                path.as_bytes()
+            );
+            assert_eq!((there.mtime(), there.mtime_nsec()), (5, 7), "{path}");
+            assert_eq!(there.mode() & 0o7777, 0o604, "{path}");
+        } else if *path != "taken/" {
+            assert_eq!(there.mode() & 0o7777, 0o2750, "{path}");
+        }
+    }
+    assert!(top.path().join("taken/own").exists());
+    assert_eq!(staged(top.path()), 0);
+}
+
+/// Proves that nothing of a folder is seen when a part of it could not be made as it should be and
+/// could not be removed either, and that each of its operations is told to have failed.
+#[test]
+fn spoilt_folders_are_not_published() {
+    let top = tempfile::tempdir().unwrap();
+    let disk = Arc::new(disk(top.path()));
+    let paths = [&["a/", "a/b/", "a/1", "a/b/2", "a/3"][..], &MANY].concat();
+    let (step, contents) = first_step(&disk, &paths);
+    disk.unseen.spoil();
+    for (path, result) in paths.iter().zip(disk.run(&step, &contents)) {
+        let failed = matches!(result, ApplyResult::Failed(_));
+        assert_eq!(failed, path.starts_with('a'), "{path}: {result:?}");
+    }
+    assert_eq!(files(top.path()), MANY);
+    assert!(!top.path().join("a").exists());
+    assert_eq!(staged(top.path()), 0);
+    // And what comes next is not held up by it.
+    let again: Vec<String> = (1..=20).map(|n| format!("a/{n}")).collect();
+    let again = ["a/"].into_iter().chain(again.iter().map(String::as_str));
+    let again: Vec<&str> = again.collect();
+    let (step, contents) = first_step(&disk, &again);
+    for (path, result) in again.iter().zip(disk.run(&step, &contents)) {
+        assert!(matches!(result, ApplyResult::Done(_)), "{path}: {result:?}");
+    }
+}
+
+/// Proves that folders which are too many or too deep to be held open are made all the same.
+#[test]
+fn many_and_deep_folders_are_made() {
+    let top = tempfile::tempdir().unwrap();
+    let disk = Arc::new(disk(top.path()));
+    let deep = (1..=40).map(|depth| format!("{}/", vec!["d"; depth].join("/")));
+    let many = (0..200).map(|n| format!("m{n}/"));
+    let of = |n| [format!("m{n}/1"), format!("m{n}/2")];
+    let all: [Vec<String>; 2] = [
+        deep.chain(["d/1".to_owned(), "d/2".to_owned()]).collect(),
+        many.chain((0..200).flat_map(of)).collect(),
+    ];
+    for paths in all {
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let (step, contents) = first_step(&disk, &paths);
+        for (path, result) in paths.iter().zip(disk.run(&step, &contents)) {
+            assert!(matches!(result, ApplyResult::Done(_)), "{path}: {result:?}");
+            assert!(top.path().join(path).exists(), "{path}");
+        }
+    }
+    assert_eq!(staged(top.path()), 0);
 }
