@@ -199,6 +199,14 @@ impl RelPath {
         Self::from_checked(&bytes)
     }
 
+    /// What follows `top` in this path: nothing where they are equal, else the rest with its leading
+    /// slash. `None` when this path is neither `top` nor below it; the root follows nothing.
+    #[must_use]
+    pub fn after(&self, top: &Self) -> Option<&[u8]> {
+        let rest = self.as_bytes().strip_prefix(top.as_bytes())?;
+        (rest.is_empty() || rest[0] == b'/').then_some(rest)
+    }
+
     /// The path from names listed from the deepest up, as a walk towards the root finds them.
     #[must_use]
     pub fn from_names_upwards(names: &[Name]) -> Self {
@@ -391,5 +399,16 @@ mod tests {
         let root = postcard::from_bytes::<RelPath>(b"\0").unwrap();
         assert_eq!(root, RelPath::root());
         assert_eq!(RelPath::new(Vec::new()).unwrap(), root);
+    }
+
+    /// Proves that only a path at or below another one follows it, by whole names.
+    #[test]
+    fn paths_follow_by_whole_names() {
+        let path = |text: &str| RelPath::new(text.as_bytes().to_vec()).unwrap();
+        assert_eq!(path("a/b/c").after(&path("a/b")), Some(&b"/c"[..]));
+        assert_eq!(path("a/b").after(&path("a/b")), Some(&b""[..]));
+        assert_eq!(path("a/bc").after(&path("a/b")), None);
+        assert_eq!(path("a").after(&path("a/b")), None);
+        assert_eq!(RelPath::root().after(&path("a")), None);
     }
 }

@@ -172,13 +172,8 @@ fn open_moved(disk: &Disk, at: &Place, moves: &[MoveOne]) -> Result<NodeId, Stri
     }
     let mut place = at.clone();
     for _ in 0..=moves.len() {
-        let bytes = place.folder.path.as_bytes().to_vec();
         let found = moves.iter().find_map(|one| {
-            let from = path(&one.from);
-            let rest = bytes.strip_prefix(from.as_bytes())?;
-            if !(rest.is_empty() || rest[0] == b'/') {
-                return None;
-            }
+            let rest = place.folder.path.after(&path(&one.from))?;
             let mut moved = path(&one.to).as_bytes().to_vec();
             moved.extend_from_slice(rest);
             RelPath::new(moved).ok()

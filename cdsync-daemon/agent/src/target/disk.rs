@@ -470,12 +470,9 @@ impl Disk {
         let mut candidates = Vec::new();
         for one in moves {
             let from = one.from.folder.path.join(&one.from.name);
-            let Some(rest) = path.as_bytes().strip_prefix(from.as_bytes()) else {
+            let Some(rest) = path.after(&from) else {
                 continue;
             };
-            if !(rest.is_empty() || rest[0] == b'/') {
-                continue;
-            }
             let aside = Applier::aside_name(one.identity)?;
             let aside = self.applier.spare_folder().path().join(&aside);
             let there = one.to.folder.path.join(&one.to.name);

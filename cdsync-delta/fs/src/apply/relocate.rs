@@ -401,12 +401,8 @@ impl Move {
 impl Pending<'_> {
     /// Whether its old name is below a path, and it may be there still.
     fn comes_from(&self, path: &RelPath) -> bool {
-        let below = |from: &RelPath| {
-            let rest = from.as_bytes().strip_prefix(path.as_bytes());
-            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-        };
         let from = self.wanted.from_dir.as_ref();
-        !self.in_spare && from.is_some_and(|dir| below(dir.path()))
+        !self.in_spare && from.is_some_and(|dir| dir.path().after(path).is_some())
     }
 
     /// Returns an object that was set aside and could not be moved on.
