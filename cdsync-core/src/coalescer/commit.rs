@@ -170,7 +170,7 @@ impl Coalescer {
     }
 
     fn renew(&self, row: &mut LiveObject, record: &Record, seen: &Observed, content: bool) {
-        row.state.replaces = Some(row.state.version);
+        row.state.replaces = row.is_announced().then_some(row.state.version);
         row.state.version = record.version(self.ledger.origin());
         row.state.meta = seen.meta;
         if content {
@@ -277,16 +277,7 @@ impl Coalescer {
         found: &mut BTreeMap<Slot, Found>,
         moves: &Moves,
     ) -> Result<(), TableError> {
-        for slot in slots {
-            let Some(f) = found.get(slot) else { continue };
-            let told = moves
-                .get(slot)
-                .and_then(|from| lost.get(from))
-                .is_some_and(|l| l.row.is_announced());
-            if f.verdict == Verdict::Included || told {
-                self.announce_folder(wall, t, slot.0)?;
-            }
-        }
+        self.announce_parents(wall, t, slots, lost, found, moves)?;
         let mut record = self.begin(wall, t)?;
         let mut new_names: BTreeMap<Slot, Option<ObjectId>> = BTreeMap::new();
         // First everything leaves its old name, then everything takes its new one.
@@ -351,6 +342,44 @@ impl Coalescer {
         // Even an empty record is written: the numbers have no holes.
         self.open = Some(record);
         Ok(())
+    }
+
+    /// Tells of the folders into which comes what is told of. Some of them may leave their own names
+    /// in the same round: what was read of those is read again.
+    fn announce_parents(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        slots: &[Slot],
+        lost: &mut BTreeMap<Slot, Lost>,
+        found: &BTreeMap<Slot, Found>,
+        moves: &Moves,
+    ) -> Result<(), TableError> {
+        loop {
+            for slot in slots {
+                let Some(f) = found.get(slot) else { continue };
+                let told = moves
+                    .get(slot)
+                    .and_then(|from| lost.get(from))
+                    .is_some_and(|l| l.row.is_announced());
+                if f.verdict == Verdict::Included || told {
+                    self.announce_folder(wall, t, slot.0)?;
+                }
+            }
+            let mut again = false;
+            for slot in slots {
+                if let Some(l) = lost.get_mut(slot)
+                    && !l.row.is_announced()
+                    && let Some(row) = live(t, l.id)?
+                {
+                    again |= row.is_announced();
+                    l.row = row;
+                }
+            }
+            if !again {
+                return Ok(());
+            }
+        }
     }
 
     fn remove(

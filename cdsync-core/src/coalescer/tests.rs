@@ -40,15 +40,81 @@ fn settle(source: &mut SourceSim) -> Vec<Record> {
         }
     }
     assert!(source.is_quiet(), "the source comes to rest");
+    let records = records_after(source, before);
+    // Later changes happen at another time of the clock.
+    source.disk.clock += 100_000_000;
+    records
+}
+
+fn records_after(source: &SourceSim, before: Seq) -> Vec<Record> {
     let mut records = Vec::new();
     log_after(&source.tables, before, &mut |_, record| {
         records.push(record);
         std::ops::ControlFlow::Continue(())
     })
     .unwrap();
-    // Later changes happen at another time of the clock.
-    source.disk.clock += 100_000_000;
     records
+}
+
+/// Answers the listings that may be started now, each in one part, those of `failing` by the disk's
+/// failure. Returns whether there were any.
+fn list_whole(source: &mut SourceSim, failing: &[&str]) -> bool {
+    let (now, wall) = (source.now(), source.disk.wall());
+    let SourceSim {
+        disk,
+        tables,
+        machine,
+        ..
+    } = source;
+    let machine = machine.as_mut().unwrap();
+    let mut folders = Vec::new();
+    while let Some(request) = machine.poll_listing(tables).unwrap() {
+        folders.push(request.folder);
+    }
+    for folder in &folders {
+        let id = folder.id;
+        let (mut entries, mut itself) = (Vec::new(), Err(failed()));
+        if !failing.contains(&folder.path.to_string().as_str()) {
+            let node = disk.open(folder);
+            if let Ok(node) = node {
+                let names = disk.node(node).children.keys();
+                entries.extend(names.map(|n| (n.clone(), Ok(disk.look(node, n).unwrap()))));
+            }
+            itself = node.map(|node| disk.observe(node));
+        }
+        machine
+            .handle_listed(now, wall, tables, id, entries)
+            .unwrap();
+        machine
+            .handle_list_end(now, wall, tables, id, itself)
+            .unwrap();
+    }
+    !folders.is_empty()
+}
+
+/// What the names lead to by all records so far.
+fn told(source: &SourceSim) -> BTreeMap<Slot, ObjectId> {
+    let mut names = BTreeMap::new();
+    for record in records_after(source, Seq(0)) {
+        for state in record.names {
+            let slot = (state.parent, state.name);
+            match state.object {
+                Some(id) => names.insert(slot, id),
+                None => names.remove(&slot),
+            };
+        }
+    }
+    names
+}
+
+/// A source whose first scan has listed the root, and nothing below it yet.
+fn source_with_its_root_listed(prepare: impl FnOnce(&mut Disk)) -> SourceSim {
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut source = SourceSim::new(filter, SourceTuning::default(), 1);
+    prepare(&mut source.disk);
+    source.start();
+    assert!(list_whole(&mut source, &[]), "the root is listed");
+    source
 }
 
 fn write(disk: &mut Disk, folder: NodeId, file: &str, bytes: &[u8]) -> NodeId {
@@ -306,6 +372,62 @@ fn folders_are_told_of_before_what_is_in_them() {
             "{at}: {records:#?}"
         );
     }
+}
+
+/// Proves that a folder which is told of for what comes into it, in the very round in which it
+/// moves, leaves nothing at its old name.
+#[test]
+fn a_folder_told_of_while_it_moves_leaves_its_old_name() {
+    let mut source = source_with_its_root_listed(|disk| {
+        write(disk, ROOT, "file", b"1");
+        disk.mkdir(ROOT, &name("old")).unwrap();
+    });
+    let folder = object_at(&source, root(), "old").unwrap();
+    let look = |path: &str, file: &str| Hint {
+        folder: FolderKey::Path(RelPath::new(path.as_bytes().to_vec()).unwrap()),
+        name: Some(name(file)),
+        what: What::LOOK,
+        partner: None,
+    };
+    let hints = [
+        look("old", "file"),
+        look("", "file"),
+        look("", "old"),
+        look("", "new"),
+    ];
+    let (now, wall) = (source.now(), source.disk.wall());
+    let SourceSim {
+        disk,
+        tables,
+        machine,
+        ..
+    } = &mut source;
+    let machine = machine.as_mut().unwrap();
+    let node = disk.child(ROOT, &name("old")).unwrap();
+    machine.handle_hints(now, tables, hints).unwrap();
+    let mut looks = machine.poll_looks(now, tables).unwrap();
+    looks.sort_by_key(|look| look.folder.id.is_root());
+    disk.rename((ROOT, &name("file")), (node, &name("file")));
+    let mut looked = Vec::new();
+    for look in looks {
+        let node = disk.open(&look.folder).unwrap();
+        let names = look.names.into_iter();
+        looked.push(Looked {
+            folder: look.folder.id,
+            names: names
+                .map(|n| (n.clone(), Ok(disk.look(node, &n))))
+                .collect(),
+            itself: Ok(disk.observe(node)),
+        });
+        // It moves behind the look at what is in it, before the look at its name.
+        disk.rename((ROOT, &name("old")), (ROOT, &name("new")));
+    }
+    machine.handle_looked(now, wall, tables, looked).unwrap();
+    settle(&mut source);
+    let told = told(&source);
+    assert_eq!(told.get(&(root(), name("new"))), Some(&folder));
+    assert!(told.contains_key(&(folder, name("file"))), "{told:?}");
+    assert_eq!(told.len(), 2, "{told:?}");
 }
 
 /// Proves that what moved out of a folder which is removed then stays what it is, also where it
