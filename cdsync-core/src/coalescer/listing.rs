@@ -238,7 +238,10 @@ impl Coalescer {
             // It was taken for gone meanwhile: where it is, it is a new one.
             return Ok(());
         };
-        self.tell_listed(wall, t, folder, &row)?;
+        if !entries.is_empty() {
+            // Else its end tells of it, unless it is not there any more.
+            self.tell_listed(wall, t, folder, &row)?;
+        }
         let blank = access::is_childless(t, folder)?;
         for (name, seen) in entries {
             let Some(listing) = self.listings.outstanding.get_mut(&folder) else {

@@ -374,6 +374,56 @@ fn folders_are_told_of_before_what_is_in_them() {
     }
 }
 
+/// Proves that a folder which a crash left entered, but told to nobody, is told of by the next scan
+/// with all that is in it.
+#[test]
+fn a_crash_before_a_folder_is_listed_hides_nothing() {
+    let mut source = source_with_its_root_listed(|disk| {
+        tree(disk, 3);
+    });
+    let folder = object_at(&source, root(), "dir").expect("it is entered");
+    assert!(told(&source).is_empty(), "and told to nobody");
+    let machine = source.machine.as_mut().unwrap();
+    machine.finish(&mut source.tables).unwrap();
+    source.tables.commit(Durability::Durable);
+    source.crash();
+    source.start();
+    settle(&mut source);
+    let told = told(&source);
+    assert_eq!(told.get(&(root(), name("dir"))), Some(&folder));
+    assert_eq!(told.len(), 4, "{told:?}");
+}
+
+/// Proves that a folder which cannot be listed is told of all the same.
+#[test]
+fn an_unreadable_folder_is_told_of() {
+    let mut source = source_with_its_root_listed(|disk| {
+        tree(disk, 3);
+    });
+    assert!(list_whole(&mut source, &["dir"]));
+    let told = told(&source);
+    assert_eq!(told.keys().collect::<Vec<_>>(), [&(root(), name("dir"))]);
+}
+
+/// Proves that a folder which is gone before it could be listed is never told of.
+#[test]
+fn a_folder_that_goes_before_it_is_listed_is_not_told_of() {
+    let mut source = source_with_its_root_listed(|disk| {
+        tree(disk, 3);
+    });
+    source.disk.remove_tree(ROOT, &name("dir"));
+    assert!(list_whole(&mut source, &[]));
+    settle(&mut source);
+    assert!(object_at(&source, root(), "dir").is_none());
+    let records = records_after(&source, Seq(0));
+    assert!(
+        records
+            .iter()
+            .all(|r| r.names.is_empty() && r.removed.is_empty()),
+        "{records:#?}"
+    );
+}
+
 /// Proves that a folder which is told of for what comes into it, in the very round in which it
 /// moves, leaves nothing at its old name.
 #[test]
