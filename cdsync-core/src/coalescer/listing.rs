@@ -205,6 +205,14 @@ impl Coalescer {
                 self.unseen.folder_seen(id);
                 continue;
             };
+            // What a scan that could not list it owes it is done by this one.
+            let depth = match self.listings.owed.remove(&id) {
+                Some(Depth::Deep) => {
+                    self.listings.scanning = true;
+                    Depth::Deep
+                }
+                _ => depth,
+            };
             self.listings.outstanding.insert(
                 id,
                 Listing {

@@ -662,6 +662,24 @@ fn a_folder_that_cannot_be_listed_keeps_the_log_incomplete() {
     assert!(object_at(&source, root(), "a").is_some());
 }
 
+/// Proves that a scan which could not list a folder goes on below it when that is listed for another
+/// reason.
+#[test]
+fn a_scan_goes_on_where_a_folder_is_listed_again() {
+    let mut source = source(&[], &[]);
+    let top = tree(&mut source.disk, 1);
+    settle(&mut source);
+    source.crash();
+    write(&mut source.disk, top, "new", b"2");
+    source.start();
+    assert!(list_whole(&mut source, &["."]), "the root fails");
+    let machine = source.machine.as_mut().unwrap();
+    machine.listings.again(root());
+    settle(&mut source);
+    let folder = object_at(&source, root(), "dir").unwrap();
+    assert!(object_at(&source, folder, "new").is_some());
+}
+
 /// Proves that a name excluded by the filter holds up nobody, whatever the disk says of it.
 #[test]
 fn excluded_names_are_not_held() {

@@ -162,6 +162,11 @@ const BROKEN_BEFORE: &[(u64, &str)] = &[
         4370,
         "a file written before a crash stayed when writing it again had failed",
     ),
+    (
+        36506,
+        "a scan that failed at its root ended there, because the root was listed for another reason",
+    ),
+    (50445, "the same"),
 ];
 
 /// Proves that what once broke a promise does not any more.
