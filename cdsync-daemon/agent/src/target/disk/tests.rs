@@ -202,7 +202,7 @@ fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
             mtime: Timestamp { secs: 5, nanos: 7 },
         };
         if plain != *path {
-            let (id, meta) = (id_of(plain), meta(0o2750));
+            let (id, meta) = (id_of(plain), meta(folder_mode(plain)));
             return ApplyOp::MakeFolder { id, at, meta };
         }
         let bytes = Bytes::from((*path).to_owned());
@@ -220,6 +220,15 @@ fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
     let ops = Arc::new(ops.collect());
     let ordered = false;
     (Step { ops, ordered }, Arc::new(contents))
+}
+
+/// Folders whose names say so are read-only.
+fn folder_mode(path: &str) -> u32 {
+    if path.starts_with("ro") {
+        0o555
+    } else {
+        0o2750
+    }
 }
 
 /// Sixteen files in the top folder: enough for a step to be shared.
@@ -244,6 +253,7 @@ fn new_folders_come_whole() {
     let paths = [
         &["a/", "a/b/", "a/1", "a/b/2", "a/b/c/", "a/3", "empty/"][..],
         &["taken/", "taken/4", "taken/5", "one/", "one/6"],
+        &["ro/", "ro/7", "ro/8", "ro/inner/", "ro/inner/9"],
         &MANY,
     ]
     .concat();
@@ -266,7 +276,7 @@ fn new_folders_come_whole() {
             assert_eq!((there.mtime(), there.mtime_nsec()), (5, 7), "{path}");
             assert_eq!(there.mode() & 0o7777, 0o604, "{path}");
         } else if *path != "taken/" {
-            assert_eq!(there.mode() & 0o7777, 0o2750, "{path}");
+            assert_eq!(there.mode() & 0o7777, folder_mode(path), "{path}");
         }
     }
     assert!(top.path().join("taken/own").exists());

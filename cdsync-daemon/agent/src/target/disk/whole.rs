@@ -159,7 +159,8 @@ impl Disk {
                 let path = top.folder.dir().path().clone();
                 Err(ApplyError::Contended { path })
             } else {
-                self.publish_whole(top, ops)
+                self.dress_whole(&dirs, ops)
+                    .and_then(|()| self.publish_whole(top, ops))
             };
             match published {
                 Ok(()) => {
@@ -182,6 +183,23 @@ impl Disk {
         }
     }
 
+    /// Gives folders that are complete their own metadata, so that nobody meets them without. Not
+    /// where it says that nobody may write: who may not write to a folder may not move it.
+    fn dress_whole(
+        &self,
+        dirs: &HashMap<usize, Arc<Dir>>,
+        ops: &[ApplyOp],
+    ) -> Result<(), ApplyError> {
+        for (&at, dir) in dirs {
+            if let ApplyOp::MakeFolder { meta, .. } = &ops[at]
+                && meta.mode & 0o200 != 0
+            {
+                self.note(dir.set_own_metadata(meta)?);
+            }
+        }
+        Ok(())
+    }
+
     fn publish_whole(&self, top: Top, ops: &[ApplyOp]) -> Result<(), ApplyError> {
         let ApplyOp::MakeFolder { at, .. } = &ops[top.index] else {
             return Ok(());
@@ -190,8 +208,7 @@ impl Disk {
         self.applier.publish_folder(top.folder, &dir, &at.name)
     }
 
-    /// Gives a folder that is complete its own metadata. Not before it is published: who may not
-    /// write to a folder may not move it either.
+    /// What a published folder is, with the metadata that it may still lack.
     fn seen(&self, dir: &Dir, op: &ApplyOp) -> ApplyResult {
         let ApplyOp::MakeFolder { meta, .. } = op else {
             return ApplyResult::Done(Vec::new());
