@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::compare::{Found, Lost, Moves, Round, UNANNOUNCED, moved_content_differs};
+use super::pairing::{climb, is_folder, left};
 use super::{Coalescer, Slot};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
@@ -543,44 +544,34 @@ fn groups(
     let moved_folders: BTreeMap<ObjectId, &Slot> = moves
         .values()
         .map(|from| (&lost[from], from))
-        .filter(|(l, _)| l.row.state.kind == Kind::Folder)
+        .filter(|(l, _)| is_folder(l))
         .map(|(l, from)| (l.id, from))
         .collect();
-    let taken: BTreeSet<&Slot> = moves.values().collect();
-    let gone: BTreeMap<ObjectId, &Slot> = lost
-        .iter()
-        .filter(|(slot, l)| l.row.state.kind == Kind::Folder && !taken.contains(slot))
+    let gone: BTreeMap<ObjectId, &Slot> = left(lost, moves)
+        .filter(|(_, l)| is_folder(l))
         .map(|(slot, l)| (l.id, slot))
         .collect();
+    let by_ledger = BTreeMap::new();
     for (to, from) in moves {
         sets.join(index[to], index[from]);
+        let mut join_all = |folders: &BTreeMap<ObjectId, &Slot>, start| {
+            climb(t, &by_ledger, start, |at| {
+                if let Some(folder) = folders.get(&at) {
+                    sets.join(index[from], index[*folder]);
+                }
+                false
+            })
+        };
         // Out of something that is removed: the removal would take it along.
-        let mut at = from.0;
-        for _ in 0..access::DEPTH_MAX {
-            if let Some(folder) = gone.get(&at) {
-                sets.join(index[from], index[*folder]);
-            }
-            let above = live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0));
-            let Some(above) = above else { break };
-            at = above;
+        join_all(&gone, from.0)?;
+        if is_folder(&lost[from]) {
+            // Below something that moves: in another order a folder might come below itself.
+            join_all(&moved_folders, to.0)?;
         }
         for end in [to, from] {
             if let Some(folder) = moved_folders.get(&end.0) {
                 sets.join(index[from], index[*folder]);
             }
-        }
-        if lost[from].row.state.kind != Kind::Folder {
-            continue;
-        }
-        // Below something that moves: in another order a folder might come below itself.
-        let mut at = to.0;
-        for _ in 0..access::DEPTH_MAX {
-            if let Some(folder) = moved_folders.get(&at) {
-                sets.join(index[from], index[*folder]);
-            }
-            let above = live(t, at)?.and_then(|row| row.slot().map(|slot| slot.0));
-            let Some(above) = above else { break };
-            at = above;
         }
     }
     let mut groups: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();

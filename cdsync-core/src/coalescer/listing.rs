@@ -494,8 +494,8 @@ impl Coalescer {
             }
             Err(error) => {
                 self.unseen.folder_seen(folder);
-                if let Some(slot) = live(t, folder)?.and_then(|l| l.names.into_iter().next()) {
-                    self.listing_trouble(t, &slot, &error)?;
+                if let Some(slot) = row.slot() {
+                    self.listing_trouble(t, slot, &error)?;
                 }
             }
         }

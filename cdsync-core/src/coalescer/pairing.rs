@@ -139,7 +139,7 @@ fn by_identity(round: &Round) -> Moves {
 /// Names whose objects were not found elsewhere, and may be there all the same: it was not proved
 /// otherwise yet, or something was seen in them in this very round.
 fn unsure(t: &dyn TablesRead, round: &Round, moves: &Moves) -> Result<BTreeSet<Slot>, TableError> {
-    let mut unsure: BTreeSet<Slot> = left(round, moves)
+    let mut unsure: BTreeSet<Slot> = left(&round.lost, moves)
         .filter(|(_, lost)| !lost.waiting.confirm.is_proof(is_folder(lost)))
         .map(|(slot, _)| slot.clone())
         .collect();
@@ -165,7 +165,7 @@ fn seen_below_gone(
     moves: &Moves,
     mut each: impl FnMut(&Slot, &Slot),
 ) -> Result<(), TableError> {
-    let gone: BTreeMap<ObjectId, &Slot> = left(round, moves)
+    let gone: BTreeMap<ObjectId, &Slot> = left(&round.lost, moves)
         .filter(|(_, lost)| is_folder(lost) && lost.waiting.confirm.is_proof(true))
         .map(|(slot, lost)| (lost.id, slot))
         .collect();
@@ -186,15 +186,15 @@ fn seen_below_gone(
 }
 
 /// What was not found elsewhere.
-fn left<'a>(round: &'a Round, moves: &'a Moves) -> impl Iterator<Item = (&'a Slot, &'a Lost)> {
+pub(super) fn left<'a>(
+    lost: &'a BTreeMap<Slot, Lost>,
+    moves: &'a Moves,
+) -> impl Iterator<Item = (&'a Slot, &'a Lost)> {
     let taken: BTreeSet<&Slot> = moves.values().collect();
-    round
-        .lost
-        .iter()
-        .filter(move |(slot, _)| !taken.contains(*slot))
+    lost.iter().filter(move |(slot, _)| !taken.contains(*slot))
 }
 
-fn is_folder(lost: &Lost) -> bool {
+pub(super) fn is_folder(lost: &Lost) -> bool {
     lost.row.state.kind == Kind::Folder
 }
 
@@ -223,10 +223,7 @@ fn into_itself(
     let mut early = BTreeSet::new();
     for (to, from) in moves {
         let lost = &round.lost[from];
-        if lost.row.state.kind != Kind::Folder {
-            continue;
-        }
-        if climb(t, &parents, to.0, |at| at == lost.id)? {
+        if is_folder(lost) && climb(t, &parents, to.0, |at| at == lost.id)? {
             early.extend([to.clone(), from.clone()]);
         }
     }
@@ -241,7 +238,7 @@ fn new_parents(round: &Round, moves: &Moves) -> BTreeMap<ObjectId, ObjectId> {
 
 /// Goes up from a folder to the root, by the moves first, until `stop` says so. Returns whether it
 /// did.
-fn climb(
+pub(super) fn climb(
     t: &dyn TablesRead,
     parents: &BTreeMap<ObjectId, ObjectId>,
     from: ObjectId,

@@ -141,9 +141,7 @@ pub fn children(
 /// [`TableError`]; not retryable within the transaction.
 pub fn is_childless(t: &dyn TablesRead, parent: ObjectId) -> Result<bool, TableError> {
     let mut childless = true;
-    let end = names_end(parent);
-    let to = end.as_ref().map(<[u8; 16]>::as_slice);
-    t.range(Table::Names, &parent.to_key(), to, &mut |_, _| {
+    children(t, parent, &mut |_, _| {
         childless = false;
         ControlFlow::Break(())
     })?;
