@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::fmt;
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 
 use cdsync_core::ledger::tables::{RowFn, Table, TableError, Tables, TablesRead};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, WriteTransaction};
@@ -78,20 +78,14 @@ fn run_at(
     Ok(found.map(|(key, run)| (key.value().to_vec(), run.value().to_vec())))
 }
 
-fn get_in_runs(
-    table: &impl ReadableTable<Bytes, Bytes>,
-    key: &[u8],
-) -> Result<Option<Vec<u8>>, ReadError> {
-    let Some((_, run)) = run_at(table, key)? else {
-        return Ok(None);
-    };
-    for row in rows(&run) {
-        let (at, value) = row?;
-        if at >= key {
-            return Ok((at == key).then(|| value.to_vec()));
-        }
-    }
-    Ok(None)
+/// The value at a key of [`IN_RUNS`].
+fn get_in_runs(view: &dyn TablesRead, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
+    let mut found = None;
+    view.range(IN_RUNS, key, None, &mut |at, value| {
+        found = (at == key).then(|| value.to_vec());
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
 }
 
 /// Returns whether `row` broke, or the end was reached.
@@ -186,11 +180,10 @@ fn failed(error: ReadError) -> TableError {
 
 impl TablesRead for ReadView {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        let rows = self.table(table);
         if table == IN_RUNS {
-            get_in_runs(rows, key).map_err(failed)
+            get_in_runs(self, key)
         } else {
-            get_from(rows, key).map_err(|e| failed(e.into()))
+            get_from(self.table(table), key).map_err(|e| failed(e.into()))
         }
     }
 
@@ -345,17 +338,10 @@ impl WriteView<'_, '_> {
 
 impl TablesRead for WriteView<'_, '_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        let stored = self.table(table)?;
-        if table != IN_RUNS {
-            return get_from(stored, key).map_err(|error| self.fail(&error));
+        if table == IN_RUNS {
+            return get_in_runs(self, key);
         }
-        for row in rows(self.run.bytes()) {
-            let (at, value) = row?;
-            if at == key {
-                return Ok(Some(value.to_vec()));
-            }
-        }
-        get_in_runs(stored, key).map_err(|error| self.read_failed(error))
+        get_from(self.table(table)?, key).map_err(|error| self.fail(&error))
     }
 
     fn range(
