@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdsync_core::job::{Mode, Who};
+use cdsync_core::job::{Durability, Mode, OnDelete, Settings, Specials, Who};
 use cdsync_master::{Master, MasterConfig};
 use clap::{CommandFactory, Parser};
 use tokio::sync::oneshot;
@@ -171,9 +171,17 @@ source = [{ server = "origin", path = "/srv/www" }]
 target = [{ server = "edge-1", path = "/srv/www" }, { group = "asia/seoul", path = "/srv/www/" }, { region = "europe", path = "/" }]
 filter = { include = [], exclude = ['(^|/)\.git/'] }
 max_age = "2s"
+durability = "each"
+on_delete = "erase"
+specials = ["device"]
+scan_every = "0s"
+log = { age = "1d" }
+trash = { size = "2GiB" }
+retry = { most = "5m" }
+guard = { percent = 10 }
 "#;
     let spec = parse_job_file(Path::new("site.toml"), text).unwrap();
-    assert_eq!((spec.mode, spec.max_age_ms), (Mode::Manual, 2_000));
+    assert_eq!((spec.mode, spec.settings.max_age_ms), (Mode::Manual, 2_000));
     let places: Vec<String> = spec.targets.iter().map(ToString::to_string).collect();
     assert_eq!(
         places,
@@ -181,6 +189,23 @@ max_age = "2s"
     );
     assert!(matches!(spec.sources[0].who, Who::Server(_)));
     assert_eq!(spec.filter.exclude, [r"(^|/)\.git/"]);
+    let mut settings = Settings {
+        max_age_ms: 2_000,
+        durability: Durability::Each,
+        on_delete: OnDelete::Erase,
+        scan_every_ms: 0,
+        ..Settings::default()
+    };
+    settings.specials = Specials {
+        fifos: false,
+        sockets: false,
+        devices: true,
+    };
+    settings.log.age_ms = 86_400_000;
+    settings.trash.bytes = Some(2 << 30);
+    settings.retry.most_ms = 300_000;
+    settings.guard.percent = 10;
+    assert_eq!(spec.settings, settings);
 }
 
 /// Proves that an error in a job file names file, line and what is wrong.

@@ -24,6 +24,25 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(refused)
 }
 
+/// Reads `4096B`, `64KiB`, `10MiB`, `1GiB` or `2TiB`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let refused = || format!("{text:?} is not a size: write 4096B, 64KiB, 10MiB, 1GiB or 2TiB");
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(refused)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| refused())?;
+    let shift = match unit {
+        "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(refused()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(refused)
+}
+
 /// Milliseconds, at most what fits.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -113,6 +132,17 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(duration("9999999999999999999d").is_err());
+    }
+
+    /// Proves that the documented sizes are read, and that nothing else is.
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("0B", 0), ("64KiB", 65_536), ("1GiB", 1 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "1", "GiB", "1GB", "1 GiB", "99999999TiB", "-1B"] {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 
     /// Proves the calendar at its corners.

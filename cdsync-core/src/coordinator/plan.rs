@@ -183,7 +183,7 @@ fn job_orders(job: &Job, resolved: &Resolved<'_>) -> BTreeMap<ServerId, JobOrder
         mode: job.spec.mode,
         filter: job.spec.filter.clone(),
         paused: job.paused,
-        max_age_ms: job.spec.max_age_ms,
+        settings: job.spec.settings.clone(),
         source: None,
         target: None,
     };

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::filter::FilterSpec;
 use crate::ids::OriginId;
-use crate::job::{MAX_AGE_MS_DEFAULT, Mode};
+use crate::job::{Mode, Settings};
 use crate::ledger::object::Seq;
 use crate::topology::tests::server;
 use crate::wire::{
@@ -25,7 +25,7 @@ fn spec(name: &str, mode: Mode, source: &str, targets: &[&str]) -> JobSpec {
         sources: vec![source.parse().unwrap()],
         targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
         filter: FilterSpec::default(),
-        max_age_ms: MAX_AGE_MS_DEFAULT,
+        settings: Settings::default(),
     }
 }
 
@@ -442,7 +442,10 @@ fn fences_wait_for_every_target() {
     // A report of old orders says nothing of the new ones.
     bed.report("edge-2", &job, None, Some(target(TargetState::InSync, 10)));
     let changed = JobSpec {
-        max_age_ms: 100,
+        settings: Settings {
+            max_age_ms: 100,
+            ..Settings::default()
+        },
         ..job.spec.clone()
     };
     bed.put(changed, false);

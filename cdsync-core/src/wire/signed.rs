@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{WireError, decode, encode};
 use crate::filter::FilterSpec;
 use crate::ids::{JobId, Label, ServerId};
-use crate::job::{Mode, RootPath};
+use crate::job::{Mode, RootPath, Settings};
 use crate::time::WallMillis;
 
 /// The largest signed payload, in bytes.
@@ -69,8 +69,8 @@ pub struct JobOrder {
     pub filter: FilterSpec,
     /// Recording goes on, moving stops.
     pub paused: bool,
-    /// How long a file open for writing is waited for, in milliseconds.
-    pub max_age_ms: u32,
+    /// How it keeps its promises.
+    pub settings: Settings,
     /// What this server does as the source.
     pub source: Option<SourceOrder>,
     /// What this server does as a target.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::filter::FilterSpec;
 use crate::ids::{IncarnationId, JobId, Label, ObjectId, OriginId, ServerId};
-use crate::job::{Mode, RootPath};
+use crate::job::{Mode, RootPath, Settings};
 use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
 use crate::ledger::record::{NameState, Record};
 use crate::path::Name;
@@ -457,7 +457,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
                 exclude: vec![],
             },
             paused: false,
-            max_age_ms: 9,
+            settings: Settings::default(),
             source: Some(SourceOrder {
                 root: RootPath::new("/s").unwrap(),
                 run: 1,
@@ -495,7 +495,12 @@ fn signed_and_enrolment() -> Vec<Golden> {
             &orders,
             "01 01 02 03 04 05 06 07 ; version, cluster, server, epoch, instance, issued, lease
              01 08 01 6a 00          ; jobs, job, name, realtime
-             01 01 69 00 00 09       ; include, exclude, paused, max age
+             01 01 69 00 00 8827     ; include, exclude, paused; settings: max age
+             01 8088b2a002 8080808004 ; durability, log: age, bytes
+             00 8088b2a002 0a 00     ; on delete, trash: age, percent, bytes
+             00 e807 e0d403 14       ; drift, retry: first, most, jitter
+             32 e807 e0d403 00 00    ; guard: percent, least, within; unsettled, owners
+             01 01 00 00 80b89929    ; specials, adopt check, scan every
              01 02 2f73 01 02        ; source: root, run, resume
              01 02 2f74              ; target: root
              01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt

@@ -100,7 +100,7 @@ mod tests {
 
     use cdsync_core::filter::FilterSpec;
     use cdsync_core::ids::{JobId, Label, ServerId};
-    use cdsync_core::job::Mode;
+    use cdsync_core::job::{Mode, Settings};
     use cdsync_core::wire::{Epoch, JobOrder};
 
     use super::*;
@@ -119,7 +119,7 @@ mod tests {
                 mode: Mode::Realtime,
                 filter: FilterSpec::default(),
                 paused: false,
-                max_age_ms: 5000,
+                settings: Settings::default(),
                 source: None,
                 target: None,
             }],

@@ -389,7 +389,7 @@ mod tests {
 
     use cdsync_core::filter::FilterSpec;
     use cdsync_core::ids::Label;
-    use cdsync_core::job::Mode;
+    use cdsync_core::job::{Mode, Settings};
     use cdsync_core::wire::{Adopt, Signed, TargetOrder};
 
     use super::*;
@@ -401,7 +401,7 @@ mod tests {
             mode: Mode::Realtime,
             filter: FilterSpec::default(),
             paused: false,
-            max_age_ms: 5000,
+            settings: Settings::default(),
             source: None,
             target: Some(TargetOrder {
                 root: RootPath::new(root.to_str().unwrap()).unwrap(),

@@ -4,9 +4,13 @@ use std::path::Path;
 
 use cdsync_core::filter::{Filter, FilterSpec};
 use cdsync_core::ids::Label;
-use cdsync_core::job::{JobSpec, MAX_AGE_MS_DEFAULT, Mode, Place, RootPath, Who};
+use cdsync_core::job::{
+    AdoptCheck, Drift, Durability, JobSpec, Mode, OnDelete, Owners, Place, RootPath, Settings,
+    Unsettled, Who,
+};
 use serde::Deserialize;
 
+use super::settings::{GuardFile, LogFile, RetryFile, Span, Special, TrashFile, specials};
 use crate::failure::{Failure, Result, chain};
 use crate::text::{duration, millis};
 
@@ -21,6 +25,52 @@ struct JobFile {
     #[serde(default)]
     filter: CheckedFilter,
     max_age: Option<MaxAge>,
+    #[serde(default)]
+    durability: Durability,
+    #[serde(default)]
+    on_delete: OnDelete,
+    #[serde(default)]
+    drift: Drift,
+    #[serde(default)]
+    unsettled: Unsettled,
+    #[serde(default)]
+    owners: Owners,
+    #[serde(default)]
+    adopt_check: AdoptCheck,
+    specials: Option<Vec<Special>>,
+    scan_every: Option<Span>,
+    #[serde(default)]
+    log: LogFile,
+    #[serde(default)]
+    trash: TrashFile,
+    #[serde(default)]
+    retry: RetryFile,
+    #[serde(default)]
+    guard: GuardFile,
+}
+
+impl JobFile {
+    fn settings(&self) -> Settings {
+        let default = Settings::default();
+        Settings {
+            max_age_ms: self
+                .max_age
+                .as_ref()
+                .map_or(default.max_age_ms, |age| age.0),
+            durability: self.durability,
+            log: self.log.bounds(),
+            on_delete: self.on_delete,
+            trash: self.trash.bounds(),
+            drift: self.drift,
+            retry: self.retry.bounds(),
+            guard: self.guard.bounds(),
+            unsettled: self.unsettled,
+            owners: self.owners,
+            specials: self.specials.as_deref().map_or(default.specials, specials),
+            adopt_check: self.adopt_check,
+            scan_every_ms: self.scan_every.map_or(default.scan_every_ms, |span| span.0),
+        }
+    }
 }
 
 const fn realtime() -> Mode {
@@ -127,6 +177,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<JobSpec> {
             None => refused(error.to_string()),
         }
     })?;
+    let settings = file.settings();
     let places = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.0).collect();
     let spec = JobSpec {
         name: file.name,
@@ -134,7 +185,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<JobSpec> {
         sources: places(file.source),
         targets: places(file.target),
         filter: file.filter.0,
-        max_age_ms: file.max_age.map_or(MAX_AGE_MS_DEFAULT, |age| age.0),
+        settings,
     };
     spec.validate().map_err(|error| refused(chain(&error)))?;
     Ok(spec)

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cdsync_core::coordinator::JobStatus;
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::Label;
-use cdsync_core::job::{JobSpec, MAX_AGE_MS_DEFAULT, Mode};
+use cdsync_core::job::{JobSpec, Mode, Settings};
 use cdsync_master::api::types::{Applied, ApplyRequest, Explained, JobBody, RunAsked, Waited};
 use hyper::Method;
 
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: JobArgs) -> Result<()> {
                 sources: vec![from.clone()],
                 targets: to.clone(),
                 filter: FilterSpec::default(),
-                max_age_ms: MAX_AGE_MS_DEFAULT,
+                settings: Settings::default(),
             };
             spec.validate()
                 .map_err(|error| Failure::usage(error.to_string()))?;

@@ -6,6 +6,7 @@ mod jobfile;
 pub(crate) mod jobs;
 mod log;
 pub(crate) mod servers;
+mod settings;
 mod show;
 pub(crate) mod token;
 mod verify;

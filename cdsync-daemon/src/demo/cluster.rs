@@ -8,7 +8,7 @@ use cdsync_agent::Agent;
 use cdsync_core::coordinator::JobStatus;
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::Label;
-use cdsync_core::job::{MAX_AGE_MS_DEFAULT, Mode};
+use cdsync_core::job::{Mode, Settings};
 use cdsync_master::api::types::{
     Applied, ApplyRequest, JobBody, LogPage, TokenMade, TokenRequest, Waited,
 };
@@ -146,7 +146,7 @@ impl Cluster {
                     .map(|t| place(t.name.as_str(), &t.root))
                     .collect(),
                 filter,
-                max_age_ms: MAX_AGE_MS_DEFAULT,
+                settings: Settings::default(),
             },
             adopt: false,
             wait_ms: 0,

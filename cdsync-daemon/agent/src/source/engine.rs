@@ -618,7 +618,7 @@ fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
     let root = |order: &JobOrder| order.source.as_ref().map(|s| s.root.clone());
     old.mode == new.mode
         && old.filter == new.filter
-        && old.max_age_ms == new.max_age_ms
+        && old.settings == new.settings
         && root(old) == root(new)
 }
 
@@ -687,7 +687,7 @@ fn open_ledger(
 ) -> Result<(Coalescer, bool, (u64, Seq), Held), SourceError> {
     let filter = Filter::new(&context.order.filter)?;
     let observed = root.top().self_look()?;
-    let max_age = Duration::from_millis(u64::from(context.order.max_age_ms));
+    let max_age = Duration::from_millis(u64::from(context.order.settings.max_age_ms));
     let config = CoalescerConfig {
         max_age,
         ..CoalescerConfig::default()

@@ -741,7 +741,10 @@ fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
         target.map(|t| (t.root.clone(), t.adopt, t.upstreams.clone()))
     };
     // A renewed grant alone is no reason to begin anew: the link shows the newest one.
-    old.filter == new.filter && old.paused == new.paused && facts(old) == facts(new)
+    old.filter == new.filter
+        && old.settings == new.settings
+        && old.paused == new.paused
+        && facts(old) == facts(new)
 }
 
 /// Empties the ledger; whatever is on the disk will be adopted or replaced.

@@ -3,7 +3,7 @@
 use cdsync_core::coordinator::{JobStatus, ServerStatus, TargetStatus};
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::Label;
-use cdsync_core::job::{JobSpec, MAX_AGE_MS_DEFAULT, Mode, Place};
+use cdsync_core::job::{JobSpec, Mode, Place, Settings};
 use serde::{Deserialize, Serialize};
 
 /// A job as the API takes it: places are texts such as `edge-1:/srv/www` or `@asia/seoul:/srv/www`.
@@ -21,13 +21,9 @@ pub struct JobBody {
     /// What is carried.
     #[serde(default)]
     pub filter: FilterSpec,
-    /// How long a file open for writing is waited for, in milliseconds.
-    #[serde(default = "default_max_age")]
-    pub max_age_ms: u32,
-}
-
-const fn default_max_age() -> u32 {
-    MAX_AGE_MS_DEFAULT
+    /// What has a default.
+    #[serde(default)]
+    pub settings: Settings,
 }
 
 impl From<&JobSpec> for JobBody {
@@ -48,7 +44,7 @@ impl From<&JobSpec> for JobBody {
             source: spec.sources.iter().map(text).collect(),
             target: spec.targets.iter().map(text).collect(),
             filter: spec.filter.clone(),
-            max_age_ms: spec.max_age_ms,
+            settings: spec.settings.clone(),
         }
     }
 }
@@ -69,7 +65,7 @@ impl TryFrom<JobBody> for JobSpec {
             sources: places(&body.source)?,
             targets: places(&body.target)?,
             filter: body.filter,
-            max_age_ms: body.max_age_ms,
+            settings: body.settings,
         };
         spec.validate()?;
         Ok(spec)

@@ -1,5 +1,7 @@
 //! Jobs: what is kept identical, from where, to where.
 
+mod settings;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,10 @@ use thiserror::Error;
 
 use crate::filter::{Filter, FilterError, FilterSpec};
 use crate::ids::Label;
+pub use settings::{
+    AdoptCheck, Drift, Durability, Guard, LogBounds, OnDelete, Owners, Retry, SettingError,
+    Settings, Specials, TrashBounds, Unsettled,
+};
 
 /// The most sources and targets that one job names.
 pub const PLACES_MAX: usize = 10_000;
@@ -183,10 +189,16 @@ pub enum JobError {
         #[source]
         source: FilterError,
     },
+    /// A setting is out of bounds.
+    #[error("job {job}")]
+    Setting {
+        /// The job.
+        job: Label,
+        /// Which, and what it may be.
+        #[source]
+        source: SettingError,
+    },
 }
-
-/// How long a file that stays open for writing may hold back its changes, by default.
-pub const MAX_AGE_MS_DEFAULT: u32 = 5_000;
 
 /// A job as the manager declared it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,8 +213,8 @@ pub struct JobSpec {
     pub targets: Vec<Place>,
     /// What is carried.
     pub filter: FilterSpec,
-    /// How long a file open for writing is waited for, in milliseconds; 100 to 3,600,000.
-    pub max_age_ms: u32,
+    /// What has a default.
+    pub settings: Settings,
 }
 
 impl JobSpec {
@@ -230,9 +242,13 @@ impl JobSpec {
                 count: self.targets.len(),
             });
         }
-        Filter::new(&self.filter)
-            .map(drop)
-            .map_err(|source| JobError::Filter {
+        Filter::new(&self.filter).map_err(|source| JobError::Filter {
+            job: self.name.clone(),
+            source,
+        })?;
+        self.settings
+            .validate()
+            .map_err(|source| JobError::Setting {
                 job: self.name.clone(),
                 source,
             })
