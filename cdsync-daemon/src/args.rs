@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Server(ServerArgs),
     /// Makes, watches and steers jobs.
     Job(JobArgs),
+    /// Checks what an agent needs of this machine, and says what to do.
+    Doctor(DoctorArgs),
 }
 
 /// `cdsync demo`.
@@ -187,6 +189,20 @@ pub(crate) struct ManagerArgs {
     pub(crate) token_file: Option<PathBuf>,
     /// Writes JSON.
     #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// `cdsync doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// An agent's folder: its roots, ports, certificate and master are checked too.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// A folder that shall be a root; may be given again.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Vec<PathBuf>,
+    /// Writes JSON.
+    #[arg(long)]
     pub(crate) json: bool,
 }
 

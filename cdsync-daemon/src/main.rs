@@ -6,6 +6,7 @@ mod agent;
 mod args;
 mod cli;
 mod demo;
+mod doctor;
 mod failure;
 mod join;
 mod logging;
@@ -64,6 +65,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Status(status) => manager(cli::servers::status(status)),
         Command::Server(servers) => manager(cli::servers::run(servers)),
         Command::Job(jobs) => manager(cli::jobs::run(jobs)),
+        Command::Doctor(args) => manager(doctor::run(args)),
     }
 }
 

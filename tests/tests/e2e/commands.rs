@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use cdsync_tests::{Cluster, job_file};
@@ -287,6 +288,44 @@ fn exit_codes_tell_what_happened() {
     bed.cluster.stop("master");
     let said = bed.cluster.cdsync(["job", "list"]).expect(3);
     assert!(said.err.contains("master run"), "{}", said.err);
+}
+
+/// Proves that the doctor passes a joined server, and names a master that is gone, a root that is
+/// missing and a key that others may read.
+#[test]
+fn the_doctor_names_what_is_wrong() {
+    let mut bed = Bed::start("realtime");
+    let data = bed.cluster.data("edge").to_str().unwrap().to_owned();
+    let doctor = |bed: &Bed, more: &[&str]| {
+        let line = ["doctor", "--json", "--data", &data];
+        bed.cluster
+            .cdsync(line.into_iter().chain(more.iter().copied()))
+    };
+    let failed = |said: &Value| {
+        let all = said.as_array().unwrap().iter();
+        let failed = all.filter(|finding| finding["verdict"] == "fail");
+        let text = |finding: &Value| finding["check"].as_str().unwrap().to_owned();
+        failed.map(text).collect::<BTreeSet<_>>()
+    };
+    let said = doctor(&bed, &[]).expect(0).json();
+    assert!(failed(&said).is_empty());
+    let has = |check: &str| said.as_array().unwrap().iter().any(|f| f["check"] == check);
+    for check in [
+        "kernel",
+        "clock",
+        "certificate",
+        "master",
+        "publishing",
+        "watching",
+    ] {
+        assert!(has(check), "{check}: {said}");
+    }
+    bed.cluster.stop("master");
+    let key = bed.cluster.data("edge").join("node.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let said = doctor(&bed, &["--root", "/no/such/root"]).expect(1).json();
+    let expected = ["agent's folder", "master", "root"].map(str::to_owned);
+    assert_eq!(failed(&said), BTreeSet::from(expected));
 }
 
 /// A token with one other letter in its middle.
