@@ -9,6 +9,7 @@ pub mod filter;
 pub mod ids;
 pub mod job;
 pub mod ledger;
+pub mod orders;
 pub mod path;
 pub mod replica;
 #[cfg(any(test, feature = "sim"))]

@@ -73,6 +73,12 @@ pub(crate) enum MasterCommand {
     },
     /// Makes a one-time token that lets one server join: on stdout, the whole command on stderr.
     Token(TokenArgs),
+    /// Lets a master that was restored from an older copy rule again.
+    ///
+    /// Agents obey only the newest orders. A master whose agents have later ones than it gave gives
+    /// none, because jobs and servers may have changed since the copy was made: look at them first
+    /// (`cdsync status`, `cdsync job list`).
+    AcceptRestore(StatusArgs),
 }
 
 #[derive(Debug, Args)]

@@ -54,6 +54,7 @@ fn run(cli: Cli) -> Result<()> {
                 many_threads()?.block_on(master::run(&data))
             }
             MasterCommand::Token(token) => manager(cli::token::token(token)),
+            MasterCommand::AcceptRestore(args) => manager(cli::servers::accept_restore(args)),
         },
         Command::Agent(group) => match group.command {
             AgentCommand::Join(join) => manager(join::join(join)),

@@ -10,6 +10,7 @@
 
 mod fence;
 mod job;
+mod outranked;
 mod places;
 mod plan;
 mod status;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use fence::{FenceStart, FenceVerdict, Laggard};
 pub use job::Job;
+pub use outranked::Outranked;
 pub use places::Problem;
 pub use plan::{LEASE, OrdersFor};
 pub use status::{
@@ -42,7 +44,7 @@ use plan::Plan;
 pub struct MasterIdentity {
     /// The cluster.
     pub cluster: u64,
-    /// Random, drawn when the master was made.
+    /// Random, drawn for this run of it.
     pub instance: u64,
     /// This run of it: higher than every run before, stored durably before anything is signed.
     pub term: u64,
@@ -104,6 +106,8 @@ pub struct Coordinator {
     plans: BTreeMap<ServerId, Plan>,
     /// Who is connected and was not yet given the newest orders.
     unsent: BTreeSet<ServerId>,
+    /// Agents obey a later master than this one: it gives no orders.
+    outranked: Option<Outranked>,
 }
 
 impl Coordinator {
@@ -131,6 +135,7 @@ impl Coordinator {
             counter: 0,
             plans: BTreeMap::new(),
             unsent: BTreeSet::new(),
+            outranked: None,
         };
         for job in jobs {
             if !new.names.contains_key(job.name()) {
@@ -315,6 +320,7 @@ impl Coordinator {
         if self.topology.server(server).is_none() {
             return false;
         }
+        self.note_standing(&hello.standing);
         let news = self.topology.describe(server, &hello.address, &hello.roots);
         let contact = self.contacts.entry(server).or_default();
         contact.connected = true;
@@ -375,6 +381,9 @@ impl Coordinator {
 
     /// Whether a server's newest report speaks of its newest orders.
     fn is_current(&self, server: ServerId) -> bool {
+        if self.outranked.is_some() {
+            return false;
+        }
         let reported = self
             .contacts
             .get(&server)

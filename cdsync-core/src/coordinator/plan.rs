@@ -8,7 +8,7 @@ use super::{Coordinator, Job};
 use crate::ids::ServerId;
 use crate::time::WallMillis;
 use crate::wire::{
-    Adopt, Epoch, Grant, JobOrder, Orders, Signed, SourceOrder, TargetOrder, Upstream,
+    Adopt, Epoch, Grant, JobOrder, Orders, Signed, SourceOrder, Standing, TargetOrder, Upstream,
 };
 
 /// How long orders and grants hold without hearing from the master.
@@ -126,8 +126,11 @@ impl Coordinator {
     }
 
     /// The next orders to send, to a server that is connected and was not told yet. `None` when
-    /// there are none; ask again after every input.
+    /// there are none, or while this master is outranked; ask again after every input.
     pub fn poll_orders(&mut self, now: WallMillis) -> Option<OrdersFor> {
+        if self.outranked.is_some() {
+            return None;
+        }
         let server = *self
             .unsent
             .iter()
@@ -149,6 +152,12 @@ impl Coordinator {
                 });
             }
         }
+        let standing = self.key.sign(&Standing {
+            cluster: self.identity.cluster,
+            epoch,
+            instance: self.identity.instance,
+            revoked: revoked.clone(),
+        });
         let orders = self.key.sign(&Orders {
             cluster: self.identity.cluster,
             server,
@@ -158,6 +167,7 @@ impl Coordinator {
             lease_until,
             jobs,
             revoked,
+            standing,
         });
         Some(OrdersFor {
             server,

@@ -9,7 +9,7 @@ use crate::job::{Mode, Settings};
 use crate::ledger::object::Seq;
 use crate::topology::tests::server;
 use crate::wire::{
-    Adopt, FenceAnswer, Grant, Orders, SourceReport, SourceState, TargetReport, TargetState,
+    Adopt, FenceAnswer, Grant, Orders, Signed, SourceReport, SourceState, TargetReport, TargetState,
 };
 
 const ORIGIN: OriginId = OriginId(77);
@@ -34,8 +34,7 @@ fn hello(name: &str) -> Hello {
         program: "test".into(),
         address: format!("{name}:7410"),
         roots: vec!["/srv".into()],
-        epoch: Epoch::default(),
-        instance: 0,
+        standing: Signed::default(),
         watching: "fanotify".into(),
     }
 }

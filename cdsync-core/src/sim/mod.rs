@@ -8,6 +8,7 @@ mod apply;
 mod check;
 mod disk;
 mod link;
+mod plan;
 mod rng;
 mod source;
 mod tables;
@@ -19,6 +20,7 @@ mod world;
 
 pub use disk::{Disk, EPOCH_NANOS, Node, NodeId, OUTSIDE, ROOT, Trashed};
 pub use link::{Session, ToTarget};
+pub use plan::PlanWorld;
 pub use rng::Rng;
 pub use source::{Meanwhile, SourceSim, SourceTuning};
 pub use tables::{Durability, MemTables};

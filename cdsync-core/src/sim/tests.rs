@@ -74,6 +74,26 @@ fn seeds() {
     );
 }
 
+/// Proves that one plan rules: whatever happens to masters and agents, to copies of a master and to
+/// orders on their way, no agent steps back to older orders, obeys two runs of a master in one term,
+/// or obeys what no master ordered; standing orders hold without a master until their lease ends;
+/// and in the end all obey the master that is left.
+#[test]
+fn one_plan_rules() {
+    let (first, count) = match variable("CDSYNC_SEED") {
+        Some(seed) => (seed, 1),
+        None => (0, variable("CDSYNC_SEEDS").unwrap_or(400)),
+    };
+    for seed in first..first + count {
+        let mut world = PlanWorld::new(seed);
+        let outcome = catch_unwind(AssertUnwindSafe(|| world.run(150)));
+        if !matches!(outcome, Ok(Ok(()))) {
+            println!("{}", world.history.join("\n"));
+            panic!("CDSYNC_SEED={seed}: {outcome:?}");
+        }
+    }
+}
+
 /// Seeds that once broke a promise, with what was behind it.
 const BROKEN_BEFORE: &[(u64, &str)] = &[
     (

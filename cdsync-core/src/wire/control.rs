@@ -64,10 +64,9 @@ pub struct Hello {
     pub address: String,
     /// The roots that its operator allowed.
     pub roots: Vec<String>,
-    /// The newest epoch that it obeys.
-    pub epoch: Epoch,
-    /// The master instance of that epoch, zero for none.
-    pub instance: u64,
+    /// The proof of the orders that it obeys, a signed [`Standing`](super::Standing); empty without
+    /// orders.
+    pub standing: Signed,
     /// Which way of watching it may use, for people: `fanotify` or why not.
     pub watching: String,
 }

@@ -21,7 +21,7 @@ pub use peer::{
 };
 pub use signed::{
     Adopt, Epoch, Grant, JobOrder, Orders, SIGNED_MAX_BYTES, SignError, Signed, SigningKey,
-    SourceOrder, TargetOrder, Upstream, VerifyingKey,
+    SourceOrder, Standing, TargetOrder, Upstream, VerifyingKey,
 };
 
 use serde::Serialize;

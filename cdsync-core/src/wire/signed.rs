@@ -43,7 +43,7 @@ pub struct Orders {
     pub server: ServerId,
     /// Their epoch; an agent obeys only the newest.
     pub epoch: Epoch,
-    /// The master's instance, random per `master init`: two masters of one term are told apart.
+    /// The master's run, drawn at random when it starts: two runs of one term are told apart.
     pub instance: u64,
     /// When they were signed.
     pub issued: WallMillis,
@@ -53,6 +53,23 @@ pub struct Orders {
     pub jobs: Vec<JobOrder>,
     /// Servers that are no members any more: whatever grant they show is void. Those whose grants
     /// have ended by now are left out.
+    pub revoked: Vec<ServerId>,
+    /// The proof of these orders' standing, which the agent shows to whatever master it meets: a
+    /// signed [`Standing`].
+    pub standing: Signed,
+}
+
+/// Where a master stood when it gave orders. An agent shows it to a master, which learns by it that
+/// there were later ones than it knows of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The cluster.
+    pub cluster: u64,
+    /// The epoch of the orders.
+    pub epoch: Epoch,
+    /// The master's run.
+    pub instance: u64,
+    /// The servers that had been removed.
     pub revoked: Vec<ServerId>,
 }
 
@@ -172,6 +189,10 @@ pub trait Signable: Serialize + DeserializeOwned {
 
 impl Signable for Orders {
     const CONTEXT: &'static [u8] = b"cdsync orders 1\0";
+}
+
+impl Signable for Standing {
+    const CONTEXT: &'static [u8] = b"cdsync standing 1\0";
 }
 
 impl Signable for Grant {

@@ -317,11 +317,7 @@ fn control_messages() -> Vec<Golden> {
         program: "p".into(),
         address: "h:1".into(),
         roots: vec!["/r".into()],
-        epoch: Epoch {
-            term: 2,
-            counter: 3,
-        },
-        instance: 4,
+        standing: Signed::default(),
         watching: "w".into(),
     };
     let parked = ParkedReport {
@@ -389,7 +385,7 @@ fn control_messages() -> Vec<Golden> {
             "hello",
             &AgentMessage::Hello(hello),
             "01 00 01 70 03 683a31 01 02 2f72 ; version, kind, program, address, roots
-             02 03 04 01 77                 ; epoch, instance, watching",
+             00 00 01 77                    ; standing, watching",
         ),
         Golden::of(
             "report",
@@ -476,6 +472,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
             }),
         }],
         revoked: vec![ServerId(4)],
+        standing: Signed::default(),
     };
     let request = JoinRequest {
         secret: vec![1, 2],
@@ -505,7 +502,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
              01 02 2f74              ; target: root
              01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt
              03 00 00                ; resume, grant
-             01 04                   ; revoked",
+             01 04 00 00             ; revoked, standing",
         ),
         Golden::of(
             "join request",

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cdsync_core::wire::{
-    AgentMessage, Answer, CONTROL_MAX_BYTES, Epoch, Hello, MasterMessage, Orders, decode, encode,
+    AgentMessage, Answer, CONTROL_MAX_BYTES, Hello, MasterMessage, Orders, Signed, decode, encode,
     kind,
 };
 use cdsync_transport::{
@@ -148,8 +148,7 @@ impl Control {
                 .iter()
                 .map(|r| r.display().to_string())
                 .collect(),
-            epoch: current.map_or(Epoch::default(), |orders| orders.epoch),
-            instance: current.map_or(0, |orders| orders.instance),
+            standing: current.map_or_else(Signed::default, |orders| orders.standing.clone()),
             watching: watching().to_owned(),
         }
     }

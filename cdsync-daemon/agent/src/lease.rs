@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cdsync_core::orders::in_force;
 use cdsync_core::time::WallMillis;
 use cdsync_core::wire::Orders;
 use tokio::sync::watch;
@@ -53,13 +54,8 @@ impl LeaseClock {
     }
 
     /// What is to be done under orders now: after their end nothing moves, and everything is kept.
-    pub(crate) fn in_force(&self, mut orders: Orders) -> Orders {
-        if self.left(orders.lease_until).is_zero() {
-            for job in &mut orders.jobs {
-                job.paused = true;
-            }
-        }
-        orders
+    pub(crate) fn in_force(&self, orders: Orders) -> Orders {
+        in_force(orders, self.now())
     }
 }
 
@@ -101,7 +97,7 @@ mod tests {
     use cdsync_core::filter::FilterSpec;
     use cdsync_core::ids::{JobId, Label, ServerId};
     use cdsync_core::job::{Mode, Settings};
-    use cdsync_core::wire::{Epoch, JobOrder};
+    use cdsync_core::wire::{Epoch, JobOrder, Signed};
 
     use super::*;
 
@@ -124,6 +120,7 @@ mod tests {
                 target: None,
             }],
             revoked: Vec::new(),
+            standing: Signed::default(),
         }
     }
 

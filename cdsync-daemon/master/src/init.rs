@@ -52,7 +52,6 @@ impl Master {
             .save(&folder.node())?;
         let owner = OwnerToken::new(authority.fingerprint(), random::bytes()?);
         let master = MasterRow {
-            instance: random::id()?,
             cluster: authority.cluster().0,
             server,
             orders_seed: random::bytes()?,

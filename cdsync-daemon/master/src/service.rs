@@ -158,7 +158,7 @@ impl Master {
         };
         let identity = MasterIdentity {
             cluster: loaded.master.cluster,
-            instance: loaded.master.instance,
+            instance: crate::random::id()?,
             term: loaded.term,
         };
         let coordinator = Coordinator::new(identity, key, loaded.servers, loaded.jobs)

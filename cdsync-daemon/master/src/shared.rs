@@ -178,6 +178,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Rules from now on although agents obey a later master, whose copy this one is. `None`: they
+    /// do not. The caller holds `changing`.
+    pub(crate) async fn accept_restore(&self) -> Result<Option<u64>, StoreError> {
+        let Some(outranked) = self.read(|plan| plan.outranked().cloned()) else {
+            return Ok(None);
+        };
+        let term = self
+            .store(move |store| {
+                rows::accept_restore(store, outranked.term, &outranked.revoked, now())
+            })
+            .await?;
+        self.input(|state| state.coordinator.handle_restore_accepted(term, now()));
+        Ok(Some(term))
+    }
+
     /// Stores what a server newly says of itself.
     pub(crate) async fn keep_server(&self, id: ServerId) -> Result<(), StoreError> {
         let _changing = self.changing.lock().await;

@@ -1,7 +1,9 @@
 //! `cdsync status` and `cdsync server`.
 
 use cdsync_core::coordinator::{ServerState, ServerStatus};
-use cdsync_master::api::types::Status;
+use cdsync_master::api::types::{RestoreAccepted, Status};
+use hyper::Method;
+use std::time::Duration;
 
 use super::{connect, show};
 use crate::args::{ServerArgs, ServerCommand, StatusArgs};
@@ -26,9 +28,30 @@ pub(crate) async fn status(args: StatusArgs) -> Result<()> {
         ago(master.uptime_ms),
         master.version,
     ));
+    if let Some(term) = master.outranked_by_term {
+        say(&format!(
+            "this master gives no orders: agents obey a later one, of term {term}. It was restored \
+             from an older copy, or another one runs.\nnext: look at its servers and jobs, then \
+             cdsync master accept-restore\n"
+        ));
+    }
     say(&servers(&status.servers));
     say("");
     say(&show::jobs(&status.jobs));
+    Ok(())
+}
+
+/// Lets a restored master rule again.
+pub(crate) async fn accept_restore(args: StatusArgs) -> Result<()> {
+    let accepted: RestoreAccepted = connect(&args.manager)?
+        .send(Method::POST, "/accept-restore", None::<&()>, Duration::ZERO)
+        .await?;
+    if args.manager.json {
+        json(&accepted);
+    } else {
+        say(&format!("it rules again, under term {}", accepted.term));
+        hint("next: cdsync status");
+    }
     Ok(())
 }
 

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cdsync_core::ids::ServerId;
-use cdsync_core::path::Escaped;
 use cdsync_core::wire::{
     AgentMessage, Answer, CONTROL_MAX_BYTES, Hello, MasterMessage, Signed, decode, encode, kind,
 };
@@ -14,7 +13,7 @@ use cdsync_transport::{
     CERTIFICATE_VALIDITY, CloseCode, Connection, FrameReader, FrameWriter, PeerIdentity,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{Ended, first, stream};
 use crate::init::check_address;
@@ -95,16 +94,26 @@ impl Session {
             orders,
             questions,
         };
-        warn_of_other_masters(shared, &hello);
         let taken = shared.input(|state| {
             // It may have been removed while it said hello.
             let name = state.coordinator.topology().server(server)?.name.clone();
             let before = state.live.insert(server, live);
+            let ruled = state.coordinator.outranked().is_none();
             let news = state.coordinator.handle_hello(server, hello, now());
-            Some((name, before, news))
+            let outranked = state.coordinator.outranked().filter(|_| ruled);
+            Some((name, before, news, outranked.map(|later| later.term)))
         });
-        let (name, before, news) = taken.ok_or_else(|| Ended::new(CloseCode::REFUSED, REMOVED))?;
+        let (name, before, news, outranked) =
+            taken.ok_or_else(|| Ended::new(CloseCode::REFUSED, REMOVED))?;
         info!(server = %name, replaced = before.is_some(), "connected");
+        if let Some(term) = outranked {
+            error!(
+                server = %name,
+                term,
+                "an agent obeys a later master: this one was restored from an older copy, or \
+                 another one runs. It gives no orders before `cdsync master accept-restore`",
+            );
+        }
         if let Some(before) = before {
             before
                 .connection
@@ -252,19 +261,4 @@ async fn send(writer: &mut FrameWriter, message: &MasterMessage) -> Result<(), E
         .write(kind::CONTROL, &[body])
         .await
         .map_err(Ended::protocol)
-}
-
-/// An agent that obeys a later term than this, or the same one of another instance, will not obey.
-fn warn_of_other_masters(shared: &Shared, hello: &Hello) {
-    let identity = shared.read(|plan| plan.identity());
-    let other = hello.instance != 0 && hello.instance != identity.instance;
-    if hello.epoch.term > identity.term || (other && hello.epoch.term == identity.term) {
-        warn!(
-            agent_epoch = %hello.epoch,
-            own_term = identity.term,
-            other_instance = other,
-            address = %Escaped(hello.address.as_bytes()),
-            "an agent obeys a newer or another master: this one may be an old copy",
-        );
-    }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /status` | the master, its servers and jobs |
 //! | `GET /servers`, `DELETE /servers/{name}` | servers |
+//! | `POST /accept-restore` | lets a master that was restored from an older copy rule again |
 //! | `POST /tokens` | a join token |
 //! | `GET /jobs`, `POST /jobs` | all jobs; a new one |
 //! | `GET`, `PUT`, `DELETE /jobs/{name}` | one job |
@@ -46,6 +47,7 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .route("/status", get(servers::status))
         .route("/servers", get(servers::list))
         .route("/servers/{name}", delete(servers::remove))
+        .route("/accept-restore", post(servers::accept_restore))
         .route("/tokens", post(servers::token))
         .route("/jobs", get(jobs::list).post(apply::add))
         .route("/jobs/{name}", job)

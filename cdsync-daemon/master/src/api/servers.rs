@@ -10,7 +10,7 @@ use cdsync_core::ids::Label;
 use tracing::info;
 
 use super::answers::ApiError;
-use super::types::{MasterStatus, Status, TokenMade, TokenRequest};
+use super::types::{MasterStatus, RestoreAccepted, Status, TokenMade, TokenRequest};
 use crate::shared::{Shared, now};
 use crate::store::rows;
 use crate::tokens::{self, NewToken, TokenError};
@@ -25,10 +25,23 @@ pub(super) async fn status(State(shared): State<Arc<Shared>>) -> Json<Status> {
             address: facts.advertise.clone(),
             http: facts.http.clone(),
             uptime_ms: now().0.saturating_sub(facts.started.0),
+            outranked_by_term: plan.outranked().map(|outranked| outranked.term),
         },
         servers: plan.servers(now()),
         jobs: plan.jobs().map(|job| plan.status(job)).collect(),
     }))
+}
+
+pub(super) async fn accept_restore(
+    State(shared): State<Arc<Shared>>,
+) -> Result<Json<RestoreAccepted>, ApiError> {
+    let _changing = shared.changing.lock().await;
+    let term = shared.accept_restore().await?.ok_or_else(|| {
+        let text = "no agent obeys a later master than this one: there is nothing to accept";
+        ApiError::new(StatusCode::CONFLICT, text)
+    })?;
+    info!(term, "this master rules again");
+    Ok(Json(RestoreAccepted { term }))
 }
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<ServerStatus>> {

@@ -162,6 +162,17 @@ pub struct MasterStatus {
     pub http: String,
     /// How long it has been running, in milliseconds.
     pub uptime_ms: u64,
+    /// Agents obey a master of this term, which is not below this one's: it is an older copy, and
+    /// gives no orders until that is accepted.
+    #[serde(default)]
+    pub outranked_by_term: Option<u64>,
+}
+
+/// `POST /accept-restore`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreAccepted {
+    /// Under which it rules now.
+    pub term: u64,
 }
 
 /// `POST /jobs/{name}/run`.

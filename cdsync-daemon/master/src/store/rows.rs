@@ -1,5 +1,7 @@
 //! The rows: JSON, so that a field can be added without a new table.
 
+use std::collections::BTreeSet;
+
 use cdsync_core::coordinator::Job;
 use cdsync_core::ids::{JobId, Label, ServerId};
 use cdsync_core::time::WallMillis;
@@ -24,8 +26,6 @@ pub(crate) struct TokenRow {
 /// What a master is, once and for all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MasterRow {
-    /// Random.
-    pub(crate) instance: u64,
     pub(crate) cluster: u64,
     /// The master as a server, in its certificate.
     pub(crate) server: ServerId,
@@ -126,6 +126,33 @@ pub(crate) fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
         Ok(())
     })?;
     loaded.ok_or_else(|| StoreError::Database("the transaction did not run".to_owned()))
+}
+
+/// Raises the term above another, if it is not, and removes servers, in one transaction. Returns the
+/// term.
+pub(crate) fn accept_restore(
+    store: &dyn Store,
+    above: u64,
+    revoked: &BTreeSet<ServerId>,
+    at: WallMillis,
+) -> Result<u64, StoreError> {
+    let mut term = 0;
+    store.transact(&mut |tx| {
+        let stored = read::<u64>(tx, Collection::Meta, TERM)?.unwrap_or_default();
+        let next = stored.max(above).checked_add(1);
+        term = next.ok_or_else(|| StoreError::Corrupt {
+            collection: Collection::Meta.name(),
+            detail: "the term is at its end".to_owned(),
+        })?;
+        tx.put(Collection::Meta, TERM, &encode(&term))?;
+        for server in revoked {
+            let key = server.0.to_be_bytes();
+            tx.remove(Collection::Servers, &key)?;
+            tx.put(Collection::Revoked, &key, &encode(&at))?;
+        }
+        Ok(())
+    })?;
+    Ok(term)
 }
 
 fn revoked(tx: &dyn Transaction) -> Result<Vec<(ServerId, WallMillis)>, StoreError> {

@@ -1,6 +1,7 @@
 //! The test bed: a master that can be stopped and started, and scripted agents.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ impl Bed {
         };
         let data = folder.path().join("m");
         let made = Master::init(&data, config).unwrap();
-        let token = std::fs::read_to_string(made.owner_token)
+        let token = fs::read_to_string(made.owner_token)
             .unwrap()
             .trim()
             .to_owned();
@@ -226,13 +227,41 @@ impl Bed {
         server: ServerId,
         orders_key: VerifyingKey,
     ) -> Agent {
+        self.connect_showing(name, server, orders_key, Signed::default())
+            .await
+    }
+
+    /// As [`Bed::connect`], by an agent that obeys orders of this standing.
+    pub(super) async fn connect_showing(
+        &self,
+        name: &str,
+        server: ServerId,
+        orders_key: VerifyingKey,
+        standing: Signed,
+    ) -> Agent {
         let mut agent = self.dial(name, server, orders_key).await;
-        agent.send(&AgentMessage::Hello(hello(name))).await;
+        let hello = Hello {
+            standing,
+            ..hello(name)
+        };
+        agent.send(&AgentMessage::Hello(hello)).await;
         assert!(matches!(
             agent.next().await,
             Some(MasterMessage::Welcome { .. })
         ));
         agent
+    }
+
+    /// A copy of the master's folder, which must not run.
+    pub(super) fn copy(&self) -> TempDir {
+        let copy = TempDir::new().unwrap();
+        copy_files(&self.data(), copy.path());
+        copy
+    }
+
+    /// Puts a copy in the place of what is there now.
+    pub(super) fn restore(&self, copy: &TempDir) {
+        copy_files(copy.path(), &self.data());
     }
 
     pub(super) async fn dial(
@@ -259,6 +288,19 @@ impl Bed {
     }
 }
 
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_files(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// A signing request of a fresh key, PEM.
 pub(super) fn request() -> String {
     use base64::Engine;
@@ -272,8 +314,7 @@ pub(super) fn hello(name: &str) -> Hello {
         program: "test".into(),
         address: format!("{name}:7410"),
         roots: vec!["/srv".into()],
-        epoch: Epoch::default(),
-        instance: 0,
+        standing: Signed::default(),
         watching: "fanotify".into(),
     }
 }

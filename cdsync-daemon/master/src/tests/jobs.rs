@@ -4,8 +4,8 @@ use axum::http::{Method, StatusCode};
 use cdsync_core::ids::JobId;
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::wire::{
-    Adopt, AgentMessage, Answer, Ask, FenceAnswer, LogLine, MasterMessage, Op, Orders, Preview,
-    TargetReport, TargetState,
+    Adopt, AgentMessage, Answer, Ask, Epoch, FenceAnswer, LogLine, MasterMessage, Op, Orders,
+    Preview, SigningKey, Standing, TargetReport, TargetState,
 };
 use serde_json::{Value, json};
 
@@ -190,6 +190,63 @@ async fn foreign_content_waits_to_be_accepted() {
     assert_eq!(status, StatusCode::CONFLICT, "{value}");
 }
 
+/// Proves that a master that was restored from an older copy shows what it knows and orders nothing,
+/// that only a master's own signature brings that about, and that it rules again once that is
+/// accepted: above what its agents obey, and without the servers that had been removed.
+#[tokio::test]
+async fn a_restored_master_orders_nothing_until_accepted() {
+    let mut bed = Bed::new().await;
+    let (mut origin, edge) = pair(&bed).await;
+    apply(&bed, "site").await;
+    origin.orders(with_a_job).await;
+    let (origin_id, edge_id, key) = (origin.server, edge.server, origin.orders_key);
+    bed.stop().await;
+    let copy = bed.copy();
+    bed.start().await;
+    let mut origin = bed.connect("origin", origin_id, key).await;
+    let (status, _) = bed.call(Method::DELETE, "/servers/edge", Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let later = origin.orders(|orders| orders.revoked == [edge_id]).await;
+    bed.stop().await;
+    bed.restore(&copy);
+    bed.start().await;
+    // Signed by somebody else: of no weight.
+    let forged = SigningKey::from_seed(&[1; 32]).sign(&Standing {
+        cluster: later.cluster,
+        epoch: Epoch {
+            term: u64::MAX,
+            counter: 0,
+        },
+        instance: 99,
+        revoked: vec![origin_id],
+    });
+    let mut origin = bed.connect_showing("origin", origin_id, key, forged).await;
+    // The copy has the same term, and another instance.
+    let older = origin.orders(with_a_job).await;
+    assert_eq!(older.epoch.term, later.epoch.term);
+    let outranked = |status: &Value| status["master"]["outranked_by_term"].as_u64();
+    assert_eq!(outranked(&bed.get("/status").await), None);
+
+    let mut origin = bed
+        .connect_showing("origin", origin_id, key, later.standing.clone())
+        .await;
+    let status = bed.get("/status").await;
+    assert_eq!(outranked(&status), Some(later.epoch.term));
+    assert_eq!(status["servers"].as_array().unwrap().len(), 2);
+    let accepted = bed.post("/accept-restore", Value::Null).await;
+    // The first that come: there were none while it was outranked.
+    let orders = origin.orders(|_| true).await;
+    assert_eq!(orders.epoch.term, later.epoch.term + 1);
+    assert_eq!(accepted["term"], orders.epoch.term);
+    assert_eq!(orders.revoked, [edge_id]);
+    let (status, _) = bed.call(Method::POST, "/accept-restore", Value::Null).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    bed.stop().await;
+    bed.start().await;
+    let status = bed.get("/status").await;
+    assert_eq!(status["servers"].as_array().unwrap().len(), 1, "{status}");
+}
+
 /// Proves that a master that starts again knows its servers and jobs, orders under a higher term,
 /// and takes its agents back.
 #[tokio::test]
@@ -213,7 +270,7 @@ async fn a_restart_keeps_jobs_and_raises_the_term() {
         .await;
     let after = origin.orders(with_a_job).await;
     assert_eq!(after.epoch.term, before.epoch.term + 1);
-    assert_eq!(after.instance, before.instance);
+    assert_ne!(after.instance, before.instance, "each run is told apart");
     assert_eq!(after.jobs[0].job, before.jobs[0].job);
     assert_eq!(after.jobs[0].source.as_ref().unwrap().run, 1);
     let (status, _) = bed.call(Method::DELETE, "/jobs/site", Value::Null).await;
