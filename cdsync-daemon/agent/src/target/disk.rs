@@ -32,8 +32,6 @@ const ALONE_BELOW: usize = 16;
 /// How many paths are tried to find a folder that interrupted moves have taken along.
 const TRIED_MAX: usize = 1024;
 
-const WITH_HANDLE: LookWants = LookWants { handle: true };
-
 /// The inline contents of the batch being applied: the bytes with the hash that they must have.
 pub(super) type Contents = Vec<Option<(Bytes, Hash)>>;
 
@@ -314,23 +312,25 @@ impl Disk {
         mtime: Timestamp,
         meta: &Metadata,
     ) -> Result<Option<Observed>, ApplyError> {
-        let dir = self.dir(at)?;
-        let Some(seen) = dir.look(&at.name, LookWants::default())? else {
+        let is_it = |seen: &Observed| {
+            let print = &seen.fingerprint;
+            seen.kind == Kind::File && print.size == size && print.mtime == mtime
+        };
+        self.adopt(&*self.dir(at)?, at, meta, is_it)
+    }
+
+    fn adopt(
+        &self,
+        dir: &Dir,
+        at: &Place,
+        meta: &Metadata,
+        is_it: impl Fn(&Observed) -> bool,
+    ) -> Result<Option<Observed>, ApplyError> {
+        let Some((seen, applied)) = dir.adopt(&at.name, meta, is_it)? else {
             return Ok(None);
         };
-        let print = &seen.fingerprint;
-        if seen.kind != Kind::File || print.size != size || print.mtime != mtime {
-            return Ok(None);
-        }
-        let identity = print.identity;
-        if seen.meta == *meta {
-            return Ok(Some(seen));
-        }
-        let applied =
-            self.applier
-                .set_metadata(&dir, &at.name, Some(identity), meta, Kind::File)?;
         self.note(applied);
-        Ok(dir.look(&at.name, LookWants::default())?)
+        Ok(Some(seen))
     }
 
     fn make_link(
@@ -342,19 +342,10 @@ impl Disk {
         stager: &Stager,
     ) -> Result<Vec<Observed>, ApplyError> {
         let dir = self.dir(at)?;
-        if let Some(seen) = dir.look(&at.name, LookWants::default())?
-            && seen.kind == Kind::Symlink
-            && seen.link.as_deref() == Some(target)
-        {
-            let identity = seen.fingerprint.identity;
-            let applied =
-                self.applier
-                    .set_metadata(&dir, &at.name, Some(identity), meta, Kind::Symlink)?;
-            self.note(applied);
-            return Ok(dir
-                .look(&at.name, LookWants::default())?
-                .into_iter()
-                .collect());
+        let is_it =
+            |seen: &Observed| seen.kind == Kind::Symlink && seen.link.as_deref() == Some(target);
+        if let Some(seen) = self.adopt(&dir, at, meta, is_it)? {
+            return Ok(vec![seen]);
         }
         let staged = stager.symlink(target, meta)?;
         let published = self
@@ -377,14 +368,11 @@ impl Disk {
             return Ok(vec![top.self_look()?]);
         };
         let dir = self.dir(at)?;
-        let applied = self
-            .applier
-            .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
+        let (seen, applied) =
+            self.applier
+                .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
         self.note(applied);
-        let wants = LookWants {
-            handle: kind == Kind::Folder,
-        };
-        Ok(dir.look(&at.name, wants)?.into_iter().collect())
+        Ok(vec![seen])
     }
 
     fn relocate(&self, moves: &[MoveOne]) -> Result<Vec<Observed>, ApplyError> {
@@ -413,10 +401,7 @@ impl Disk {
         let mut seen = Vec::with_capacity(moves.len());
         for (outcome, one) in relocated.outcomes.into_iter().zip(&wanted) {
             match outcome {
-                MoveOutcome::Done(_) => {
-                    let now = one.to_dir.look(&one.to_name, WITH_HANDLE)?;
-                    seen.extend(now);
-                }
+                MoveOutcome::Done(found) => seen.push(*found),
                 MoveOutcome::Failed(error) => return Err(error.into()),
                 MoveOutcome::Missing => {
                     let dir = one.from_dir.as_ref().unwrap_or(&one.to_dir);

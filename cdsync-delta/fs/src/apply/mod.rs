@@ -246,7 +246,7 @@ impl Applier {
         identity: Option<Identity>,
         meta: &Metadata,
         kind: Kind,
-    ) -> Result<Applied, ApplyError> {
+    ) -> Result<(Observed, Applied), ApplyError> {
         Ok(dir.set_metadata(name, identity, meta, kind)?)
     }
 

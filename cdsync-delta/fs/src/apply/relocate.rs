@@ -35,7 +35,8 @@ pub struct Move {
 /// What became of one move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MoveOutcome {
-    /// The object is at its destination; it was moved now, or had been before.
+    /// The object, with its kernel handle, is at its destination; it was moved now, or had been
+    /// before.
     Done(Box<Observed>),
     /// The object is neither at its old name nor at its new one. Nothing was moved for it.
     Missing,
@@ -83,6 +84,9 @@ enum Step {
     /// What has to make room at this path may hold what others move out of it.
     Crowded(RelPath),
 }
+
+/// What is told of a folder has its handle, so that nobody needs to look by its name again.
+const WITH_HANDLE: LookWants = LookWants { handle: true };
 
 /// What a kill left aside waits this long for the moves to be done again.
 const ASIDE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -138,7 +142,7 @@ impl Applier {
     ) -> Result<Step, ApplyError> {
         let this = &pending[index];
         let wanted = this.wanted;
-        let at_destination = match wanted.to_dir.look(&wanted.to_name, LookWants::default()) {
+        let at_destination = match wanted.to_dir.look(&wanted.to_name, WITH_HANDLE) {
             Ok(found) => found,
             Err(error) => return Ok(Step::Settled(MoveOutcome::Failed(error))),
         };
@@ -183,7 +187,7 @@ impl Applier {
             Err(error) if error.kind() == FsErrorKind::NotFound => {}
             Err(error) => return Step::Settled(MoveOutcome::Failed(error)),
         }
-        match wanted.to_dir.look(&wanted.to_name, LookWants::default()) {
+        match wanted.to_dir.look(&wanted.to_name, WITH_HANDLE) {
             Ok(Some(found)) if found.fingerprint.identity == wanted.identity => {
                 Step::Settled(MoveOutcome::Done(Box::new(found)))
             }

@@ -204,7 +204,7 @@ impl Stager {
     fn dress(&self, temp: Temp, meta: &Metadata, kind: Kind) -> Result<Staged, ApplyError> {
         let found = self.folder.look_existing(&temp.name)?;
         let identity = found.fingerprint.identity;
-        let applied = self
+        let (_, applied) = self
             .folder
             .set_metadata(&temp.name, Some(identity), meta, kind)?;
         Ok(Staged {

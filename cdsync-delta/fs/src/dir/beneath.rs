@@ -1,7 +1,6 @@
 //! Resolving a relative path beneath an open folder: by `openat2`, or component by component.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -11,9 +10,6 @@ const RETRIES: u32 = 64;
 
 /// The longest path given to one call, below `PATH_MAX` (4,096 with the NUL).
 const CALL_MAX_BYTES: usize = 4000;
-
-/// Cleared when the kernel or a seccomp filter refuses `openat2`.
-static OPENAT2_WORKS: AtomicBool = AtomicBool::new(true);
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -36,73 +32,107 @@ impl Mounts {
         }
     }
 }
-/// Opens the folder at `path` (names joined by single slashes, none empty, `.` or `..`) beneath
-/// `base`; an empty path opens `base` anew.
-pub(super) fn open_folder(base: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    open_folder_with(base, path, Mounts::Refuse)
+
+/// How paths are resolved: asked of the system once for each root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By `openat2`, which knows all the rules itself.
+    Openat2,
+    /// Component by component: the kernel, or a seccomp filter, refuses `openat2`.
+    Steps,
 }
 
-/// As [`open_folder`], with mounts as said.
-pub(super) fn open_folder_with(
-    base: BorrowedFd<'_>,
-    path: &[u8],
-    mounts: Mounts,
-) -> Result<OwnedFd, Errno> {
-    let last = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if path.len() <= CALL_MAX_BYTES {
-        let path = if path.is_empty() { b"." } else { path };
-        return open_with(base, path, last, Mode::empty(), mounts);
-    }
-    let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut rest = path;
-    let mut at: Option<OwnedFd> = None;
-    while rest.len() > CALL_MAX_BYTES {
-        // A name is at most 255 bytes long, so there is a slash.
-        let cut = rest[..=CALL_MAX_BYTES]
-            .iter()
-            .rposition(|&b| b == b'/')
-            .ok_or(Errno::INVAL)?;
-        let from = at.as_ref().map_or(base, |fd| fd.as_fd());
-        at = Some(open_with(from, &rest[..cut], step, Mode::empty(), mounts)?);
-        rest = &rest[cut + 1..];
-    }
-    let from = at.as_ref().map_or(base, |fd| fd.as_fd());
-    open_with(from, rest, last, Mode::empty(), mounts)
-}
-/// Opens `path` beneath `base` without following any link and without leaving the filesystem.
-pub(super) fn open(
-    base: BorrowedFd<'_>,
-    path: &[u8],
-    flags: OFlags,
-    mode: Mode,
-) -> Result<OwnedFd, Errno> {
-    open_with(base, path, flags, mode, Mounts::Refuse)
-}
-
-fn open_with(
-    base: BorrowedFd<'_>,
-    path: &[u8],
-    flags: OFlags,
-    mode: Mode,
-    mounts: Mounts,
-) -> Result<OwnedFd, Errno> {
-    // With O_PATH and O_NOFOLLOW a link as the last component is itself opened: asked for by looks.
-    // Through openat2 that needs the link allowed, so these go by the plain call, which cannot
-    // follow either; the callers compare the device.
-    if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) && !path.contains(&b'/') {
-        return retry(|| rustix::fs::openat(base, path, flags, mode));
-    }
-    if OPENAT2_WORKS.load(Ordering::Relaxed) {
-        match retry(|| rustix::fs::openat2(base, path, flags, mode, mounts.resolve())) {
-            Err(Errno::NOSYS) => OPENAT2_WORKS.store(false, Ordering::Relaxed),
-            // Seccomp filters answer EPERM for calls they do not know; so may a real file.
-            Err(Errno::PERM) if !openat2_allowed(base) => {
-                OPENAT2_WORKS.store(false, Ordering::Relaxed);
-            }
-            other => return other,
+impl Way {
+    /// What works here. Whatever `openat2` fails with, the other way keeps the same rules.
+    pub(super) fn of(base: BorrowedFd<'_>) -> Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match retry(|| rustix::fs::openat2(base, c".", flags, Mode::empty(), RESOLVE)) {
+            Ok(_) => Self::Openat2,
+            Err(_) => Self::Steps,
         }
     }
-    open_by_steps(base, path, flags, mode, mounts)
+}
+
+/// Where a path begins and by which rules it is resolved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beneath<'a> {
+    pub(super) base: BorrowedFd<'a>,
+    pub(super) way: Way,
+    pub(super) mounts: Mounts,
+}
+
+impl Beneath<'_> {
+    /// Opens the folder at `path` (names joined by single slashes, none empty, `.` or `..`); an
+    /// empty path opens `base` anew.
+    pub(super) fn open_folder(self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let last = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if path.len() <= CALL_MAX_BYTES {
+            let path = if path.is_empty() { b"." } else { path };
+            return self.open(path, last);
+        }
+        let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut rest = path;
+        let mut at: Option<OwnedFd> = None;
+        while rest.len() > CALL_MAX_BYTES {
+            // A name is at most 255 bytes long, so there is a slash.
+            let cut = rest[..=CALL_MAX_BYTES]
+                .iter()
+                .rposition(|&b| b == b'/')
+                .ok_or(Errno::INVAL)?;
+            at = Some(self.from(at.as_ref()).open(&rest[..cut], step)?);
+            rest = &rest[cut + 1..];
+        }
+        self.from(at.as_ref()).open(rest, last)
+    }
+
+    /// Opens what is at `path` without following any link and, below a root, without entering a
+    /// mount. With `O_PATH` and `O_NOFOLLOW` a link as the last component is itself opened.
+    pub(super) fn open(self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mode = Mode::empty();
+        match self.way {
+            Way::Openat2 => {
+                let resolve = self.mounts.resolve();
+                retry(|| rustix::fs::openat2(self.base, path, flags, mode, resolve))
+            }
+            Way::Steps => self.open_by_steps(path, flags),
+        }
+    }
+
+    fn from<'b>(self, at: Option<&'b OwnedFd>) -> Beneath<'b>
+    where
+        Self: 'b,
+    {
+        Beneath {
+            base: at.map_or(self.base, |fd| fd.as_fd()),
+            ..self
+        }
+    }
+
+    /// Every component by the handle of its parent, none followed if it is a link, none on another
+    /// mount or device.
+    fn open_by_steps(self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let place = Place::of(self.base)?;
+        let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut components = path.split(|&b| b == b'/').peekable();
+        let mut at: Option<OwnedFd> = None;
+        while let Some(name) = components.next() {
+            if name.is_empty() || name == b".." || (name == b"." && path != b".") {
+                return Err(Errno::INVAL);
+            }
+            let flags = if components.peek().is_some() {
+                step
+            } else {
+                flags | OFlags::NOFOLLOW
+            };
+            let from = self.from(at.as_ref()).base;
+            let next = retry(|| rustix::fs::openat(from, name, flags, Mode::empty()))?;
+            if self.mounts == Mounts::Refuse && Place::of(next.as_fd())? != place {
+                return Err(Errno::XDEV);
+            }
+            at = Some(next);
+        }
+        at.ok_or(Errno::INVAL)
+    }
 }
 
 fn retry(mut call: impl FnMut() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
@@ -115,45 +145,27 @@ fn retry(mut call: impl FnMut() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Er
     Err(Errno::AGAIN)
 }
 
-fn openat2_allowed(base: BorrowedFd<'_>) -> bool {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(base, ".", flags, Mode::empty(), RESOLVE).is_ok()
+/// On which filesystem something is, and through which mount it was reached: what is bind-mounted
+/// has the device of the filesystem that it comes from. Kernels before 5.8 tell no mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    device: u64,
+    mount: u64,
 }
 
-/// The walk for kernels without `openat2`: every component by the handle of its parent, none
-/// followed if it is a link, none on another device.
-pub(super) fn open_by_steps(
-    base: BorrowedFd<'_>,
-    path: &[u8],
-    flags: OFlags,
-    mode: Mode,
-    mounts: Mounts,
-) -> Result<OwnedFd, Errno> {
-    let device = device_of(base)?;
-    let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut components = path.split(|&b| b == b'/').peekable();
-    let mut at: Option<OwnedFd> = None;
-    while let Some(name) = components.next() {
-        if name.is_empty() || name == b".." || (name == b"." && path != b".") {
-            return Err(Errno::INVAL);
-        }
-        let flags = if components.peek().is_some() {
-            step
-        } else {
-            flags | OFlags::NOFOLLOW
-        };
-        let from = at.as_ref().map_or(base, |fd| fd.as_fd());
-        let next = retry(|| rustix::fs::openat(from, name, flags, mode))?;
-        if mounts == Mounts::Refuse && device_of(next.as_fd())? != device {
-            return Err(Errno::XDEV);
-        }
-        at = Some(next);
+impl Place {
+    fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+        let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted)?;
+        let told = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        Ok(Self {
+            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            mount: if told { stat.stx_mnt_id } else { 0 },
+        })
     }
-    at.ok_or(Errno::INVAL)
 }
 
 /// The device number of what a descriptor is open on.
 pub(super) fn device_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
-    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::INO)?;
-    Ok(rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor))
+    Ok(Place::of(fd)?.device)
 }

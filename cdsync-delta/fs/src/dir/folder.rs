@@ -6,7 +6,8 @@ use cdsync_core::ledger::object::Identity;
 use cdsync_core::path::{Name, RelPath};
 use rustix::io::Errno;
 
-use super::{beneath, look};
+use super::beneath::{Beneath, Mounts, Way};
+use super::look;
 use crate::error::FsError;
 
 /// An open folder below a root. What is done by its methods happens in this folder, wherever it was
@@ -14,16 +15,23 @@ use crate::error::FsError;
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
+    way: Way,
     device: u64,
     identity: Identity,
     path: RelPath,
 }
 
 impl Dir {
-    pub(super) fn from_fd(fd: OwnedFd, device: u64, path: RelPath) -> Result<Self, Errno> {
+    pub(super) fn from_fd(
+        fd: OwnedFd,
+        way: Way,
+        device: u64,
+        path: RelPath,
+    ) -> Result<Self, Errno> {
         let identity = look::identity_fd(fd.as_fd())?;
         Ok(Self {
             fd,
+            way,
             device,
             identity,
             path,
@@ -42,6 +50,25 @@ impl Dir {
         self.identity
     }
 
+    /// From where paths below it are resolved.
+    pub(super) fn beneath(&self) -> Beneath<'_> {
+        Beneath {
+            base: self.as_fd(),
+            way: self.way,
+            mounts: Mounts::Refuse,
+        }
+    }
+
+    /// Opens a folder below it by handle; `path` is where that is from the root.
+    pub(super) fn open_at(&self, below: &[u8], path: RelPath) -> Result<Self, Errno> {
+        let fd = self.beneath().open_folder(below)?;
+        Self::from_fd(fd, self.way, self.device, path)
+    }
+
+    pub(super) fn way(&self) -> Way {
+        self.way
+    }
+
     pub(crate) fn device(&self) -> u64 {
         self.device
     }
@@ -53,8 +80,7 @@ impl Dir {
     /// [`crate::FsErrorKind::OtherFilesystem`] when it is no folder of this filesystem.
     pub fn open_folder(&self, name: &Name) -> Result<Self, FsError> {
         let path = self.path.join(name);
-        beneath::open_folder(self.as_fd(), name.as_bytes())
-            .and_then(|fd| Self::from_fd(fd, self.device, path))
+        self.open_at(name.as_bytes(), path)
             .map_err(|errno| FsError::at("open", &self.path, name, errno))
     }
 
@@ -74,8 +100,7 @@ impl Dir {
                 .map_err(|_| FsError::new("open", self.path.as_bytes(), Errno::NAMETOOLONG))?;
         }
         let shown = path.as_bytes().to_vec();
-        beneath::open_folder(self.as_fd(), below.as_bytes())
-            .and_then(|fd| Self::from_fd(fd, self.device, path))
+        self.open_at(below.as_bytes(), path)
             .map_err(|errno| FsError::new("open", shown, errno))
     }
 }

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use cdsync_core::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
 use cdsync_core::path::Name;
 use cdsync_core::time::Timestamp;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
-use super::{Dir, beneath};
+use super::Dir;
 use crate::error::{FsError, FsErrorKind};
 use crate::sys;
 
@@ -60,7 +60,7 @@ impl Dir {
         }
         // By a handle, so that the target or the kernel handle belongs to what was looked at.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = beneath::open(self.as_fd(), name.as_bytes(), flags, Mode::empty())?;
+        let fd = self.beneath().open(name.as_bytes(), flags)?;
         let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, WANTED)?;
         self.check_mount(&stat)?;
         observe(fd.as_fd(), &stat, wants)

@@ -1,6 +1,6 @@
 //! Owner, mode and time of an object, set by its handle.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cdsync_core::ledger::object::{Identity, Kind, Metadata, Observed};
 use cdsync_core::path::Name;
@@ -8,7 +8,7 @@ use cdsync_core::time::Timestamp;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
-use super::{Dir, LookWants, beneath, observe_fd};
+use super::{Dir, LookWants, observe_fd};
 use crate::error::{FsError, FsErrorKind};
 use crate::sys;
 
@@ -24,8 +24,9 @@ pub struct Applied {
 }
 
 impl Dir {
-    /// Makes owner, mode and time of the object at `name` those of `meta`. Touches only what
-    /// differs, never follows a link, and leaves a link's mode alone (Linux has none).
+    /// Makes owner, mode and time of the object at `name` those of `meta`, and tells what it is
+    /// then, by the same handle. Touches only what differs, never follows a link, and leaves a
+    /// link's mode alone (Linux has none).
     ///
     /// # Errors
     /// [`FsErrorKind::Changed`] when the object is not of `kind`, [`FsErrorKind::Moved`] when it is
@@ -37,15 +38,8 @@ impl Dir {
         identity: Option<Identity>,
         meta: &Metadata,
         kind: Kind,
-    ) -> Result<Applied, FsError> {
-        let fail = |errno| FsError::at("set metadata of", self.path(), name, errno);
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd =
-            beneath::open(self.as_fd(), name.as_bytes(), flags, Mode::empty()).map_err(fail)?;
-        let found = observe_fd(fd.as_fd(), LookWants::default()).map_err(fail)?;
-        if beneath::device_of(fd.as_fd()).map_err(fail)? != self.device() {
-            return Err(fail(Errno::XDEV));
-        }
+    ) -> Result<(Observed, Applied), FsError> {
+        let (fd, found) = self.hold(name, "set metadata of")?;
         if let Some(identity) = identity {
             super::look::check_identity(self, name, found.fingerprint.identity, identity)?;
         }
@@ -57,8 +51,36 @@ impl Dir {
                 path,
             ));
         }
-        let by_name = (self.as_fd(), name);
-        set(fd.as_fd(), Some(by_name), &found, meta).map_err(fail)
+        self.set_held(name, fd.as_fd(), &found, meta)
+    }
+
+    /// Opens whatever is at a name, to be looked at and changed by its handle.
+    pub(super) fn hold(
+        &self,
+        name: &Name,
+        what: &'static str,
+    ) -> Result<(OwnedFd, Observed), FsError> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.beneath()
+            .open(name.as_bytes(), flags)
+            .and_then(|fd| {
+                let found = observe_fd(fd.as_fd(), LookWants::default())?;
+                Ok((fd, found))
+            })
+            .map_err(|errno| FsError::at(what, self.path(), name, errno))
+    }
+
+    /// Sets what differs on what is held, and looks at it again.
+    pub(super) fn set_held(
+        &self,
+        name: &Name,
+        fd: BorrowedFd<'_>,
+        found: &Observed,
+        meta: &Metadata,
+    ) -> Result<(Observed, Applied), FsError> {
+        set(fd, Some((self, name)), found, meta)
+            .and_then(|applied| Ok((observe_fd(fd, LookWants { handle: true })?, applied)))
+            .map_err(|errno| FsError::at("set metadata of", self.path(), name, errno))
     }
 
     /// As [`Dir::set_metadata`], for this folder itself.
@@ -100,7 +122,7 @@ pub(crate) fn apply_to_new(
 /// Owner first: changing it clears set-id bits; time last.
 fn set(
     fd: BorrowedFd<'_>,
-    by_name: Option<(BorrowedFd<'_>, &Name)>,
+    by_name: Option<(&Dir, &Name)>,
     found: &Observed,
     meta: &Metadata,
 ) -> Result<Applied, Errno> {
@@ -114,6 +136,7 @@ fn set(
         set_mode(fd, by_name, found, mode)?;
     }
     if meta.mtime != found.meta.mtime {
+        let by_name = by_name.map(|(dir, name)| (dir, name, found));
         set_time(fd, by_name, meta.mtime)?;
     }
     Ok(applied)
@@ -144,7 +167,7 @@ fn set_owner(
 
 fn set_mode(
     fd: BorrowedFd<'_>,
-    by_name: Option<(BorrowedFd<'_>, &Name)>,
+    by_name: Option<(&Dir, &Name)>,
     found: &Observed,
     mode: u32,
 ) -> Result<(), Errno> {
@@ -155,23 +178,30 @@ fn set_mode(
         Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {}
         other => return other,
     }
-    // Kernels before 6.6: the object itself, opened again and compared. What is no file and no
-    // folder must not be opened (a device may act on it), and stays as it is.
+    // Kernels before 6.6.
+    let again = open_again(dir, name, found)?;
+    rustix::fs::fchmod(&again, Mode::from_raw_mode(mode))
+}
+
+/// For kernels that change nothing by a handle of [`Dir::hold`]: the object itself, opened again
+/// and compared. What is no file and no folder must not be opened (a device may act on it), and
+/// stays as it is.
+fn open_again(dir: &Dir, name: &Name, found: &Observed) -> Result<OwnedFd, Errno> {
     if !matches!(found.kind, Kind::File | Kind::Folder) {
         return Err(Errno::OPNOTSUPP);
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let again = beneath::open(dir, name.as_bytes(), flags, Mode::empty())?;
+    let again = dir.beneath().open(name.as_bytes(), flags)?;
     let same = observe_fd(again.as_fd(), LookWants::default())?;
     if same.fingerprint.identity != found.fingerprint.identity {
         return Err(Errno::STALE);
     }
-    rustix::fs::fchmod(&again, Mode::from_raw_mode(mode))
+    Ok(again)
 }
 
 fn set_time(
     fd: BorrowedFd<'_>,
-    by_name: Option<(BorrowedFd<'_>, &Name)>,
+    by_name: Option<(&Dir, &Name, &Observed)>,
     mtime: Timestamp,
 ) -> Result<(), Errno> {
     let times = Timestamps {
@@ -184,13 +214,13 @@ fn set_time(
             tv_nsec: i64::from(mtime.nanos),
         },
     };
-    let Some((dir, name)) = by_name else {
+    let Some((dir, name, found)) = by_name else {
         return rustix::fs::futimens(fd, &times);
     };
     match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
-        // Kernels before 5.8 know no empty path here; this cannot follow a link either.
+        // Kernels before 5.8 know no empty path here.
         Err(Errno::INVAL | Errno::NOENT) => {
-            rustix::fs::utimensat(dir, name.as_bytes(), &times, AtFlags::SYMLINK_NOFOLLOW)
+            rustix::fs::futimens(open_again(dir, name, found)?, &times)
         }
         other => other,
     }

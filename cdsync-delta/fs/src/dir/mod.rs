@@ -1,5 +1,6 @@
 //! The one layer through which everything below a root is reached: open handles of folders.
 
+mod adopt;
 mod beneath;
 mod cache;
 mod folder;

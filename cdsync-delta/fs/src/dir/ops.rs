@@ -7,7 +7,7 @@ use cdsync_core::path::Name;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Dir, beneath};
+use super::Dir;
 use crate::error::{FsError, FsErrorKind};
 
 impl Dir {
@@ -18,7 +18,7 @@ impl Dir {
     /// What the system said.
     pub fn open_file(&self, name: &Name) -> Result<OwnedFd, FsError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |flags| beneath::open(self.as_fd(), name.as_bytes(), flags, Mode::empty());
+        let open = |flags| self.beneath().open(name.as_bytes(), flags);
         match open(flags | OFlags::NOATIME) {
             // Only a file's owner may read it without a trace.
             Err(Errno::PERM) => open(flags),

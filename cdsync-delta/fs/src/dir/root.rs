@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::beneath::Mounts;
+use super::beneath::{Beneath, Mounts, Way};
 use super::cache::Cache;
 use super::{Dir, beneath};
 use crate::error::{FsError, FsErrorKind};
@@ -89,7 +89,14 @@ impl Root {
     /// # Errors
     /// What the system said; retryable once the folder is there.
     pub fn open(allowed: &Path, below: &RelPath) -> Result<Self, FsError> {
-        let dir = open_path(allowed, below)?;
+        let dir = open_path(allowed, below, None)?;
+        Self::from_dir(allowed, below, dir)
+    }
+
+    /// As [`Root::open`], resolving as where `openat2` is missing.
+    #[cfg(test)]
+    pub(crate) fn open_by_steps(allowed: &Path, below: &RelPath) -> Result<Self, FsError> {
+        let dir = open_path(allowed, below, Some(Way::Steps))?;
         Self::from_dir(allowed, below, dir)
     }
 
@@ -103,7 +110,7 @@ impl Root {
         for component in below.components() {
             let name =
                 Name::new(component).map_err(|_| FsError::new("make", component, Errno::INVAL))?;
-            let parent = open_path(allowed, &so_far)?;
+            let parent = open_path(allowed, &so_far, None)?;
             match parent.make_folder(&name, 0o755) {
                 // A folder of a mounted volume may be read-only and there.
                 Err(error)
@@ -144,7 +151,8 @@ impl Root {
     /// # Errors
     /// [`RootLost`], which says what happened; the job must halt.
     pub fn verify(&self) -> Result<(), RootLost> {
-        let dir = match open_path(&self.inner.allowed, &self.inner.below) {
+        let way = Some(self.inner.dir.way());
+        let dir = match open_path(&self.inner.allowed, &self.inner.below, way) {
             Ok(dir) => dir,
             Err(error) => return Err(lost_by(error)),
         };
@@ -197,10 +205,7 @@ impl Root {
 
     fn open_again(&self, path: &RelPath) -> Result<Dir, FsError> {
         let top = &self.inner.dir;
-        let open = || {
-            let fd = beneath::open_folder(top.as_fd(), path.as_bytes())?;
-            Dir::from_fd(fd, top.device(), path.clone())
-        };
+        let open = || top.open_at(path.as_bytes(), path.clone());
         match open() {
             // Other parts of the process need descriptors more than this cache does.
             Err(Errno::MFILE) => {
@@ -269,18 +274,24 @@ fn shown(allowed: &Path, below: &RelPath) -> Vec<u8> {
     bytes
 }
 
-fn open_path(allowed: &Path, below: &RelPath) -> Result<Dir, FsError> {
+/// `way` is `None` where it is not known yet what works.
+fn open_path(allowed: &Path, below: &RelPath, way: Option<Way>) -> Result<Dir, FsError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(allowed, flags, Mode::empty())
         .and_then(|base| {
-            if below.is_root() {
-                return Ok(base);
-            }
-            beneath::open_folder_with(base.as_fd(), below.as_bytes(), Mounts::Enter)
-        })
-        .and_then(|fd| {
+            let way = way.unwrap_or_else(|| Way::of(base.as_fd()));
+            let fd = if below.is_root() {
+                base
+            } else {
+                let beneath = Beneath {
+                    base: base.as_fd(),
+                    way,
+                    mounts: Mounts::Enter,
+                };
+                beneath.open_folder(below.as_bytes())?
+            };
             let device = beneath::device_of(fd.as_fd())?;
-            Dir::from_fd(fd, device, RelPath::root())
+            Dir::from_fd(fd, way, device, RelPath::root())
         })
         .map_err(|errno| FsError::new("open root", shown(allowed, below), errno))
 }

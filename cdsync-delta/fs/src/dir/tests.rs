@@ -1,11 +1,10 @@
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use cdsync_core::ledger::object::{Kind, Metadata};
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::time::Timestamp;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::*;
@@ -96,16 +95,11 @@ fn swapped_component_is_refused() {
     place.root.forget_all();
     let error = place.root.dir(&dir_ref(2, "a/b")).unwrap_err();
     assert_eq!(error.kind(), FsErrorKind::Link, "{error}");
-    let top = place.root.top();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let steps = |p: &[u8]| {
-        beneath::open_by_steps(
-            top.as_fd(),
-            p,
-            flags,
-            Mode::empty(),
-            beneath::Mounts::Refuse,
-        )
+    let stepping = Root::open_by_steps(place.base.path(), &path("root")).unwrap();
+    let top = stepping.top();
+    let steps = |below: &[u8]| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        top.beneath().open(below, flags)
     };
     assert!(matches!(
         steps(b"a/b").unwrap_err(),
@@ -309,7 +303,8 @@ fn metadata_is_set_exactly() {
         };
         let identity = Some(place.identity(file));
         assert_eq!(
-            top.set_metadata(&name(file), identity, &wanted, kind),
+            top.set_metadata(&name(file), identity, &wanted, kind)
+                .map(|(_, applied)| applied),
             Ok(Applied::default())
         );
         let first = place.look(file).unwrap();
@@ -445,7 +440,7 @@ fn refused_owner_is_told() {
         gid: 0,
         ..meta(0o6755)
     };
-    let applied = place
+    let (_, applied) = place
         .root
         .top()
         .set_metadata(&name("f"), None, &wanted, Kind::File)
