@@ -34,6 +34,10 @@ pub enum FsErrorKind {
     ReadOnly,
     /// Not allowed.
     Permission,
+    /// A folder that must be CDSync's alone belongs to another user, who may change what is in it.
+    NotPrivate,
+    /// One of CDSync's own folders stands where one of the job's was expected.
+    Reserved,
     /// The name or path is longer than the filesystem can hold.
     TooLong,
     /// Too many open files in this process or on this server.
@@ -152,6 +156,12 @@ impl fmt::Display for FsError {
             (FsErrorKind::Changed, _) => f.write_str("it changed meanwhile"),
             (FsErrorKind::OtherFilesystem, _) => f.write_str("it lies on another filesystem"),
             (FsErrorKind::Link, _) => f.write_str("a symbolic link is in the way"),
+            (FsErrorKind::NotPrivate, _) => f.write_str(
+                "it belongs to another user; remove it, or give it to the user that the agent runs as",
+            ),
+            (FsErrorKind::Reserved, _) => {
+                f.write_str("CDSync's own folder was moved here; move it back to '.cdsync'")
+            }
             (_, Some(errno)) => fmt::Display::fmt(&errno, f),
             (kind, None) => write!(f, "{kind:?}"),
         }

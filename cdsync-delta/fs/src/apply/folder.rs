@@ -1,11 +1,13 @@
 //! Making folders.
 
+use std::sync::Arc;
+
 use cdsync_core::ledger::object::{Kind, Metadata, Observed};
 use cdsync_core::path::Name;
 
-use super::{Applier, ApplyError, Displaced, random_name};
+use super::{Applier, ApplyError, Displaced, Stager, make_private, random_name};
 use crate::dir::{Applied, Dir, LookWants};
-use crate::error::FsErrorKind;
+use crate::error::{FsError, FsErrorKind};
 
 /// How often a name is tried that others keep changing.
 const ATTEMPTS: usize = 8;
@@ -37,14 +39,9 @@ impl Applier {
         meta: &Metadata,
     ) -> Result<MadeFolder, ApplyError> {
         for _ in 0..ATTEMPTS {
-            match dir.make_folder(name, meta.mode & 0o777) {
-                Ok(()) => return Self::made(dir, name, meta, Displaced::None),
-                Err(error) if error.kind() != FsErrorKind::Exists => return Err(error.into()),
-                Err(_) => {}
-            }
-            match dir.look(name, LookWants { handle: true })? {
-                None => {}
+            let made = match dir.look(name, LookWants { handle: true })? {
                 Some(observed) if observed.kind == Kind::Folder => {
+                    self.refuse_own(&observed, dir, name)?;
                     let (displaced, applied) = (Displaced::None, Applied::default());
                     return Ok(MadeFolder {
                         observed,
@@ -53,11 +50,19 @@ impl Applier {
                         applied,
                     });
                 }
-                Some(_) => {
-                    if let Some(displaced) = self.replace_by_folder(dir, name)? {
-                        return Self::made(dir, name, meta, displaced);
-                    }
-                }
+                None => self.new_folder(dir, name)?,
+                Some(_) => self.replace_by_folder(dir, name)?,
+            };
+            if let Some((folder, displaced)) = made {
+                // By the handle that made it: by now the name may be another's.
+                let applied = folder.set_own_metadata(meta)?;
+                let observed = folder.self_look()?;
+                return Ok(MadeFolder {
+                    observed,
+                    existed: false,
+                    displaced,
+                    applied,
+                });
             }
         }
         Err(ApplyError::Contended {
@@ -65,17 +70,45 @@ impl Applier {
         })
     }
 
+    /// What is CDSync's own is never taken for a folder of the job, wherever it was moved.
+    fn refuse_own(&self, found: &Observed, dir: &Dir, name: &Name) -> Result<(), FsError> {
+        if !self.own.contains(&found.fingerprint.identity) {
+            return Ok(());
+        }
+        let path = dir.path().join(name);
+        Err(FsError::of_kind(FsErrorKind::Reserved, "make folder", path))
+    }
+
+    /// Makes a folder aside and gives it its name; `None` when that was taken meanwhile.
+    fn new_folder(
+        &self,
+        dir: &Dir,
+        name: &Name,
+    ) -> Result<Option<(Arc<Dir>, Displaced)>, ApplyError> {
+        let folder = Stager::new(Arc::clone(&self.stage)).whole_folder()?;
+        let made = Arc::clone(folder.dir());
+        match self.publish_folder(folder, dir, name) {
+            Ok(()) => Ok(Some((made, Displaced::None))),
+            Err(ApplyError::Contended { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Swaps a new folder in for what is at the name; `None` when it vanished meanwhile.
-    fn replace_by_folder(&self, dir: &Dir, name: &Name) -> Result<Option<Displaced>, ApplyError> {
+    fn replace_by_folder(
+        &self,
+        dir: &Dir,
+        name: &Name,
+    ) -> Result<Option<(Arc<Dir>, Displaced)>, ApplyError> {
         let path = dir.path().join(name);
         let slot = self.trash_lock().slot(name)?;
         let temp = random_name()?;
-        self.spare.make_folder(&temp, 0o700)?;
+        let made = make_private(&self.spare, &temp)?;
         match self.spare.exchange(&temp, dir, name) {
             Ok(()) => {
                 self.spare.rename_new(&temp, &slot.folder, &slot.name)?;
                 let kept = self.settle(&slot, None, &path)?;
-                Ok(Some(Displaced::Foreign(Box::new(kept))))
+                Ok(Some((made, Displaced::Foreign(Box::new(kept)))))
             }
             Err(error) => {
                 self.spare.remove_folder(&temp)?;
@@ -89,22 +122,5 @@ impl Applier {
                 }
             }
         }
-    }
-
-    fn made(
-        dir: &Dir,
-        name: &Name,
-        meta: &Metadata,
-        displaced: Displaced,
-    ) -> Result<MadeFolder, ApplyError> {
-        let folder = dir.open_folder(name)?;
-        let applied = folder.set_own_metadata(meta)?;
-        let observed = folder.self_look()?;
-        Ok(MadeFolder {
-            observed,
-            existed: false,
-            displaced,
-            applied,
-        })
     }
 }

@@ -143,6 +143,9 @@ impl Expected {
 #[derive(Debug)]
 pub struct Applier {
     root: Root,
+    /// The folders of `.cdsync`: whoever owns the root can move them, so they are known by more
+    /// than their names.
+    own: [Identity; 5],
     home: Arc<Dir>,
     stage: Arc<Dir>,
     spare: Arc<Dir>,
@@ -157,13 +160,15 @@ impl Applier {
     /// What the system said; retryable as it says.
     pub fn open(root: &Root, job: &str) -> Result<Self, ApplyError> {
         let top = root.top();
-        let reserved = private_folder(&top, &name_of(RESERVED_NAME)?)?;
-        let home = private_folder(&reserved, &name_of(job.as_bytes())?)?;
-        let stage = private_folder(&home, &name_of(b"stage")?)?;
-        let spare = private_folder(&home, &name_of(b"spare")?)?;
-        let trash = private_folder(&home, &name_of(b"trash")?)?;
+        let reserved = top.private_folder(&name_of(RESERVED_NAME)?)?;
+        let home = reserved.private_folder(&name_of(job.as_bytes())?)?;
+        let stage = home.private_folder(&name_of(b"stage")?)?;
+        let spare = home.private_folder(&name_of(b"spare")?)?;
+        let trash = home.private_folder(&name_of(b"trash")?)?;
+        let own = [&reserved, &home, &stage, &spare, &trash].map(Dir::identity);
         let applier = Self {
             root: root.clone(),
+            own,
             home: Arc::new(home),
             stage: Arc::new(stage),
             spare: Arc::new(spare),
@@ -190,7 +195,9 @@ impl Applier {
     /// # Errors
     /// What the system said.
     pub fn stager(&self, n: usize) -> Result<Stager, ApplyError> {
-        let folder = private_folder(&self.stage, &name_of(n.to_string().as_bytes())?)?;
+        let folder = self
+            .stage
+            .private_folder(&name_of(n.to_string().as_bytes())?)?;
         Ok(Stager::new(Arc::new(folder)))
     }
 
@@ -292,24 +299,6 @@ impl Applier {
         // Its counter only rises and its lines are whole, also after a panic elsewhere.
         self.trash.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Opens a folder that is ours, making it if needed. A link or file in its place is an error.
-fn private_folder(parent: &Dir, name: &Name) -> Result<Dir, FsError> {
-    match parent.make_folder(name, 0o700) {
-        Err(error) if error.kind() != FsErrorKind::Exists => return Err(error),
-        _ => {}
-    }
-    let folder = parent.open_folder(name)?;
-    let found = folder.self_look()?;
-    if found.meta.mode & 0o077 != 0 {
-        // Somebody made or opened it up before: what is staged is nobody's business.
-        let _ = folder.set_own_metadata(&Metadata {
-            mode: 0o700,
-            ..found.meta
-        })?;
-    }
-    Ok(folder)
 }
 
 fn name_of(bytes: &[u8]) -> Result<Name, FsError> {

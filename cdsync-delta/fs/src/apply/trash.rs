@@ -8,8 +8,7 @@ use cdsync_core::ledger::object::{Identity, Kind, Observed};
 use cdsync_core::path::{Escaped, NAME_MAX_BYTES, Name, RelPath};
 
 use super::{
-    Applier, ApplyError, Expected, NameSetDigest, digest, name_of, private_folder, random_u64,
-    write_full,
+    Applier, ApplyError, Expected, NameSetDigest, digest, name_of, random_u64, write_full,
 };
 use crate::dir::Dir;
 use crate::error::{FsError, FsErrorKind};
@@ -128,7 +127,7 @@ impl Current {
             .unwrap_or_default();
         let name = format!("{}-{:08x}", utc_stamp(now.as_secs()), random_u64()? >> 32);
         let name = name_of(name.as_bytes())?;
-        let folder = private_folder(top, &name)?;
+        let folder = top.private_folder(&name)?;
         let manifest = folder.create_exclusive(&name_of(b"manifest")?, 0o600)?;
         Ok(Self {
             folder: Arc::new(folder),

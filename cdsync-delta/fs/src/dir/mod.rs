@@ -8,6 +8,7 @@ mod list;
 mod look;
 mod meta;
 mod ops;
+mod private;
 mod root;
 #[cfg(test)]
 mod tests;
