@@ -22,8 +22,12 @@ pub fn cdsync() -> &'static Path {
 
 fn built() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    // target/PROFILE/deps/e2e-1234
-    let folder = own.parent().and_then(Path::parent).unwrap();
+    // target/PROFILE/deps/e2e-1234, or target/PROFILE/torture
+    let beside = own.parent().unwrap();
+    let folder = match beside.file_name().is_some_and(|name| name == "deps") {
+        true => beside.parent().unwrap(),
+        false => beside,
+    };
     let binary = folder.join("cdsync");
     if !is_fresh(&binary) {
         build(folder);

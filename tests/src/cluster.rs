@@ -288,6 +288,21 @@ impl Cluster {
         child.wait().unwrap();
     }
 
+    /// The process's number while it was started and not ended here.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.processes[name].child.as_ref().map(Child::id)
+    }
+
+    /// Stops a process where it is (SIGSTOP), or lets it go on (SIGCONT).
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub fn freeze(&self, name: &str, frozen: bool) {
+        let child = self.processes[name].child.as_ref().unwrap();
+        signal(child, if frozen { Signal::STOP } else { Signal::CONT });
+    }
+
     fn take(&mut self, name: &str) -> Child {
         let process = self.processes.get_mut(name).unwrap();
         process

@@ -7,6 +7,10 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
+use rustix::fs::{lgetxattr, llistxattr};
+
+use crate::fidelity;
+
 /// At most so many differences are told.
 const TOLD_MAX: usize = 40;
 
@@ -20,7 +24,17 @@ struct Entry {
     mtime: (i64, i64),
     size: u64,
     link: Option<Vec<u8>>,
+    /// Of devices.
+    device: u64,
+    /// The first of the names that one file has; `None` for a file with one name.
+    group: Option<Vec<u8>>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// On the disk, of sparse files only; 0 for others.
+    allocated: u64,
 }
+
+/// Room that another filesystem may take more for the same holes.
+const HOLE_SLACK_BYTES: u64 = 256 * 1024;
 
 /// How two trees differ: one line for each difference, names escaped. `.cdsync` is left out at
 /// every depth, and the two top folders themselves are not compared.
@@ -61,6 +75,7 @@ pub fn assert_equal(left: &Path, right: &Path) {
 }
 
 fn compare(left: &Path, right: &Path, path: &[u8], a: &Entry, b: &Entry, told: &mut Vec<String>) {
+    let b = &without_holes(a, b);
     if a != b {
         told.push(format!("{}: {a:?} | {b:?}", shown(path)));
     } else if a.kind == "file" {
@@ -72,12 +87,22 @@ fn compare(left: &Path, right: &Path, path: &[u8], a: &Entry, b: &Entry, told: &
     }
 }
 
+/// The other entry, with the same holes as the first one if it has about as many.
+fn without_holes(a: &Entry, b: &Entry) -> Entry {
+    let mut b = b.clone();
+    if a.allocated == 0 || b.allocated <= a.allocated + HOLE_SLACK_BYTES {
+        b.allocated = a.allocated;
+    }
+    b
+}
+
 fn shown(path: &[u8]) -> String {
     path.escape_ascii().to_string()
 }
 
 fn read(top: &Path) -> BTreeMap<Vec<u8>, Entry> {
-    let mut found = BTreeMap::new();
+    let mut found: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
+    let mut inodes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     let mut folders = vec![Vec::new()];
     while let Some(folder) = folders.pop() {
         let path = top.join(std::ffi::OsStr::from_bytes(&folder));
@@ -103,10 +128,41 @@ fn read(top: &Path) -> BTreeMap<Vec<u8>, Entry> {
             if meta.is_dir() {
                 folders.push(below.clone());
             }
-            found.insert(below, describe(&entry.path(), &meta));
+            let mut described = describe(&entry.path(), &meta);
+            if fidelity::HARD_LINKS && !meta.is_dir() && meta.nlink() > 1 {
+                inodes
+                    .entry(meta.ino())
+                    .and_modify(|first| *first = below.clone().min(first.clone()))
+                    .or_insert_with(|| below.clone());
+                described.group = Some(meta.ino().to_be_bytes().to_vec());
+            }
+            found.insert(below, described);
         }
     }
+    for group in found.values_mut().filter_map(|entry| entry.group.as_mut()) {
+        let inode = u64::from_be_bytes(group.as_slice().try_into().unwrap());
+        group.clone_from(&inodes[&inode]);
+    }
     found
+}
+
+/// The extended attributes that count.
+fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let counts = |name: &[u8]| match name {
+        name if name.starts_with(b"system.posix_acl_") => fidelity::ACLS,
+        name => fidelity::XATTRS && name.starts_with(b"user."),
+    };
+    let mut names = [0_u8; 1 << 16];
+    let length = llistxattr(path, &mut names).unwrap_or(0);
+    names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| counts(name))
+        .map(|name| {
+            let mut value = [0_u8; 1 << 16];
+            let length = lgetxattr(path, name, &mut value).unwrap_or(0);
+            (name.to_vec(), value[..length].to_vec())
+        })
+        .collect()
 }
 
 fn describe(path: &Path, meta: &Metadata) -> Entry {
@@ -134,5 +190,19 @@ fn describe(path: &Path, meta: &Metadata) -> Entry {
         mtime: (meta.mtime(), meta.mtime_nsec()),
         size: if meta.is_file() { meta.len() } else { 0 },
         link,
+        device: if matches!(kind, "device") {
+            meta.rdev()
+        } else {
+            0
+        },
+        group: None,
+        xattrs: match fidelity::XATTRS || fidelity::ACLS {
+            true => xattrs(path),
+            false => BTreeMap::new(),
+        },
+        allocated: match meta.blocks() * 512 {
+            on_disk if fidelity::HOLES && meta.is_file() && on_disk < meta.len() / 2 => on_disk,
+            _ => 0,
+        },
     }
 }

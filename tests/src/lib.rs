@@ -6,10 +6,11 @@
 //!   Space     folders; as root each on a tmpfs of its own
 //!   Churn     seeded random changes of a tree
 //!   compare   two trees, entry by entry, byte by byte
+//!   Torture   all of it with random faults, as long as wanted
 //! ```
 //!
 //! Everything here panics when something goes wrong: it is only for tests.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![expect(
     clippy::print_stderr,
     clippy::unwrap_used,
@@ -20,8 +21,11 @@ mod binary;
 mod churn;
 mod cluster;
 mod compare;
+mod fidelity;
+mod mapped;
 mod random;
 mod space;
+mod torture;
 mod wait;
 
 pub use binary::cdsync;
@@ -30,4 +34,5 @@ pub use cluster::{Cluster, Said, job_file};
 pub use compare::{assert_equal, differences};
 pub use random::{Random, seed};
 pub use space::{Space, is_root};
+pub use torture::{Tally, Torture};
 pub use wait::wait_until;

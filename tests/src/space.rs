@@ -1,8 +1,9 @@
 //! Folders to work in.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
@@ -68,6 +69,30 @@ impl Space {
         path
     }
 
+    /// Makes a folder on a filesystem of its own of about `mib` MiB: `tmpfs`, or one that `mkfs`
+    /// makes in a file (`ext4`, `xfs`, `btrfs`). Device nodes work in it. Needs root.
+    ///
+    /// # Panics
+    /// When it cannot be made or mounted.
+    pub fn disk(&mut self, name: &str, filesystem: &str, mib: u64) -> PathBuf {
+        let path = self.plain_folder(name);
+        let mut command = Command::new("mount");
+        if filesystem == "tmpfs" {
+            let size = format!("size={mib}m,mode=755");
+            command.args(["-t", "tmpfs", "-o", &size, "cdsync-e2e"]);
+        } else {
+            let image = self.top.path().join(format!("{name}.img"));
+            File::create(&image).unwrap().set_len(mib << 20).unwrap();
+            let quiet = if filesystem == "xfs" { "-f" } else { "-q" };
+            let mkfs = format!("mkfs.{filesystem}");
+            succeed(Command::new(mkfs).arg(quiet).arg(&image));
+            command.args(["-t", filesystem, "-o", "loop"]).arg(image);
+        }
+        succeed(command.arg(&path));
+        self.mounted.push(path.clone());
+        path
+    }
+
     /// Makes a folder on the filesystem of the temporary folder.
     ///
     /// # Panics
@@ -113,4 +138,11 @@ impl Drop for Space {
             }
         }
     }
+}
+
+#[track_caller]
+fn succeed(command: &mut Command) {
+    let output = command.output().expect("the command is there");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
 }

@@ -13,4 +13,5 @@ mod open_files;
 mod places;
 mod restarts;
 mod roots;
+mod torture;
 mod trust;
