@@ -6,6 +6,7 @@
 //!   Space     folders; as root each on a tmpfs of its own
 //!   Churn     seeded random changes of a tree
 //!   compare   two trees, entry by entry, byte by byte
+//!   PowerDisk a disk for redb whose power can be cut
 //!   Torture   all of it with random faults, as long as wanted
 //! ```
 //!
@@ -23,6 +24,7 @@ mod cluster;
 mod compare;
 mod fidelity;
 mod mapped;
+mod power;
 mod random;
 mod space;
 mod torture;
@@ -32,6 +34,7 @@ pub use binary::cdsync;
 pub use churn::{Churn, make_tree};
 pub use cluster::{Cluster, Said, job_file};
 pub use compare::{assert_equal, differences};
+pub use power::{PowerDisk, survivors};
 pub use random::{Random, seed};
 pub use space::{Space, is_root};
 pub use torture::{Tally, Torture};
