@@ -223,6 +223,10 @@ impl World {
 
     fn look_at_readers(&mut self) {
         if let Some(wrong) = self.readers.iter().find_map(Reader::wrong) {
+            self.note("a reader saw it".to_owned());
+            if let Some(name) = wrong.rsplit('/').next().and_then(|s| s.split(':').next()) {
+                self.explain(&[format!("reader whole/{name}")]);
+            }
             self.fail(&format!("a reader saw what must not be: {wrong}"));
         }
     }
