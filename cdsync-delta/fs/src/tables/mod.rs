@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cdsync_core::ledger::tables::{Table, TableError, Tables};
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, StorageBackend, TableDefinition};
+use redb::{Database, StorageBackend, TableDefinition};
 use thiserror::Error;
 
 pub use view::ReadView;
@@ -67,6 +67,19 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    fn not_opened(path: &Path, error: &redb::Error) -> Self {
+        let path = path.to_owned();
+        match error {
+            redb::Error::DatabaseAlreadyOpen => Self::InUse { path },
+            error => Self::Open {
+                path,
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
 impl From<StoreError> for TableError {
     fn from(error: StoreError) -> Self {
         Self::Store(error.to_string())
@@ -103,10 +116,7 @@ impl LedgerStore {
     /// # Errors
     /// [`StoreError::InUse`] and [`StoreError::Open`].
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
-        let failed = |reason: String| StoreError::Open {
-            path: path.to_owned(),
-            reason,
-        };
+        let failed = |error| StoreError::not_opened(path, &error);
         // Made here, because redb would make it readable for everybody.
         let file = std::fs::OpenOptions::new()
             .read(true)
@@ -115,13 +125,8 @@ impl LedgerStore {
             .truncate(false)
             .mode(0o600)
             .open(path)
-            .map_err(|error| failed(error.to_string()))?;
-        let backend = FileBackend::new(file).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
-                path: path.to_owned(),
-            },
-            error => failed(error.to_string()),
-        })?;
+            .map_err(|error| failed(error.into()))?;
+        let backend = FileBackend::new(file).map_err(|error| failed(error.into()))?;
         Self::open_on(path, backend, cache_bytes)
     }
 
@@ -131,15 +136,11 @@ impl LedgerStore {
         backend: impl StorageBackend,
         cache_bytes: usize,
     ) -> Result<Self, StoreError> {
-        let failed = |reason: String| StoreError::Open {
-            path: path.to_owned(),
-            reason,
-        };
-        let mut builder = Database::builder();
-        let database = builder.set_cache_size(cache_bytes);
-        let database = database
+        let failed = |error| StoreError::not_opened(path, &error);
+        let database = Database::builder()
+            .set_cache_size(cache_bytes)
             .create_with_backend(backend)
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(error.into()))?;
         let store = Self {
             database,
             path: path.to_owned(),
@@ -153,7 +154,7 @@ impl LedgerStore {
             }
             Ok(transaction.commit()?)
         };
-        create().map_err(|error| failed(error.to_string()))?;
+        create().map_err(failed)?;
         Ok(store)
     }
 
