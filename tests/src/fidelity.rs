@@ -13,6 +13,7 @@ pub(crate) const HOLES: bool = false;
 /// FIFOs and sockets.
 pub(crate) const SPECIAL_FILES: bool = false;
 
-/// A file of more than one range stays at its name, older or newer, while a target that was killed
-/// fetches it again. Today what is there goes to the trash first.
-pub(crate) const LARGE_FILES_STAY: bool = false;
+/// A name whose file is replaced always shows the old file or the new one. Today it may show none
+/// for a while: when a target applies versions that were replaced at the source meanwhile, and when
+/// one that was killed looks for what it had done.
+pub(crate) const REPLACED_NAMES_STAY: bool = false;

@@ -6,6 +6,7 @@
 //!   Space     folders; as root each on a tmpfs of its own
 //!   Churn     seeded random changes of a tree
 //!   compare   two trees, entry by entry, byte by byte
+//!   Scale     many files: times and memory
 //!   PowerDisk a disk for redb whose power can be cut
 //!   Torture   all of it with random faults, as long as wanted
 //! ```
@@ -26,6 +27,7 @@ mod fidelity;
 mod mapped;
 mod power;
 mod random;
+mod scale;
 mod space;
 mod torture;
 mod wait;
@@ -36,6 +38,7 @@ pub use cluster::{Cluster, Said, job_file};
 pub use compare::{assert_equal, differences};
 pub use power::{PowerDisk, survivors};
 pub use random::{Random, seed};
-pub use space::{Space, is_root};
+pub use scale::{Scale, Shape};
+pub use space::{Space, fill, is_root, unfill};
 pub use torture::{Tally, Torture};
 pub use wait::wait_until;

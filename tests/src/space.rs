@@ -1,6 +1,7 @@
 //! Folders to work in.
 
 use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -138,6 +139,25 @@ impl Drop for Space {
             }
         }
     }
+}
+
+/// Writes to a filesystem until nothing more fits, as `ballast` in this folder of it.
+///
+/// # Panics
+/// When the file cannot be made.
+pub fn fill(folder: &Path) {
+    let mut ballast = File::create(folder.join("ballast")).unwrap();
+    let free = rustix::fs::statvfs(folder).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+    let flags = rustix::fs::FallocateFlags::empty();
+    let _ = rustix::fs::fallocate(&ballast, flags, 0, free.saturating_sub(1 << 20).max(1));
+    let _ = ballast.seek(SeekFrom::End(0));
+    while ballast.write_all(&[0; 65_536]).is_ok() {}
+    while ballast.write_all(&[0; 512]).is_ok() {}
+}
+
+/// Removes what [`fill`] wrote.
+pub fn unfill(folder: &Path) {
+    let _ = fs::remove_file(folder.join("ballast"));
 }
 
 #[track_caller]

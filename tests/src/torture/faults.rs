@@ -1,14 +1,14 @@
 //! What goes wrong, and how it is put right again.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount_remount};
 
-use super::World;
+use super::{TARGETS, World};
+use crate::space::{fill, unfill};
 use crate::wait::wait_until;
 
 /// How long a fault lasts at most.
@@ -65,15 +65,10 @@ pub(super) struct Active {
 impl World {
     /// Begins a random fault, where there is none yet.
     pub(super) fn begin_fault(&mut self) {
-        let processes = [
-            "master",
-            super::SOURCE,
-            super::TARGETS[0],
-            super::TARGETS[1],
-        ];
+        let processes = ["master", super::SOURCE, TARGETS[0], TARGETS[1]];
         let name = *self.random.pick(&processes);
         let agent = *self.random.pick(&processes[1..]);
-        let target = *self.random.pick(&super::TARGETS);
+        let target = *self.random.pick(&TARGETS);
         let fault = match self.random.below(if self.has_disks { 24 } else { 14 }) {
             0..=8 => Fault::Kill(name),
             9..=11 => Fault::Freeze(name),
@@ -135,8 +130,8 @@ impl World {
             Fault::Kill(name) | Fault::Stop(name) => self.cluster.spawn(name),
             Fault::Freeze(name) => self.cluster.freeze(name, false),
             Fault::Cut(name) => nft(&["delete", "table", "ip", &table(name)]),
-            Fault::FullDisk(name) => empty(&self.disk(name).mount),
-            Fault::FullLedger(name) => empty(self.cluster.data(name)),
+            Fault::FullDisk(name) => unfill(&self.disk(name).mount),
+            Fault::FullLedger(name) => unfill(self.cluster.data(name)),
             Fault::ReadOnly(name) => {
                 mount_remount(&self.disk(name).mount, MountFlags::empty(), c"").unwrap();
             }
@@ -246,12 +241,7 @@ impl World {
 
     /// Lets all processes that should run go on running.
     pub(super) fn revive(&mut self) {
-        for name in [
-            "master",
-            super::SOURCE,
-            super::TARGETS[0],
-            super::TARGETS[1],
-        ] {
+        for name in ["master", super::SOURCE, TARGETS[0], TARGETS[1]] {
             let held = self.active.iter().any(|active| {
                 active.fault.place() == format!("process {name}")
                     && matches!(active.fault, Fault::Kill(_) | Fault::Stop(_))
@@ -279,7 +269,7 @@ impl World {
         wait_until(minute, "the master answers", || {
             self.cluster.cdsync(["status"]).code == 0
         });
-        for name in [super::SOURCE, super::TARGETS[0], super::TARGETS[1]] {
+        for name in [super::SOURCE, TARGETS[0], TARGETS[1]] {
             wait_until(minute, &format!("{name} is connected"), || {
                 self.cluster.server_state(name).as_deref() == Some("connected")
             });
@@ -308,21 +298,6 @@ fn away(mount: &Path) -> PathBuf {
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let listed = fs::read_dir(folder).into_iter().flatten().flatten();
     listed.map(|entry| entry.path()).collect()
-}
-
-/// Writes until nothing more fits.
-fn fill(folder: &Path) {
-    let mut ballast = File::create(folder.join("ballast")).unwrap();
-    let free = rustix::fs::statvfs(folder).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-    let flags = rustix::fs::FallocateFlags::empty();
-    let _ = rustix::fs::fallocate(&ballast, flags, 0, free.saturating_sub(1 << 20).max(1));
-    let _ = std::io::Seek::seek(&mut ballast, std::io::SeekFrom::End(0));
-    while ballast.write_all(&[0; 65_536]).is_ok() {}
-    while ballast.write_all(&[0; 512]).is_ok() {}
-}
-
-fn empty(folder: &Path) {
-    let _ = fs::remove_file(folder.join("ballast"));
 }
 
 #[track_caller]

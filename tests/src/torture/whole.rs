@@ -12,13 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::fidelity::LARGE_FILES_STAY;
+use crate::fidelity::REPLACED_NAMES_STAY;
 use crate::random::Random;
 
 /// How many files.
 const FILES: u64 = 8;
-/// The first ones have versions of more than one range (256 KiB).
-const LARGE: u64 = 2;
 
 /// Replaces the files at the source, one at a time, by writing beside and renaming over.
 #[derive(Debug)]
@@ -166,10 +164,8 @@ fn read(shared: &Shared, folder: &Path, number: u64, last: &mut u64) -> Result<(
     let before = shared.absences.load(Ordering::SeqCst);
     let bytes = fs::read(folder.join(format!("w{number}")));
     let after = shared.absences.load(Ordering::SeqCst);
-    let may_be_absent = before != after
-        || !before.is_multiple_of(2)
-        || *last == 0
-        || (number < LARGE && !LARGE_FILES_STAY);
+    let may_be_absent =
+        before != after || !before.is_multiple_of(2) || *last == 0 || !REPLACED_NAMES_STAY;
     let bytes = match bytes {
         Ok(bytes) => bytes,
         Err(_) if may_be_absent => return Ok(()),
