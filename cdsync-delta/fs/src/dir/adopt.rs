@@ -57,10 +57,9 @@ impl Dir {
         if found.link_count != 1 {
             return Ok(false);
         }
-        let there = match self.look(name, LookWants::default()) {
-            Ok(Some(there)) => there,
-            // It is being changed by others.
-            Ok(None) | Err(_) => return Ok(false),
+        // Else it is being changed by others.
+        let Ok(Some(there)) = self.look(name, LookWants::default()) else {
+            return Ok(false);
         };
         let after = observe_fd(fd, LookWants::default())?;
         Ok(there.fingerprint == found.fingerprint && after == *found)
