@@ -13,6 +13,8 @@
 #![deny(unsafe_code)]
 
 pub mod apply;
+#[cfg(test)]
+mod confinement;
 pub mod dir;
 mod error;
 pub mod read;
