@@ -35,13 +35,32 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), CertificateError> {
 /// one or the new one. Its folder is made if missing. Blocks.
 ///
 /// # Errors
-/// What the system said; retryable.
+/// What the system said; retryable. The file is then the old one, or the new one.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_in_steps(path, bytes, &mut |_| Ok(()))
+}
+
+/// What [`write_private`] has done when it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Made,
+    Written,
+    Synced,
+    Renamed,
+    Durable,
+}
+
+/// Tells after each step; what `after` returns ends it there, as a crash would.
+fn write_in_steps(
+    path: &Path,
+    bytes: &[u8],
+    after: &mut dyn FnMut(Step) -> io::Result<()>,
+) -> io::Result<()> {
     let parent = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
+    make_folder(parent)?;
     let staged = path.with_extension("new");
     match fs::remove_file(&staged) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -53,8 +72,81 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&staged)?;
+    after(Step::Made)?;
     file.write_all(bytes)?;
+    after(Step::Written)?;
     file.sync_all()?;
+    after(Step::Synced)?;
     fs::rename(&staged, path)?;
-    File::open(parent)?.sync_all()
+    after(Step::Renamed)?;
+    File::open(parent)?.sync_all()?;
+    after(Step::Durable)
+}
+
+/// Makes a folder and those above it. Each is durable in the one above: a file in it would be lost
+/// with it.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
+        make_folder(above)?;
+    }
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    let above = folder.parent().filter(|p| !p.as_os_str().is_empty());
+    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEPS: [Step; 5] = [
+        Step::Made,
+        Step::Written,
+        Step::Synced,
+        Step::Renamed,
+        Step::Durable,
+    ];
+
+    /// Proves that what is written is synced before it gets its name, and the name after that, and
+    /// that a crash after any of these steps leaves the old file or the new one, whole, and nothing
+    /// that is in the way of the next write.
+    #[test]
+    fn a_crash_at_any_step_leaves_one_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/orders");
+        for before in [None, Some(&b"the old one"[..])] {
+            for (number, last) in STEPS.into_iter().enumerate() {
+                let _ = fs::remove_file(&path);
+                if let Some(before) = before {
+                    write_private(&path, before).unwrap();
+                }
+                let mut done = Vec::new();
+                let crashed = write_in_steps(&path, b"the new one", &mut |step| {
+                    done.push(step);
+                    match step == last {
+                        true => Err(io::ErrorKind::Interrupted.into()),
+                        false => Ok(()),
+                    }
+                });
+                assert!(crashed.is_err());
+                assert_eq!(done, STEPS[..=number]);
+                let renamed = done.contains(&Step::Renamed);
+                let expected = if renamed {
+                    Some(&b"the new one"[..])
+                } else {
+                    before
+                };
+                assert_eq!(fs::read(&path).ok().as_deref(), expected);
+                write_private(&path, b"the next one").unwrap();
+                assert_eq!(fs::read(&path).unwrap(), b"the next one");
+                let names = fs::read_dir(path.parent().unwrap()).unwrap().count();
+                assert_eq!(names, 1, "something is left beside it");
+            }
+        }
+    }
 }

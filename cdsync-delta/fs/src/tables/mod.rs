@@ -8,6 +8,8 @@
 mod power;
 mod run;
 #[cfg(test)]
+mod size;
+#[cfg(test)]
 mod tests;
 mod view;
 
