@@ -169,6 +169,10 @@ pub trait SendHalf: Send + Debug {
         })
     }
 
+    /// How many bytes of this stream have left this side so far, as far as it can tell. Who waits in
+    /// [`SendHalf::send`] sees by it whether the receiver takes anything.
+    fn taken_bytes(&self) -> u64;
+
     /// Says that nothing follows; what was sent is still delivered.
     ///
     /// # Errors

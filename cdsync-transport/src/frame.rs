@@ -2,9 +2,15 @@
 //!
 //! The kinds are the caller's. A length beyond the reader's maximum is refused before anything is
 //! allocated for it; memory is taken as bytes come in, not as lengths are announced.
+//!
+//! Both directions are measured by progress: a peer that takes or brings less than
+//! [`PACE_BYTES`] of a frame in a [`PATIENCE`] is given up, however large the frame is.
+
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::connection::{RecvHalf, SendHalf};
 use crate::error::{CloseCode, Fault, RecvError, Retry, SendError};
@@ -26,6 +32,13 @@ const RECV_SLOTS: usize = 32;
 /// Smaller ones get their own: a small payload that is kept must not hold a large buffer.
 const SHARED_BUFFER_BYTES: usize = 16 * 1024;
 
+/// How long a peer may take for [`PACE_BYTES`] of a frame, by default.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a peer must take or bring of a frame within a [`PATIENCE`], or else the rest of it: 273 bytes a
+/// second, which no link that anybody uses is below.
+pub const PACE_BYTES: u64 = 16 * 1024;
+
 /// Why a frame could not be read or written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -46,6 +59,20 @@ pub enum FrameError {
         /// How many bytes are missing at least.
         missing: usize,
     },
+    /// The peer takes, or brings, less of a frame than it must.
+    #[error("the peer moved {moved} bytes of a frame in {within:?}, which is too slow")]
+    Stalled {
+        /// How many.
+        moved: u64,
+        /// In which time.
+        within: Duration,
+    },
+    /// The peer brings nothing at all.
+    #[error("the peer said nothing for {after:?}")]
+    Silent {
+        /// How long.
+        after: Duration,
+    },
     /// Receiving failed.
     #[error(transparent)]
     Recv(#[from] RecvError),
@@ -60,7 +87,7 @@ impl FrameError {
     pub const fn retry(&self) -> Retry {
         match self {
             Self::TooLarge { .. } => Retry::Never,
-            Self::Truncated { .. } => Retry::Backoff,
+            Self::Truncated { .. } | Self::Stalled { .. } | Self::Silent { .. } => Retry::Backoff,
             Self::Recv(e) => e.retry(),
             Self::Send(e) => e.retry(),
         }
@@ -70,7 +97,8 @@ impl FrameError {
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::TooLarge { .. } | Self::Truncated { .. } => Fault::Peer,
+            Self::TooLarge { .. } | Self::Truncated { .. } | Self::Stalled { .. } => Fault::Peer,
+            Self::Silent { .. } => Fault::Network,
             Self::Recv(e) => e.fault(),
             Self::Send(e) => e.fault(),
         }
@@ -91,6 +119,7 @@ pub struct Frame {
 pub struct FrameWriter {
     half: Box<dyn SendHalf>,
     max_payload_bytes: usize,
+    patience: Duration,
     /// What is still to be sent of frames that were begun.
     pending: Vec<Bytes>,
 }
@@ -102,8 +131,16 @@ impl FrameWriter {
         Self {
             half,
             max_payload_bytes: MAX_FRAME_PAYLOAD_BYTES,
+            patience: PATIENCE,
             pending: Vec::new(),
         }
+    }
+
+    /// Sets how long the peer may take for [`PACE_BYTES`]; default [`PATIENCE`].
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Sets the maximum payload in bytes; default [`MAX_FRAME_PAYLOAD_BYTES`], at most `u32::MAX`.
@@ -118,8 +155,8 @@ impl FrameWriter {
     /// shared.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`] (nothing was written, the stream is still good), or
-    /// [`FrameError::Send`].
+    /// [`FrameError::TooLarge`] (nothing was written, the stream is still good),
+    /// [`FrameError::Stalled`] or [`FrameError::Send`].
     ///
     /// # Cancel safety
     /// Safe in this sense: once polled, the frame is in the writer and goes out whole, its rest
@@ -132,14 +169,24 @@ impl FrameWriter {
     /// Sends what an abandoned [`FrameWriter::write`] left.
     ///
     /// # Errors
-    /// [`FrameError::Send`].
+    /// [`FrameError::Stalled`] or [`FrameError::Send`].
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn flush(&mut self) -> Result<(), FrameError> {
-        if !self.pending.is_empty() {
-            self.half.send(&mut self.pending).await?;
-            self.pending.clear();
+        while !self.pending.is_empty() {
+            let before = self.half.taken_bytes();
+            let sending = timeout(self.patience, self.half.send(&mut self.pending));
+            if let Ok(sent) = sending.await {
+                sent?;
+                self.pending.clear();
+                break;
+            }
+            let moved = self.half.taken_bytes() - before;
+            if moved < PACE_BYTES {
+                let within = self.patience;
+                return Err(FrameError::Stalled { moved, within });
+            }
         }
         Ok(())
     }
@@ -199,6 +246,16 @@ pub struct FrameReader {
     body: BytesMut,
     /// Backs large payloads, see [`SHARED_BUFFER_BYTES`].
     shared: BytesMut,
+    patience: Duration,
+    /// Since when how much came of the frame that was begun.
+    pace: Option<Pace>,
+    heard: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    since: Instant,
+    moved: u64,
 }
 
 impl FrameReader {
@@ -214,7 +271,24 @@ impl FrameReader {
             header_len: 0,
             body: BytesMut::new(),
             shared: BytesMut::new(),
+            patience: PATIENCE,
+            pace: None,
+            heard: Instant::now(),
         }
+    }
+
+    /// Sets how long the peer may take for [`PACE_BYTES`] of a frame that it has begun; default
+    /// [`PATIENCE`]. How long it may take to begin one is the caller's.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// When something came last, be it a part of a frame; at first, when this was made.
+    #[must_use]
+    pub fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// Sets the maximum payload in bytes; default [`MAX_FRAME_PAYLOAD_BYTES`]. Worst-case memory of
@@ -229,16 +303,21 @@ impl FrameReader {
     ///
     /// # Errors
     /// [`FrameError::TooLarge`] (also at every further call), [`FrameError::Truncated`],
-    /// [`FrameError::Recv`].
+    /// [`FrameError::Stalled`], [`FrameError::Recv`].
     ///
     /// # Cancel safety
     /// Safe: what was received stays in the reader.
     pub async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        // While nobody waited here, nobody measured.
+        self.pace = self
+            .pace
+            .filter(|pace| pace.since.elapsed() < self.patience);
         loop {
             if let Some(frame) = self.take_ready()? {
+                self.pace = None;
                 return Ok(Some(frame));
             }
-            match self.half.recv_many(&mut self.slots).await? {
+            match self.receive().await? {
                 Some(filled) => self.ready = 0..filled,
                 None if self.header_len == 0 => return Ok(None),
                 None => {
@@ -248,6 +327,62 @@ impl FrameReader {
                 }
             }
         }
+    }
+
+    /// As [`FrameReader::next`], but from a peer that is given up when nothing comes for `silence`;
+    /// a frame that comes slowly is not silence.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`], and [`FrameError::Silent`].
+    ///
+    /// # Cancel safety
+    /// Safe: what was received stays in the reader.
+    pub async fn next_within(&mut self, silence: Duration) -> Result<Option<Frame>, FrameError> {
+        let mut heard = Instant::now();
+        loop {
+            if let Ok(frame) = timeout_at(heard + silence, self.next()).await {
+                return frame;
+            }
+            if self.heard <= heard {
+                return Err(FrameError::Silent { after: silence });
+            }
+            heard = self.heard;
+        }
+    }
+
+    /// The next pieces; those of a frame that was begun must come at a pace.
+    async fn receive(&mut self) -> Result<Option<usize>, FrameError> {
+        if self.header_len == 0 {
+            let filled = self.half.recv_many(&mut self.slots).await?;
+            self.heard = Instant::now();
+            return Ok(filled);
+        }
+        let fresh = Pace {
+            since: Instant::now(),
+            moved: 0,
+        };
+        let pace = self.pace.get_or_insert(fresh);
+        let receiving = timeout_at(
+            pace.since + self.patience,
+            self.half.recv_many(&mut self.slots),
+        );
+        let received = receiving.await.ok().transpose()?;
+        let now = Instant::now();
+        if let Some(Some(filled)) = received {
+            self.heard = now;
+            pace.moved += self.slots[..filled]
+                .iter()
+                .map(|s| s.len() as u64)
+                .sum::<u64>();
+        }
+        if now >= pace.since + self.patience {
+            let (moved, within) = (pace.moved, self.patience);
+            if moved < PACE_BYTES && received.is_none_or(|filled| filled.is_some()) {
+                return Err(FrameError::Stalled { moved, within });
+            }
+            self.pace = None;
+        }
+        Ok(received.unwrap_or(Some(0)))
     }
 
     /// Tells the sender to stop.
@@ -381,6 +516,10 @@ mod tests {
             Box::pin(std::future::ready(Ok(())))
         }
 
+        fn taken_bytes(&self) -> u64 {
+            self.0.lock().unwrap().len() as u64
+        }
+
         fn finish(&mut self) -> Result<(), SendError> {
             Ok(())
         }
@@ -390,6 +529,7 @@ mod tests {
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread()
+            .enable_time()
             .build()
             .unwrap()
             .block_on(future)

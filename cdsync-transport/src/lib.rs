@@ -72,6 +72,7 @@ pub use error::{
 };
 pub use frame::{
     FRAME_HEADER_BYTES, Frame, FrameError, FrameReader, FrameWriter, MAX_FRAME_PAYLOAD_BYTES,
+    PACE_BYTES, PATIENCE,
 };
 pub use identity::{
     CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,

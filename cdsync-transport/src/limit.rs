@@ -1,56 +1,82 @@
-//! How many connections one peer may have.
+//! How many places one peer may have, of something that all peers share.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cdsync_core::ids::ServerId;
 
-/// Counts the connections of each peer against one bound, so that a proven peer cannot take all the
-/// places that others need.
+/// Counts the places of each peer (connections, lanes, handshakes) against one bound, so that none
+/// can take all the places that others need, and all of them together against another. Peers are
+/// told apart by their proven id, or by their address before they have proven anything.
 #[derive(Debug, Clone)]
-pub struct PeerLimit {
+pub struct PeerLimit<K: Ord = ServerId> {
     most: usize,
-    taken: Arc<Mutex<BTreeMap<ServerId, usize>>>,
+    in_all: usize,
+    taken: Arc<Mutex<Taken<K>>>,
+}
+
+#[derive(Debug)]
+struct Taken<K> {
+    by_peer: BTreeMap<K, usize>,
+    in_all: usize,
 }
 
 /// One peer's place; given back when dropped.
 #[derive(Debug)]
-pub struct PeerPlace {
-    peer: ServerId,
-    taken: Arc<Mutex<BTreeMap<ServerId, usize>>>,
+pub struct PeerPlace<K: Ord = ServerId> {
+    peer: K,
+    taken: Arc<Mutex<Taken<K>>>,
 }
 
-impl PeerLimit {
-    /// At most `most` connections of one peer.
+fn lock<K>(taken: &Mutex<Taken<K>>) -> MutexGuard<'_, Taken<K>> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Ord + Copy> PeerLimit<K> {
+    /// At most `most` places for one peer.
     #[must_use]
     pub fn new(most: usize) -> Self {
+        Self::with_total(most, usize::MAX)
+    }
+
+    /// At most `most` places for one peer, and `in_all` for all of them together.
+    #[must_use]
+    pub fn with_total(most: usize, in_all: usize) -> Self {
+        let taken = Taken {
+            by_peer: BTreeMap::new(),
+            in_all: 0,
+        };
         Self {
             most,
-            taken: Arc::default(),
+            in_all,
+            taken: Arc::new(Mutex::new(taken)),
         }
     }
 
-    /// A place for one more connection of this peer; `None` when it has as many as it may.
+    /// One more place for this peer; `None` when it, or all together, have as many as they may.
     #[must_use]
-    pub fn take(&self, peer: ServerId) -> Option<PeerPlace> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(peer).or_default();
-        if *count >= self.most {
+    pub fn take(&self, peer: K) -> Option<PeerPlace<K>> {
+        let mut taken = lock(&self.taken);
+        let count = taken.by_peer.get(&peer).copied().unwrap_or_default();
+        if count >= self.most || taken.in_all >= self.in_all {
             return None;
         }
-        *count += 1;
+        taken.by_peer.insert(peer, count + 1);
+        taken.in_all += 1;
         let taken = Arc::clone(&self.taken);
         Some(PeerPlace { peer, taken })
     }
 }
 
-impl Drop for PeerPlace {
+impl<K: Ord> Drop for PeerPlace<K> {
     fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.peer) {
+        let mut taken = lock(&self.taken);
+        taken.in_all -= 1;
+        if let Some(count) = taken.by_peer.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.peer);
+                taken.by_peer.remove(&self.peer);
             }
         }
     }
@@ -70,6 +96,16 @@ mod tests {
         assert!(limit.take(ServerId(2)).is_some());
         drop(places);
         assert!(limit.take(ServerId(1)).is_some());
-        assert!(limit.taken.lock().unwrap().is_empty(), "nothing is kept");
+        assert!(lock(&limit.taken).by_peer.is_empty(), "nothing is kept");
+    }
+
+    /// Proves that many peers together take no more than there is for all.
+    #[test]
+    fn all_peers_together_are_bounded() {
+        let limit = PeerLimit::with_total(2, 3);
+        let mut places: Vec<_> = [1, 1, 2].map(|peer| limit.take(peer).unwrap()).into();
+        assert!(limit.take(3).is_none());
+        places.pop();
+        assert!(limit.take(3).is_some());
     }
 }

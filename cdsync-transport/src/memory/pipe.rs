@@ -14,6 +14,7 @@ use crate::error::{CloseCode, RecvError, SendError};
 struct PipeState {
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
+    taken_bytes: u64,
     finished: bool,
     reset: Option<CloseCode>,
     stopped: Option<CloseCode>,
@@ -34,6 +35,7 @@ impl Pipe {
         let state = PipeState {
             queue: VecDeque::new(),
             queued_bytes: 0,
+            taken_bytes: 0,
             finished: false,
             reset: None,
             stopped: None,
@@ -67,6 +69,7 @@ impl Pipe {
             }
             let piece = part.split_to(room.min(part.len()));
             state.queued_bytes += piece.len();
+            state.taken_bytes += piece.len() as u64;
             state.queue.push_back(piece);
             if !part.is_empty() {
                 self.readable.notify_one();
@@ -193,6 +196,10 @@ impl SendHalf for MemorySend {
                 }
             }
         })
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        self.pipe.lock().taken_bytes
     }
 
     fn finish(&mut self) -> Result<(), SendError> {

@@ -1,5 +1,6 @@
 //! Taking connections: each handshake in a task of its own, few at once, none for long.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::tls::accepted_peer;
 use crate::connection::Connection;
 use crate::error::CloseCode;
 use crate::identity::CaFingerprint;
+use crate::limit::{PeerLimit, PeerPlace};
 use crate::peer::Role;
 
 /// Connections ready to be taken by the caller; more wait with their handshake's permit.
@@ -24,7 +26,8 @@ pub(super) const READY: usize = 64;
 struct Gate {
     config: QuicConfig,
     ca: CaFingerprint,
-    joins: Arc<Semaphore>,
+    /// By address: nobody is proven yet.
+    joins: PeerLimit<IpAddr>,
     ready: mpsc::Sender<Arc<dyn Connection>>,
 }
 
@@ -37,7 +40,8 @@ pub(super) async fn run(
 ) {
     let pending_max = config.max_pending_handshakes;
     let pending = Arc::new(Semaphore::new(pending_max));
-    let joins = Arc::new(Semaphore::new(config.max_joins));
+    let addresses = PeerLimit::new(QuicConfig::address_share(pending_max));
+    let joins = PeerLimit::with_total(QuicConfig::join_share(config.max_joins), config.max_joins);
     let gate = Arc::new(Gate {
         config,
         ca,
@@ -50,14 +54,19 @@ pub(super) async fn run(
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
                 let crowded = pending.available_permits() <= pending_max / 2;
-                if crowded && !incoming.remote_address_validated() {
+                let place = addresses.take(incoming.remote_address().ip());
+                if (crowded || place.is_none()) && !incoming.remote_address_validated() {
                     // A forged address never answers this; nothing is kept meanwhile. It fails only
                     // for an address that is validated.
                     let _ = incoming.retry();
-                } else if let Ok(permit) = Arc::clone(&pending).try_acquire_owned() {
-                    tasks.spawn(Arc::clone(&gate).handshake(incoming, permit));
-                } else {
-                    incoming.refuse();
+                    continue;
+                }
+                match (place, Arc::clone(&pending).try_acquire_owned()) {
+                    (Some(place), Ok(permit)) => {
+                        let pending = Pending { _permit: permit, _place: place };
+                        tasks.spawn(Arc::clone(&gate).handshake(incoming, pending));
+                    }
+                    _ => incoming.refuse(),
                 }
             }
             Some(_) = tasks.join_next() => {}
@@ -65,9 +74,15 @@ pub(super) async fn run(
     }
 }
 
+/// Counts a handshake under way, among all and among those of its address.
+struct Pending {
+    _permit: OwnedSemaphorePermit,
+    _place: PeerPlace<IpAddr>,
+}
+
 impl Gate {
     /// Does one handshake, hands the connection over, and stays with it while it is unproven.
-    async fn handshake(self: Arc<Self>, incoming: Incoming, permit: OwnedSemaphorePermit) {
+    async fn handshake(self: Arc<Self>, incoming: Incoming, pending: Pending) {
         let addr = incoming.remote_address();
         let deadline = self.config.handshake_deadline;
         let Ok(connecting) = incoming.accept() else {
@@ -85,9 +100,9 @@ impl Gate {
             }
         };
         match accepted_peer(&connection, self.ca) {
-            Ok(peer) if peer.role == Role::Joining => self.take_joining(connection, permit).await,
+            Ok(peer) if peer.role == Role::Joining => self.take_joining(connection, pending).await,
             Ok(peer) => {
-                connection.set_receive_window(self.config.member_window());
+                connection.set_receive_window(self.config.accepted_window_bytes());
                 connection.set_max_concurrent_bi_streams(QuicConfig::member_streams());
                 let taken = QuicConnection::new(connection.clone(), peer, None, None);
                 self.hand_over(connection, Arc::new(taken)).await;
@@ -102,8 +117,8 @@ impl Gate {
         }
     }
 
-    async fn take_joining(&self, connection: quinn::Connection, pending: OwnedSemaphorePermit) {
-        let Ok(_join) = Arc::clone(&self.joins).try_acquire_owned() else {
+    async fn take_joining(&self, connection: quinn::Connection, pending: Pending) {
+        let Some(_join) = self.joins.take(connection.remote_address().ip()) else {
             connection.close(code(CloseCode::BUSY), b"too many servers are joining");
             return;
         };

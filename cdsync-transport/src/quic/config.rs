@@ -33,6 +33,24 @@ pub(super) const MAX_RECEIVED_BYTES: u16 = 9_000;
 /// Streams that a member may have open at once.
 const MAX_STREAMS: u32 = 256;
 
+/// One peer may have this part of all lanes.
+const PEER_SHARE: usize = 4;
+
+/// One address may have this part of the handshakes under way: silent sockets of one host must not
+/// keep those of all others from being made.
+const ADDRESS_SHARE: usize = 4;
+
+/// How many lanes there may be where so many descriptors may be open.
+fn lanes_of(descriptors: u64) -> usize {
+    usize::try_from(descriptors / 2).map_or(16_384, |half| half.clamp(64, 16_384))
+}
+
+/// How many descriptors this process may have.
+fn descriptors() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.unwrap_or(u64::MAX)
+}
+
 /// Before a peer has proven who it is, it may send this much and open no stream. It bounds what
 /// strangers can make an endpoint hold, and is all that a joining server ever needs.
 pub(super) const UNPROVEN_WINDOW_BYTES: u32 = 64 * 1024;
@@ -67,6 +85,8 @@ pub struct QuicConfig {
     pub(super) accept_joins: bool,
     pub(super) join_deadline: Duration,
     pub(super) max_joins: usize,
+    accepted_window_bytes: Option<u32>,
+    pub(crate) max_lanes: usize,
 }
 
 impl Default for QuicConfig {
@@ -84,6 +104,8 @@ impl Default for QuicConfig {
             accept_joins: false,
             join_deadline: Duration::from_secs(10),
             max_joins: 64,
+            accepted_window_bytes: None,
+            max_lanes: lanes_of(descriptors()),
         }
     }
 }
@@ -174,6 +196,47 @@ impl QuicConfig {
     pub fn join_deadline(mut self, deadline: Duration) -> Self {
         self.join_deadline = deadline.clamp(Duration::from_millis(100), Duration::from_secs(60));
         self
+    }
+
+    /// Sets what all streams of an *accepted* connection together may have received and not yet
+    /// read. Bytes; default the same as for dialled ones; 64 KiB to 1 GiB. Who serves and is only
+    /// sent requests does well with little: it is what each connection of an evil peer can make
+    /// this side hold.
+    #[must_use]
+    pub fn accepted_window(mut self, bytes: u32) -> Self {
+        self.accepted_window_bytes = Some(bytes.clamp(64 << 10, 1 << 30));
+        self
+    }
+
+    /// Sets how many TCP connections peers may have here in all; one of them has a quarter of that
+    /// at most. Default: half of the descriptors that this process may have when this is made, 64
+    /// to 16,384; 8 to 1,048,576. Worst-case memory: some 30 KiB each, and the kernel's buffers.
+    #[must_use]
+    pub fn max_lanes(mut self, count: usize) -> Self {
+        self.max_lanes = count.clamp(8, 1 << 20);
+        self
+    }
+
+    /// How many of the lanes one peer may have.
+    pub(crate) fn peer_lanes(&self) -> usize {
+        (self.max_lanes / PEER_SHARE).max(2)
+    }
+
+    /// How many joins of `in_all` may be of one address: many servers may sit behind one.
+    pub(super) fn join_share(in_all: usize) -> usize {
+        in_all.div_ceil(2)
+    }
+
+    /// How many handshakes under way of `in_all` may be of one address.
+    pub(crate) fn address_share(in_all: usize) -> usize {
+        (in_all / ADDRESS_SHARE).max(1)
+    }
+
+    pub(super) fn accepted_window_bytes(&self) -> VarInt {
+        VarInt::from_u32(
+            self.accepted_window_bytes
+                .unwrap_or(self.connection_window_bytes),
+        )
     }
 
     pub(super) fn socket_buffer_bytes(&self) -> usize {

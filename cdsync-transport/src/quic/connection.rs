@@ -71,6 +71,7 @@ impl QuicConnection {
     fn wrap(&self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Stream {
         let send = QuicSend {
             stream: send,
+            taken_bytes: 0,
             ended: false,
         };
         let recv = QuicRecv {
@@ -142,6 +143,7 @@ impl Connection for QuicConnection {
 #[derive(Debug)]
 struct QuicSend {
     stream: quinn::SendStream,
+    taken_bytes: u64,
     ended: bool,
 }
 
@@ -151,10 +153,15 @@ impl SendHalf for QuicSend {
             let mut rest = parts;
             while !rest.is_empty() {
                 let written = self.stream.write_chunks(rest).await.map_err(send_error)?;
+                self.taken_bytes += written.bytes as u64;
                 rest = &mut rest[written.chunks..];
             }
             Ok(())
         })
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
     }
 
     fn finish(&mut self) -> Result<(), SendError> {

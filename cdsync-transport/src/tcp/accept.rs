@@ -21,13 +21,10 @@ use crate::connection::Connection;
 use crate::error::CloseCode;
 use crate::identity::verify::identity_of;
 use crate::peer::PeerIdentity;
+use crate::quic::QuicConfig;
 
 /// Connections ready to be taken by the caller; more wait with their handshake's permit.
 pub(super) const READY: usize = 64;
-
-/// One address may have this part of the handshakes under way: silent sockets of one host must not
-/// keep the lanes of all others from being made.
-const ADDRESS_SHARE: usize = 4;
 
 /// After the system gave no connection (too many open files, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -114,7 +111,7 @@ pub(super) struct Gate {
 /// Runs until aborted.
 pub(super) async fn run(listener: TcpListener, gate: Arc<Gate>) {
     let most = gate.local.config.max_pending_handshakes;
-    let share = (most / ADDRESS_SHARE).max(1);
+    let share = QuicConfig::address_share(most);
     // Which address each handshake under way is from: few enough to be counted one by one.
     let mut pending: HashMap<Id, IpAddr> = HashMap::new();
     let mut tasks = JoinSet::new();
@@ -173,8 +170,10 @@ impl Gate {
         let leaf = secured.leaf.as_ref().ok_or("no certificate")?;
         let ca = self.local.node().ca_fingerprint();
         let peer = identity_of(leaf, ca).map_err(|e| e.to_string())?;
+        let place = self.local.lanes.take(peer.server);
+        let place = place.ok_or("the peer has too many connections here, or all peers have")?;
         let traffic = Arc::new(Traffic::default());
-        let lane = Lane::new(secured, Arc::clone(&traffic), None);
+        let lane = Lane::new(secured, Arc::clone(&traffic), Some(place), None);
         let (kind, body) = lane.message().await.map_err(|e| e.to_string())?;
         let hello = (kind == kind::HELLO && body.len() == HELLO_BYTES)
             .then(|| body.split_first_chunk::<16>())
@@ -196,7 +195,7 @@ impl Gate {
         let Some(alive) = self.connections.alive() else {
             return;
         };
-        let (link, offered) = Link::new(id, peer, addr, None, traffic);
+        let (link, offered) = Link::new(id, peer, addr, None, traffic, &self.local.config);
         if !self.connections.enter(&link) {
             tracing::debug!(%addr, %peer, "a connection's number is taken");
             return;

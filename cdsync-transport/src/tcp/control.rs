@@ -126,13 +126,19 @@ fn bring_lane(link: &Arc<Link>) -> Result<(), LaneError> {
     let Ok(permit) = Arc::clone(&link.lanes).try_acquire_owned() else {
         return Err(LaneError::Protocol("too many lanes are wanted"));
     };
+    let Some(place) = dialler.local.lanes.take(link.peer.server) else {
+        return Err(LaneError::Protocol(
+            "too many lanes are wanted on all connections",
+        ));
+    };
+    let brought = (place, permit);
     let (link, dialler) = (Arc::clone(link), dialler.clone());
     link.clone().spawn(async move {
         let mut ending = link.ending();
         tokio::select! {
             biased;
             _ = over(&mut ending) => {}
-            lane = dialler.lane(&link, Purpose::Reverse, Some(permit)) => match lane {
+            lane = dialler.lane(&link, Purpose::Reverse, Some(brought)) => match lane {
                 Ok(lane) => link.await_stream(lane),
                 Err(detail) => link.fail(CloseReason::Protocol { detail }),
             }

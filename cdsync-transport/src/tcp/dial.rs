@@ -20,6 +20,7 @@ use super::{ALPN_TCP, Purpose, control};
 use crate::error::{CloseReason, ConnectError, peer_text};
 use crate::identity::NodeIdentity;
 use crate::identity::verify;
+use crate::limit::{PeerLimit, PeerPlace};
 use crate::peer::{IdentityError, PeerExpectation, PeerIdentity};
 use crate::quic::QuicConfig;
 use crate::resolve::{head_start, resolve};
@@ -30,13 +31,17 @@ use crate::tls::{self, Verdict};
 pub(super) struct Local {
     node: RwLock<NodeIdentity>,
     pub(super) config: QuicConfig,
+    /// Lanes that peers brought, or made this side bring.
+    pub(super) lanes: PeerLimit,
 }
 
 impl Local {
     pub(super) fn new(node: NodeIdentity, config: QuicConfig) -> Self {
+        let lanes = PeerLimit::with_total(config.peer_lanes(), config.max_lanes);
         Self {
             node: RwLock::new(node),
             config,
+            lanes,
         }
     }
 
@@ -203,6 +208,9 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::clone(made)
 }
 
+/// How a lane that the peer asked for is counted: among all, and among its connection's.
+pub(super) type Brought = (PeerPlace, OwnedSemaphorePermit);
+
 /// A lane to `target` with its hello queued, who is at its other end, and the round trip.
 async fn lane(
     local: &Local,
@@ -210,7 +218,7 @@ async fn lane(
     expect: &PeerExpectation,
     hello: (ConnectionId, Purpose),
     traffic: Arc<Traffic>,
-    permit: Option<OwnedSemaphorePermit>,
+    brought: Option<Brought>,
 ) -> Result<(Lane, PeerIdentity, Duration), Failure> {
     let (config, verdict) =
         tls::member(&local.node(), expect, ALPN_TCP, provider()).map_err(Failure::Local)?;
@@ -227,7 +235,8 @@ async fn lane(
     let Some(Ok(peer)) = verdict.get() else {
         return Err(Failure::Identity(IdentityError::NoCertificate));
     };
-    let lane = Lane::new(secured, traffic, permit);
+    let (place, permit) = brought.unzip();
+    let lane = Lane::new(secured, traffic, place, permit);
     let (id, purpose) = hello;
     lane.put(kind::HELLO, &[&id, &[purpose.byte()]])
         .map_err(|error| Failure::of_lane(&error))?;
@@ -278,7 +287,7 @@ impl LaneDialler {
         &self,
         link: &Link,
         purpose: Purpose,
-        permit: Option<OwnedSemaphorePermit>,
+        brought: Option<Brought>,
     ) -> Result<Arc<Lane>, String> {
         let expect = PeerExpectation {
             role: link.peer.role,
@@ -286,7 +295,7 @@ impl LaneDialler {
         };
         let hello = (link.id, purpose);
         let traffic = Arc::clone(&link.traffic);
-        let dialling = lane(&self.local, link.remote, &expect, hello, traffic, permit);
+        let dialling = lane(&self.local, link.remote, &expect, hello, traffic, brought);
         match timeout(self.local.config.handshake_deadline, dialling).await {
             Ok(Ok((lane, _, rtt))) => {
                 link.measured(rtt);

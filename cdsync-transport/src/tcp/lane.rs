@@ -23,6 +23,7 @@ use tokio::time::sleep;
 use super::handshake::Secured;
 use super::record::{CONTENT_MAX_BYTES, Opened, Opener, RECORD_MAX_BYTES, Sealer};
 use crate::error::{CloseCode, CloseReason};
+use crate::limit::PeerPlace;
 
 /// What is protected before it is given to the kernel in one call.
 const SEND_BYTES: usize = 256 * 1024;
@@ -131,6 +132,8 @@ pub(super) struct Tx {
     sealer: Sealer,
     out: Vec<u8>,
     written: usize,
+    /// All that the kernel took.
+    pub(super) sent_bytes: u64,
     /// A task writes what is left.
     pub(super) flushing: bool,
 }
@@ -267,7 +270,9 @@ pub(super) struct Lane {
     /// The peer asked for new keys.
     renew: AtomicBool,
     traffic: Arc<Traffic>,
-    /// Counts it among those that the peer brought.
+    /// Counts it among the lanes that the peer has here.
+    _place: Option<PeerPlace>,
+    /// Counts it among those that the peer brought to its connection.
     brought: Option<OwnedSemaphorePermit>,
 }
 
@@ -275,12 +280,14 @@ impl Lane {
     pub(super) fn new(
         secured: Secured,
         traffic: Arc<Traffic>,
+        place: Option<PeerPlace>,
         brought: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let tx = Tx {
             sealer: secured.sealer,
             out: secured.unsent,
             written: 0,
+            sent_bytes: 0,
             flushing: false,
         };
         let rx = Rx {
@@ -302,6 +309,7 @@ impl Lane {
             stashed: Notify::new(),
             renew: AtomicBool::new(false),
             traffic,
+            _place: place,
             brought,
         }
     }
@@ -326,6 +334,7 @@ impl Lane {
             match self.stream.try_write(&tx.out[tx.written..]) {
                 Ok(written) => {
                     tx.written += written;
+                    tx.sent_bytes += written as u64;
                     self.traffic
                         .sent_bytes
                         .fetch_add(written as u64, Ordering::Relaxed);

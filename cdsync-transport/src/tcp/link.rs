@@ -1,18 +1,21 @@
 //! What the lanes of one connection share: how it ended, idle lanes, streams to be accepted.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::time::sleep;
 
 use super::dial::LaneDialler;
 use super::lane::{Lane, Readiness, Traffic};
 use crate::connection::LinkStats;
 use crate::error::{CloseCode, CloseReason};
 use crate::peer::PeerIdentity;
+use crate::quic::QuicConfig;
 
 /// Streams that one side may have open at once, as over QUIC.
 pub(super) const MAX_STREAMS: usize = 256;
@@ -24,8 +27,17 @@ pub(super) const MAX_LANES: usize = 2 * MAX_STREAMS;
 /// Lanes kept for the next stream: as many as an agent pulls at once, twice.
 const IDLE_LANES: usize = 8;
 
-/// How long they are kept. Making one takes two round trips and two milliseconds.
-const IDLE_LANE_AGE: Duration = Duration::from_secs(60);
+/// How long they are kept, in times of the connection's silence: a minute, usually. Making one takes
+/// two round trips and two milliseconds.
+const IDLE_LANE_SILENCES: u32 = 4;
+
+/// How long a sender that was told to stop may take to end its direction, counted likewise: what is
+/// on the way is a few megabytes at most.
+const DRAIN_SILENCES: u32 = 2;
+
+/// How much longer a lane may wait for the peer to begin a stream: who opens streams lets go of it
+/// first, so that none is begun on a lane that is just closed.
+const UNUSED_LANE_AGES: u32 = 3;
 
 /// A number that names a connection to the peer; random, of no use to anybody else.
 pub(super) type ConnectionId = [u8; 16];
@@ -84,6 +96,8 @@ pub(super) struct Link {
     rtt_micros: AtomicU64,
     ending: watch::Sender<Option<Ending>>,
     idle: Mutex<Vec<IdleLane>>,
+    /// After which a peer counts as gone: what lanes wait for is measured in it.
+    silence: Duration,
     offers: mpsc::Sender<Arc<Lane>>,
     runtime: runtime::Handle,
 }
@@ -96,6 +110,7 @@ impl Link {
         remote: SocketAddr,
         dialler: Option<LaneDialler>,
         traffic: Arc<Traffic>,
+        config: &QuicConfig,
     ) -> (Arc<Self>, mpsc::Receiver<Arc<Lane>>) {
         let (offers, offered) = mpsc::channel(MAX_LANES);
         let link = Arc::new(Self {
@@ -112,6 +127,7 @@ impl Link {
             rtt_micros: AtomicU64::new(0),
             ending: watch::Sender::new(None),
             idle: Mutex::default(),
+            silence: config.idle_timeout,
             offers,
             runtime: runtime::Handle::current(),
         });
@@ -202,17 +218,28 @@ impl Link {
         None
     }
 
+    fn idle_age(&self) -> Duration {
+        self.silence * IDLE_LANE_SILENCES
+    }
+
+    /// How long a sender that was told to stop may take to end its direction.
+    pub(super) fn drain_deadline(&self) -> Duration {
+        self.silence * DRAIN_SILENCES
+    }
+
     /// Closes what was idle for long.
     pub(super) fn expire_idle(&self) {
         self.idle()
-            .retain(|idle| idle.since.elapsed() < IDLE_LANE_AGE);
+            .retain(|idle| idle.since.elapsed() < self.idle_age());
     }
 
-    /// Waits for the peer to begin a stream on `lane`, then offers it to who accepts.
+    /// Waits for the peer to begin a stream on `lane`, then offers it to who accepts. A lane on which
+    /// none begins for long is closed.
     pub(super) fn await_stream(self: &Arc<Self>, lane: Arc<Lane>) {
         let link = Arc::clone(self);
         self.spawn(async move {
             let mut ending = link.ending();
+            let mut unused = pin!(sleep(link.idle_age() * UNUSED_LANE_AGES));
             loop {
                 match lane.begun() {
                     Ok(true) => break,
@@ -223,6 +250,7 @@ impl Link {
                     biased;
                     _ = over(&mut ending) => return,
                     ready = lane.readable() => if ready.is_err() { return },
+                    () = &mut unused => return,
                 }
             }
             // There is room for all lanes; a receiver that is gone ended the connection.

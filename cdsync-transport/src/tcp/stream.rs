@@ -16,10 +16,6 @@ use crate::error::{CloseCode, CloseReason, RecvError, SendError};
 /// How long a lane that failed waits for the connection to say why.
 const VERDICT_WAIT: Duration = Duration::from_millis(500);
 
-/// How long a sender that was told to stop, and whose other direction is over, may take to end its
-/// direction before the lane is closed.
-const DRAIN_STEP: Duration = Duration::from_secs(10);
-
 /// One stream on its lane; shared by its halves and, once they are gone, by who tidies up.
 #[derive(Debug)]
 struct Use {
@@ -190,6 +186,10 @@ impl SendHalf for TcpSend {
         })
     }
 
+    fn taken_bytes(&self) -> u64 {
+        self.used.lane.tx().sent_bytes
+    }
+
     fn finish(&mut self) -> Result<(), SendError> {
         if self.ended {
             return Err(SendError::Ended);
@@ -294,26 +294,28 @@ impl Drop for TcpRecv {
 
 /// Reads what nobody wants until the peer ends its direction, so that the lane can be used again.
 async fn drain(used: Arc<Use>) {
+    // A peer that sends on and on is not read for ever; its lane is not used again, and goes with
+    // the other direction.
+    let deadline = used.link.drain_deadline();
+    if timeout(deadline, discard_all(&used)).await == Ok(true) {
+        used.end_direction();
+    }
+}
+
+/// Whether the peer's direction ended.
+async fn discard_all(used: &Use) -> bool {
     let mut ending = used.link.ending();
     let lane = Arc::clone(&used.lane);
     loop {
         match lane.discard() {
-            Ok(Some(_)) => return used.end_direction(),
+            Ok(Some(_)) => return true,
             Ok(None) => {}
-            Err(_) => return,
+            Err(_) => return false,
         }
-        let ready = async {
-            tokio::select! {
-                biased;
-                _ = over(&mut ending) => false,
-                ready = lane.readable() => ready.is_ok(),
-            }
-        };
-        match timeout(DRAIN_STEP, ready).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(_) if used.open.load(Ordering::Acquire) > 1 => {}
-            Err(_) => return,
+        tokio::select! {
+            biased;
+            _ = over(&mut ending) => return false,
+            ready = lane.readable() => if ready.is_err() { return false },
         }
         tokio::task::consume_budget().await;
     }

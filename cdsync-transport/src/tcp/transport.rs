@@ -144,6 +144,7 @@ impl Transport for TcpTransport {
                 dialled.remote,
                 Some(dialler),
                 dialled.traffic,
+                &self.local.config,
             );
             link.measured(dialled.rtt);
             self.connections.dialled(&link);

@@ -45,7 +45,7 @@ async fn ends_with(config: QuicConfig) -> Ends {
 }
 
 /// TCP connections of this process to `port`, as the kernel counts them.
-fn connections_to(port: u16) -> usize {
+pub(crate) fn connections_to(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let remote = format!(":{port:04X}");
     let established = |line: &&str| {
@@ -271,10 +271,10 @@ async fn certificates_are_renewed_in_place() {
 }
 
 /// A client that trusts everybody and speaks the protocol of lanes by hand.
-struct Bare(rustls::StreamOwned<rustls::ClientConnection, TcpStream>);
+pub(crate) struct Bare(pub(crate) rustls::StreamOwned<rustls::ClientConnection, TcpStream>);
 
 impl Bare {
-    fn to(addr: SocketAddr, alpn: &[u8], shown: Option<bare::Shown>) -> Self {
+    pub(crate) fn to(addr: SocketAddr, alpn: &[u8], shown: Option<bare::Shown>) -> Self {
         let name = rustls::pki_types::ServerName::try_from("x.internal").unwrap();
         let config = Arc::new(bare::tls(alpn, shown));
         let socket = TcpStream::connect(addr).unwrap();
@@ -285,7 +285,7 @@ impl Bare {
     }
 
     /// Sends one message; the next one from the server, or why there is none.
-    fn exchange(&mut self, message: &[u8]) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn exchange(&mut self, message: &[u8]) -> std::io::Result<Vec<u8>> {
         self.0.write_all(message)?;
         self.0.flush()?;
         let mut answer = vec![0; 1_000];
@@ -296,9 +296,9 @@ impl Bare {
 }
 
 const HELLO: u8 = 4;
-const WELCOME: u8 = 5;
+pub(crate) const WELCOME: u8 = 5;
 
-fn hello(id: u8, purpose: u8) -> Vec<u8> {
+pub(crate) fn hello(id: u8, purpose: u8) -> Vec<u8> {
     let mut message = vec![HELLO];
     message.extend([id; 16]);
     message.push(purpose);

@@ -8,8 +8,10 @@
 
 mod auto;
 mod enrolment;
+mod evil_lanes;
 mod lanes;
 mod links;
+mod pace;
 mod relay;
 mod strangers;
 mod suite;
