@@ -296,7 +296,7 @@ impl fmt::Display for Escaped<'_> {
 }
 
 /// Control characters and those that reorder or hide the text around them on a terminal.
-fn is_hidden(c: char) -> bool {
+pub(crate) fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

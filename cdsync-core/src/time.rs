@@ -60,3 +60,11 @@ pub struct Timestamp {
     /// Nanoseconds, below 1,000,000,000.
     pub nanos: u32,
 }
+
+impl Timestamp {
+    /// Whether it can be a file's time: other nanoseconds mean something else to a system.
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        self.nanos < 1_000_000_000
+    }
+}

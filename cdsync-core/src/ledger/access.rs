@@ -174,13 +174,18 @@ pub fn path_of(t: &dyn TablesRead, id: ObjectId) -> Result<Option<RelPath>, Tabl
 #[derive(Debug, Default)]
 pub struct Folders {
     known: BTreeMap<ObjectId, FolderAt>,
+    /// What the paths take, or took before some were forgotten.
+    path_bytes: usize,
 }
 
 /// How many folders are remembered: bounds memory, 200 bytes each or so.
 const FOLDERS_MAX: usize = 4096;
 
+/// What their paths may take: a deep tree has long ones.
+const FOLDERS_MAX_BYTES: usize = 2 << 20;
+
 impl Folders {
-    /// Where a folder is; `None` when it is not in the ledger.
+    /// Where a folder is; `None` when it is not in the ledger, or deeper than paths are carried.
     ///
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
@@ -202,10 +207,15 @@ impl Folders {
                 },
             },
         };
+        if path.as_bytes().len() > PATH_MAX_BYTES {
+            return Ok(None);
+        }
         let identity = row.local.map(|l| l.fingerprint.identity);
+        self.path_bytes += path.as_bytes().len();
         let at = FolderAt { id, path, identity };
-        if self.known.len() >= FOLDERS_MAX {
+        if self.known.len() >= FOLDERS_MAX || self.path_bytes > FOLDERS_MAX_BYTES {
             self.known.clear();
+            self.path_bytes = at.path.as_bytes().len();
         }
         self.known.insert(id, at.clone());
         Ok(Some(at))
@@ -219,6 +229,7 @@ impl Folders {
     /// Forgets everything: a folder moved, went, or was noted anew.
     pub fn forget(&mut self) {
         self.known.clear();
+        self.path_bytes = 0;
     }
 }
 

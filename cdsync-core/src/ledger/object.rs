@@ -98,6 +98,9 @@ pub struct Version {
     pub hlc: Hlc,
 }
 
+/// The most extended attributes of one object that are taken.
+const XATTRS_MAX: usize = 1024;
+
 /// The whole state of an object as it travels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectState {
@@ -116,6 +119,7 @@ pub struct ObjectState {
     /// The version that this one replaced, `None` for a new object.
     pub replaces: Option<Version>,
     /// Extended attributes and access lists: always empty in this version of the format.
+    #[serde(deserialize_with = "crate::bounds::list::<_, _, XATTRS_MAX>")]
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 

@@ -22,19 +22,25 @@ pub struct BatchLimits {
     pub bytes: u64,
     /// Files whose content changed; one record may go beyond it.
     pub contents: usize,
+    /// Names, objects and removals; one record may go beyond it.
+    pub items: usize,
     /// The largest file that travels inside a batch, in bytes.
     pub inline: u64,
 }
 
+/// The largest file that ever travels inside a batch, in bytes.
+pub const INLINE_MAX_BYTES: u64 = 256 << 10;
+
 impl Default for BatchLimits {
-    /// 512 records, 1 MiB or 16,384 contents, whichever is reached first; files up to one range of 256 KiB inline:
+    /// 512 records, 1 MiB, 16,384 contents or as many items, whichever is reached first; files up to one range of 256 KiB inline:
     /// a stream of its own costs more than it saves below that.
     fn default() -> Self {
         Self {
             records: 512,
             bytes: 1 << 20,
             contents: 16 * 1024,
-            inline: 256 << 10,
+            items: 16 * 1024,
+            inline: INLINE_MAX_BYTES,
         }
     }
 }
@@ -109,7 +115,7 @@ impl OutgoingStream {
     ) -> Result<Outgoing, TableError> {
         self.folders.forget();
         let mut out = Outgoing::default();
-        let (mut content, mut contents) = (0, 0);
+        let (mut content, mut contents, mut items) = (0, 0, 0);
         log_after(t, after, &mut |bytes, record| {
             if record.seq > upto {
                 return ControlFlow::Break(());
@@ -120,11 +126,13 @@ impl OutgoingStream {
                 .filter(|size| *size <= limits.inline)
                 .sum::<u64>();
             contents += record.contents().count();
+            items += record.names.len() + record.objects.len() + record.removed.len();
             out.bytes = bytes;
             out.records.push(record);
             if out.records.len() >= limits.records
                 || content >= limits.bytes
                 || contents >= limits.contents
+                || items >= limits.items
             {
                 ControlFlow::Break(())
             } else {

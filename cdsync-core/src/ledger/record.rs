@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::object::{Kind, ObjectState, Seq, Version};
 use super::writer::size_of;
+use crate::bounds;
 use crate::ids::{IncarnationId, ObjectId};
 use crate::path::Name;
 use crate::time::Hlc;
@@ -12,6 +13,9 @@ use crate::time::Hlc;
 /// together (a rename, a swap, a chain of renames); more than this is split where nothing depends
 /// on it.
 pub const RECORD_MAX_ITEMS: usize = 16 * 1024;
+
+/// The longest signature that is taken.
+const SIGNATURE_MAX_BYTES: usize = 64;
 
 /// What a name is from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,16 +38,20 @@ pub struct Record {
     /// When.
     pub hlc: Hlc,
     /// Names as they are now.
+    #[serde(deserialize_with = "bounds::list::<_, _, RECORD_MAX_ITEMS>")]
     pub names: Vec<NameState>,
     /// Objects as they are now. Every object that got a name here is among them.
+    #[serde(deserialize_with = "bounds::list::<_, _, { 2 * RECORD_MAX_ITEMS }>")]
     pub objects: Vec<ObjectState>,
     /// Objects that have no name any more.
+    #[serde(deserialize_with = "bounds::list::<_, _, RECORD_MAX_ITEMS>")]
     pub removed: Vec<ObjectId>,
     /// Marks a group of records that become visible together: always zero in this version.
     pub group: u64,
     /// The release set it belongs to: always zero in this version.
     pub set: u64,
     /// The origin's signature: always empty in this version.
+    #[serde(deserialize_with = "bounds::list::<_, _, SIGNATURE_MAX_BYTES>")]
     pub signature: Vec<u8>,
 }
 

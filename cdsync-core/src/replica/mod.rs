@@ -8,6 +8,7 @@
 //!    [`Replica::handle_fetched`]: inputs; the next batch only once the one before was taken in
 //!    whole ([`Replica::is_idle`]);
 //! 2. [`Replica::poll_step`]: what to do on the disk now; answer by [`Replica::handle_applied`];
+//!    then [`Replica::take_refused`]: whether a record turned out not to fit;
 //! 3. [`Replica::poll_fetch`]: large content to pull;
 //! 4. [`Replica::poll_sync`]: whether the disk must be synced; answer by [`Replica::handle_synced`]
 //!    inside a transaction that is made durable, then [`Replica::claim`] may be reported;
@@ -22,6 +23,7 @@ mod structure;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -66,7 +68,8 @@ pub enum ReplicaError {
     /// The number of contents does not fit the records, or a content is not what its record says.
     #[error("the contents of a batch do not fit its records")]
     Contents,
-    /// A record speaks of objects of another ledger, or makes a folder its own ancestor.
+    /// A record speaks of objects of another ledger, says what no disk can hold, makes a folder its
+    /// own ancestor or an object another kind of thing.
     #[error("record {0} does not fit the ledger")]
     Record(Seq),
 }
@@ -132,6 +135,8 @@ pub struct Replica {
     dirty: bool,
     sweep: Sweep,
     logged: Vec<Logged>,
+    /// A record that does not fit what is known.
+    refused: Option<ReplicaError>,
 }
 
 /// A record of the batch being applied, with its contents.
@@ -261,6 +266,7 @@ impl Replica {
             dirty: false,
             sweep: Sweep::default(),
             logged: Vec::new(),
+            refused: None,
         })
     }
 
@@ -361,6 +367,7 @@ impl Replica {
         }
         // What was read but not claimed comes again.
         self.queue.clear();
+        self.refused = None;
         if let Some(rest) = self.rest.take() {
             // Its rows are written: what was noted is done by a retry.
             for id in rest.noted().collect::<Vec<_>>() {
@@ -411,7 +418,8 @@ impl Replica {
             wanted = wanted.next();
             let count = record.contents().count();
             let contents: Vec<_> = contents.by_ref().take(count).collect();
-            if contents.len() != count {
+            let fit = |content: &(usize, Inline)| plan::content_fits(record.seq, &content.1);
+            if contents.len() != count || !contents.iter().all(fit) {
                 return Err(ReplicaError::Contents);
             }
             queue.push_back(Queued { record, contents });

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{ApplyOp, Body, Issued, Place, Queued, Replica, Running, Step, Then};
+use super::{ApplyOp, Body, Issued, Place, Queued, Replica, Running, Step, Then, tree};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
 use crate::ledger::object::{Content, Identity, Kind, ObjectState, Seq};
+use crate::ledger::outgoing::INLINE_MAX_BYTES;
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::rows::{LiveObject, NameRow, ObjectRow};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
@@ -21,7 +22,8 @@ const LINK_MAX_BYTES: usize = 4095;
 /// Whether a record can be true of a ledger of this origin; what a hostile upstream could send
 /// ends here.
 pub(super) fn fits(record: &Record, origin: OriginId) -> bool {
-    let named = |id: ObjectId| record.objects.iter().any(|state| state.id == id);
+    let objects: BTreeSet<ObjectId> = record.objects.iter().map(|state| state.id).collect();
+    let slots: BTreeSet<_> = record.names.iter().map(|n| (n.parent, &n.name)).collect();
     record.names.len() <= RECORD_MAX_ITEMS
         && record.objects.len() <= 2 * RECORD_MAX_ITEMS
         && record.removed.len() <= RECORD_MAX_ITEMS
@@ -31,11 +33,16 @@ pub(super) fn fits(record: &Record, origin: OriginId) -> bool {
                 && n.object
                     .is_none_or(|id| id.origin == origin && !id.is_root())
         })
-        && (record.names.len() > 64 || record.names.iter().all(|n| n.object.is_none_or(named)))
+        && slots.len() == record.names.len()
+        && objects.len() == record.objects.len()
+        && record
+            .names
+            .iter()
+            .all(|n| n.object.is_none_or(|id| objects.contains(&id)))
         && record
             .removed
             .iter()
-            .all(|id| id.origin == origin && !id.is_root())
+            .all(|id| id.origin == origin && !id.is_root() && !objects.contains(id))
         && record
             .objects
             .iter()
@@ -57,8 +64,24 @@ fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
         && state.version.seq == seq
         && state.content_seq <= seq
         && state.meta.mode <= 0o7777
-        && state.meta.mtime.nanos < 1_000_000_000
+        // To a system this owner means that nothing is to be set.
+        && state.meta.uid != u32::MAX
+        && state.meta.gid != u32::MAX
+        && state.meta.mtime.is_valid()
         && (!state.id.is_root() || state.kind == Kind::Folder)
+}
+
+/// Whether content can be what a record of this number brings.
+pub(super) fn content_fits(seq: Seq, content: &Inline) -> bool {
+    match content {
+        Inline::Here {
+            version,
+            len,
+            mtime,
+            ..
+        } => *version >= seq && u64::from(*len) <= INLINE_MAX_BYTES && mtime.is_valid(),
+        _ => true,
+    }
 }
 
 impl Replica {
@@ -140,9 +163,18 @@ impl Replica {
             if shape == Shape::Structure && !self.running.is_empty() {
                 return Ok(false);
             }
+            let record = &queued.record;
+            let seq = record.seq;
+            // What only makes things that nobody has heard of changes no other.
+            let only_new = shape == Shape::New && record.objects.len() == record.names.len();
+            let is_tree = only_new || tree::stays_a_tree(t, record)?;
             let Some(queued) = self.queue.pop_front() else {
                 break;
             };
+            if !is_tree || self.is_too_deep(t, &queued.record)? {
+                self.refuse(seq);
+                return Ok(false);
+            }
             busy.extend(queued.record.objects.iter().map(|state| state.id));
             for at in &queued.record.names {
                 let names = busy_names.entry(at.parent).or_default();

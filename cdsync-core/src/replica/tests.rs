@@ -223,7 +223,29 @@ fn bad_batches_are_refused() {
     let mut link = create(2, 2, "a");
     link.objects[0].kind = Kind::Symlink;
     link.objects[0].content = Content::Link(b"a\0b".to_vec());
+    let mut twice = create(2, 2, "a");
+    twice.objects.push(twice.objects[0].clone());
+    let mut one_name_twice = create(2, 2, "a");
+    one_name_twice.names.push(one_name_twice.names[0].clone());
+    let mut both = create(2, 2, "a");
+    both.removed.push(id(2));
+    let mut unsaid = create(2, 2, "a");
+    for number in 0..100 {
+        let mut name = unsaid.names[0].clone();
+        (name.name, name.object) = (self::name(&number.to_string()), Some(id(9)));
+        unsaid.names.push(name);
+    }
+    let mut nobody = create(2, 2, "a");
+    nobody.objects[0].meta.uid = u32::MAX;
+    let mut time = create(2, 2, "a");
+    time.objects[0].meta.mtime.nanos = 0x3fff_ffff;
     let bad = [
+        twice,
+        one_name_twice,
+        both,
+        unsaid,
+        nobody,
+        time,
         foreign,
         foreign_parent,
         reserved,
@@ -243,7 +265,20 @@ fn bad_batches_are_refused() {
         matches!(gap, Err(ReplicaError::OutOfOrder { .. })),
         "{gap:?}"
     );
-    for contents in [vec![], vec![here(2), here(2)]] {
+    let spoilt = |spoil: fn(&mut u32, &mut Timestamp)| {
+        let mut content = here(2);
+        if let Inline::Here { len, mtime, .. } = &mut content {
+            spoil(len, mtime);
+        }
+        vec![content]
+    };
+    for contents in [
+        vec![],
+        vec![here(2), here(2)],
+        vec![here(1)],
+        spoilt(|len, _| *len = u32::MAX),
+        spoilt(|_, mtime| mtime.nanos = u32::MAX),
+    ] {
         let refused = replica.handle_batch(batch(vec![create(2, 2, "a")], contents));
         assert_eq!(refused, Err(ReplicaError::Contents));
     }
@@ -251,6 +286,70 @@ fn bad_batches_are_refused() {
     replica
         .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
         .unwrap();
+}
+
+fn folder_at(seq: u64, number: u64, parent: u64, at: &str) -> Record {
+    let mut record = record(seq);
+    record.objects.push(state(number, seq, Kind::Folder));
+    record.names.push(NameState {
+        parent: id(parent),
+        name: name(at),
+        object: Some(id(number)),
+    });
+    record
+}
+
+/// Proves that records which make a folder its own ancestor, a file a folder, or a path longer than
+/// any that is carried are refused by name, that nothing of them is claimed, and that the same
+/// target goes on with what an honest upstream sends after it.
+#[test]
+fn records_that_make_no_tree_are_refused() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let honest = vec![folder_at(2, 2, 1, "a"), folder_at(3, 3, 2, "b")];
+    replica.handle_batch(batch(honest, vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(replica.take_refused(), None);
+    assert_eq!(sync(&mut replica, &mut t), Seq(3));
+    let below_itself = folder_at(4, 2, 3, "c");
+    let in_itself = folder_at(4, 2, 2, "c");
+    let mut crossed = folder_at(4, 2, 9, "c");
+    crossed.objects.push(state(9, 4, Kind::Folder));
+    crossed.names.push(NameState {
+        parent: id(3),
+        name: name("d"),
+        object: Some(id(9)),
+    });
+    let mut other_kind = record(4);
+    other_kind.objects.push(state(2, 4, Kind::File));
+    for bad in [below_itself, in_itself, crossed, other_kind] {
+        let contents = bad.contents().map(|_| here(4)).collect();
+        replica
+            .handle_batch(batch(vec![bad.clone()], contents))
+            .unwrap();
+        drain(&mut replica, &mut t, &mut |_| true);
+        let refused = Some(ReplicaError::Record(Seq(4)));
+        assert_eq!(replica.take_refused(), refused, "{bad:?}");
+        assert!(replica.is_idle());
+        assert_eq!(sync(&mut replica, &mut t), Seq(3));
+    }
+    // Deeper and deeper, until it is refused.
+    let long = "x".repeat(255);
+    let mut seq = 4;
+    while replica.take_refused().is_none() {
+        assert!(seq < 300, "as deep as it likes");
+        let parent = if seq == 4 { 3 } else { 6 + seq };
+        let deeper = folder_at(seq, 7 + seq, parent, &long);
+        replica.handle_batch(batch(vec![deeper], vec![])).unwrap();
+        drain(&mut replica, &mut t, &mut |_| true);
+        seq += 1;
+    }
+    assert!(seq > 250, "{seq}");
+    let last = seq - 1;
+    let honest = vec![folder_at(last, 5, 3, "e")];
+    replica.handle_batch(batch(honest, vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(sync(&mut replica, &mut t), Seq(last));
 }
 
 /// Proves that a claim passes a record with a parked object listed, that it is tried again when its

@@ -133,6 +133,7 @@ impl Session {
             bytes: 1 + rng.below(100) as u64,
             inline: INLINE,
             contents: 64,
+            items: 1 + rng.below(64),
         };
         let upto = source.announced();
         let out = self

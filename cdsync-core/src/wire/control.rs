@@ -6,9 +6,22 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Epoch, Signed};
+use crate::bounds;
 use crate::ids::{JobId, OriginId, ServerId};
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
+
+/// The most roots that an agent may name.
+pub(crate) const HELLO_MAX_ROOTS: usize = 256;
+
+/// The most jobs that a report speaks of.
+pub(crate) const REPORT_MAX_JOBS: usize = 16 * 1024;
+
+/// The most names, or parked objects, that a report or a fence gives for one job.
+pub(crate) const REPORT_MAX_NAMES: usize = 1024;
+
+/// The most lines of an answer.
+pub(crate) const ANSWER_MAX_LINES: usize = 16 * 1024;
 
 /// From an agent to the master.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +35,7 @@ pub enum AgentMessage {
         /// Which question.
         id: u64,
         /// The answer, or why there is none, for people.
+        #[serde(deserialize_with = "bounds::or_text")]
         answer: Result<Answer, String>,
     },
     /// Asks for a new certificate for the key in this request (PEM, at most 16 KiB).
@@ -59,15 +73,19 @@ pub enum MasterMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The program's version, for people.
+    #[serde(deserialize_with = "bounds::text")]
     pub program: String,
     /// Where other agents dial this one: host and port.
+    #[serde(deserialize_with = "bounds::text")]
     pub address: String,
     /// The roots that its operator allowed.
+    #[serde(deserialize_with = "bounds::list::<_, _, HELLO_MAX_ROOTS>")]
     pub roots: Vec<String>,
     /// The proof of the orders that it obeys, a signed [`Standing`](super::Standing); empty without
     /// orders.
     pub standing: Signed,
     /// Which way of watching it may use, for people: `fanotify` or why not.
+    #[serde(deserialize_with = "bounds::text")]
     pub watching: String,
 }
 
@@ -77,6 +95,7 @@ pub struct Report {
     /// The epoch of the orders that this speaks of.
     pub epoch: Epoch,
     /// One entry for each job of those orders.
+    #[serde(deserialize_with = "bounds::list::<_, _, REPORT_MAX_JOBS>")]
     pub jobs: Vec<JobReport>,
 }
 
@@ -103,11 +122,13 @@ pub enum SourceState {
     /// Stopped for safety until a manager resumes it: nothing is announced.
     Halted {
         /// Why, with what to do next.
+        #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
     /// Cannot run; tried again by itself.
     Failed {
         /// Why, with what to do next.
+        #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
 }
@@ -130,8 +151,10 @@ pub struct SourceReport {
     /// job, when the last run ended.
     pub held_count: u64,
     /// The first of them, at most 20, escaped, each with why.
+    #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub held: Vec<String>,
     /// What went wrong last, for people.
+    #[serde(deserialize_with = "bounds::maybe_text")]
     pub last_error: Option<String>,
 }
 
@@ -178,10 +201,12 @@ pub struct TargetReport {
     /// How many objects are parked.
     pub parked_count: u64,
     /// The first of them, at most 100.
+    #[serde(deserialize_with = "bounds::list::<_, _, REPORT_MAX_NAMES>")]
     pub parked: Vec<ParkedReport>,
     /// What would happen to foreign content, while it waits to be accepted.
     pub preview: Option<Preview>,
     /// What went wrong last, for people.
+    #[serde(deserialize_with = "bounds::maybe_text")]
     pub last_error: Option<String>,
 }
 
@@ -189,8 +214,10 @@ pub struct TargetReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParkedReport {
     /// Its path, escaped.
+    #[serde(deserialize_with = "bounds::text")]
     pub path: String,
     /// Why.
+    #[serde(deserialize_with = "bounds::text")]
     pub reason: String,
     /// Since when.
     pub since: WallMillis,
@@ -214,8 +241,10 @@ pub struct Preview {
     /// Files and folders that would be removed.
     pub removed: u64,
     /// The first of the replaced, escaped, at most 20.
+    #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub replaced_names: Vec<String>,
     /// The first of the removed, escaped, at most 20.
+    #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub removed_names: Vec<String>,
 }
 
@@ -251,9 +280,9 @@ pub enum Answer {
     /// To [`Ask::Fence`].
     Fence(FenceAnswer),
     /// To [`Ask::Log`]: the lines.
-    Log(Vec<LogLine>),
+    Log(#[serde(deserialize_with = "bounds::list::<_, _, ANSWER_MAX_LINES>")] Vec<LogLine>),
     /// To [`Ask::Explain`]: sentences, the most important first.
-    Explain(Vec<String>),
+    Explain(#[serde(deserialize_with = "bounds::texts::<_, ANSWER_MAX_LINES>")] Vec<String>),
 }
 
 /// Where the fence stands.
@@ -264,6 +293,7 @@ pub struct FenceAnswer {
     /// Every target that claims this number holds all that was there when the fence was asked for.
     pub seq: Seq,
     /// Paths that could not be brought into the log, with why: the fence fails by them.
+    #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub held: Vec<String>,
 }
 
@@ -297,8 +327,10 @@ pub struct LogLine {
     /// What.
     pub op: Op,
     /// Where, escaped; for a rename or move the new path.
+    #[serde(deserialize_with = "bounds::text")]
     pub path: String,
     /// More: the old path, a reason.
+    #[serde(deserialize_with = "bounds::text")]
     pub detail: String,
     /// At a target: milliseconds from the record at the source to here, by both clocks.
     pub latency_ms: Option<u64>,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::VerifyingKey;
+use crate::bounds;
 use crate::ids::{Label, ServerId};
 
 /// What a joining server sends. The connection's certificate was checked against the token's
@@ -14,8 +15,10 @@ pub struct JoinRequest {
     /// Certificate signing request, PEM, at most 16 KiB.
     pub csr: String,
     /// Where other agents dial this one.
+    #[serde(deserialize_with = "bounds::text")]
     pub address: String,
     /// The program's version, for people.
+    #[serde(deserialize_with = "bounds::text")]
     pub program: String,
 }
 
@@ -40,6 +43,7 @@ pub enum JoinReply {
     /// Not joined, with the reason and what to do. Not retryable with the same token.
     Refused {
         /// Why, for people.
+        #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
 }

@@ -2,8 +2,9 @@
 //!
 //! Every message is one frame of the transport: a kind byte, then a postcard body whose first byte
 //! is the body's version. Enums grow at their end only; a struct that must change becomes a new
-//! struct under a new version. Decoding never allocates more than a small multiple of the bytes
-//! that arrived, and everything that is not exactly one valid message is an error.
+//! struct under a new version. Decoding takes no more memory than [`DECODED_MAX_BYTES`] and the bytes
+//! that arrived, and everything that is not exactly one valid message is an error. Texts for people
+//! come out cut and safe to show.
 
 mod control;
 mod enrol;
@@ -16,8 +17,9 @@ pub use control::{
 };
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{
-    Accepted, BATCH_MAX_CONTENTS, BatchHeader, ContentAnswer, ContentHeader, Cursor, FetchRequest,
-    Inline, PeerMessage, RefusedWhy, Subscribe, Tick,
+    Accepted, BATCH_COST_BYTES, BATCH_MAX_CONTENTS, BATCH_MAX_RECORDS, BatchHeader, ContentAnswer,
+    ContentHeader, Cursor, FetchRequest, Inline, PeerMessage, RefusedWhy, Subscribe, Tick,
+    batch_cost,
 };
 pub use signed::{
     Adopt, Epoch, Grant, JobOrder, Orders, SIGNED_MAX_BYTES, SignError, Signed, SigningKey,
@@ -27,6 +29,9 @@ pub use signed::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+
+use crate::bounds;
+pub use crate::bounds::{DECODED_MAX_BYTES, TEXT_MAX_BYTES};
 
 /// The version that opens every body.
 pub const WIRE_VERSION: u8 = 1;
@@ -90,7 +95,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     let malformed = WireError::Malformed { bytes: bytes.len() };
     match bytes.split_first() {
         None => Err(malformed),
-        Some((&WIRE_VERSION, body)) => match postcard::take_from_bytes(body) {
+        Some((&WIRE_VERSION, body)) => match bounds::message(|| postcard::take_from_bytes(body)) {
             Ok((message, [])) => Ok(message),
             _ => Err(malformed),
         },

@@ -12,12 +12,10 @@
 //!   <------- ContentHeader, then ranges (kind RANGE), then ContentEnd; or Refused
 //! ```
 
-use std::fmt;
-
-use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::Signed;
+use crate::bounds;
 use crate::ids::{IncarnationId, JobId, ObjectId, OriginId};
 use crate::ledger::object::{Hash, Seq};
 use crate::ledger::record::Record;
@@ -53,6 +51,7 @@ pub enum PeerMessage {
         /// Why, as a program reads it.
         why: RefusedWhy,
         /// Why, as a person reads it.
+        #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
 }
@@ -132,14 +131,29 @@ pub struct Tick {
 /// eighty in memory. An upstream ends a batch far below it.
 pub const BATCH_MAX_CONTENTS: usize = 128 * 1024;
 
+/// The most records of a batch that are decoded. An upstream ends a batch at half of it.
+pub const BATCH_MAX_RECORDS: usize = 1024;
+
+/// What a batch costs of the credit besides its bytes: tiny batches take more memory than their bytes.
+pub const BATCH_COST_BYTES: u32 = 512;
+
+/// What a batch frame with so many bytes of payload costs of the credit, for both sides.
+#[must_use]
+pub fn batch_cost(payload_bytes: usize) -> u32 {
+    let bytes = u32::try_from(payload_bytes).unwrap_or(u32::MAX);
+    bytes.saturating_add(BATCH_COST_BYTES)
+}
+
 /// What opens a batch frame, behind a `u32` LE length; the inline contents follow in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchHeader {
-    /// Records in rising order, none missing between the batch before and this one.
+    /// Records in rising order, none missing between the batch before and this one; at most
+    /// [`BATCH_MAX_RECORDS`].
+    #[serde(deserialize_with = "bounds::list::<_, _, BATCH_MAX_RECORDS>")]
     pub records: Vec<Record>,
     /// One entry for each file whose content a record of this batch changed, in that order; at most
     /// [`BATCH_MAX_CONTENTS`].
-    #[serde(deserialize_with = "bounded_contents")]
+    #[serde(deserialize_with = "bounds::list::<_, _, BATCH_MAX_CONTENTS>")]
     pub contents: Vec<Inline>,
     /// Running sum of content bytes of all records up to the last one.
     pub bytes: u64,
@@ -175,6 +189,7 @@ pub enum Inline {
     /// The source cannot read it.
     Unreadable {
         /// Why, for people.
+        #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
 }
@@ -207,6 +222,7 @@ pub enum ContentAnswer {
     /// The upstream cannot read it. Retryable.
     Unreadable {
         /// Why, for people.
+        #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
 }
@@ -222,29 +238,4 @@ pub struct ContentHeader {
     pub mtime: crate::time::Timestamp,
     /// Tells one attempt to read this version from another.
     pub attempt: u64,
-}
-
-fn bounded_contents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Inline>, D::Error> {
-    struct Bounded;
-
-    impl<'de> Visitor<'de> for Bounded {
-        type Value = Vec<Inline>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "at most {BATCH_MAX_CONTENTS} contents")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut contents = Vec::new();
-            while let Some(content) = seq.next_element()? {
-                if contents.len() >= BATCH_MAX_CONTENTS {
-                    return Err(A::Error::invalid_length(contents.len() + 1, &self));
-                }
-                contents.push(content);
-            }
-            Ok(contents)
-        }
-    }
-
-    deserializer.deserialize_seq(Bounded)
 }

@@ -7,7 +7,7 @@ use crate::filter::FilterSpec;
 use crate::ids::{IncarnationId, JobId, Label, ObjectId, OriginId, ServerId};
 use crate::job::{Mode, RootPath, Settings};
 use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
-use crate::ledger::record::{NameState, Record};
+use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::path::Name;
 use crate::time::{Hlc, Timestamp, WallMillis};
 
@@ -557,6 +557,82 @@ fn contents_of_a_batch_are_bounded() {
     assert!(decode::<BatchHeader>(&most).is_ok());
     let more = encode(&batch(BATCH_MAX_CONTENTS + 1));
     assert!(decode::<BatchHeader>(&more).is_err());
+}
+
+/// Proves that a message whose many tiny parts would take far more memory than its bytes is refused,
+/// whichever list they are in, and that the largest record there may be is not.
+#[test]
+fn small_messages_stay_small_in_memory() {
+    let header = |records: Vec<Record>| BatchHeader {
+        records,
+        contents: Vec::new(),
+        bytes: 0,
+        head: Seq(0),
+    };
+    let empty = Record {
+        names: Vec::new(),
+        objects: Vec::new(),
+        ..record()
+    };
+    let largest = Record {
+        names: vec![record().names[0].clone(); RECORD_MAX_ITEMS],
+        objects: vec![state(2, Kind::Folder, Content::None); 2 * RECORD_MAX_ITEMS],
+        removed: vec![id(3); RECORD_MAX_ITEMS],
+        ..record()
+    };
+    let decodes = |records| decode::<BatchHeader>(&encode(&header(records))).is_ok();
+    assert!(decodes(vec![largest.clone()]));
+    assert!(decodes(vec![empty.clone(); BATCH_MAX_RECORDS]));
+    assert!(!decodes(vec![empty.clone(); BATCH_MAX_RECORDS + 1]));
+    assert!(!decodes(vec![largest.clone(); 8]), "lists count together");
+    let mut more_names = largest.clone();
+    more_names.names.push(record().names[0].clone());
+    let mut more_objects = largest.clone();
+    let folder = state(2, Kind::Folder, Content::None);
+    more_objects.objects.push(folder.clone());
+    let mut more_removed = largest;
+    more_removed.removed.push(id(3));
+    let mut signature = empty.clone();
+    signature.signature = vec![0; 65];
+    let mut xattrs = empty;
+    xattrs.objects.push(ObjectState {
+        xattrs: vec![(Vec::new(), Vec::new()); 2_000],
+        ..folder
+    });
+    for bad in [more_names, more_objects, more_removed, signature, xattrs] {
+        assert!(!decodes(vec![bad]));
+    }
+    let answer = |lines: usize| AgentMessage::Answer {
+        id: 1,
+        answer: Ok(Answer::Explain(vec![String::new(); lines])),
+    };
+    assert!(decode::<AgentMessage>(&encode(&answer(1_000))).is_ok());
+    assert!(decode::<AgentMessage>(&encode(&answer(100_000))).is_err());
+}
+
+/// Proves that what a peer writes for people comes out on one line, cut, and cannot speak to a
+/// terminal; and that plain text comes out as it is.
+#[test]
+fn texts_of_peers_are_made_safe() {
+    let told = |reason: &str| {
+        let refused = PeerMessage::Refused {
+            why: RefusedWhy::Busy,
+            reason: reason.to_owned(),
+        };
+        match decode(&encode(&refused)) {
+            Ok(PeerMessage::Refused { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = "no room: a\\nb, \u{e9}";
+    assert_eq!(told(plain), plain);
+    let evil = told("x\n2026 ERROR all is lost\r\x1b[2J\u{202e}");
+    assert!(!evil.contains(crate::path::is_hidden), "{evil:?}");
+    for long in ["\u{e9}".repeat(100_000), "\n".repeat(100_000)] {
+        let cut = told(&long);
+        assert!(cut.len() <= TEXT_MAX_BYTES && cut.len() > TEXT_MAX_BYTES - 4);
+        assert_eq!(told(&cut), cut, "what is safe stays");
+    }
 }
 
 /// Proves that no message passes cut short, whatever the place, and that none panics.
