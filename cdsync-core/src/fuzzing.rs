@@ -7,10 +7,12 @@ use serde::de::DeserializeOwned;
 
 use crate::filter::{Filter, FilterSpec};
 use crate::ids::{IncarnationId, Label, ObjectId, OriginId};
+use crate::ledger::loss::Losses;
 use crate::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed, Seq};
 use crate::ledger::record::Record;
 use crate::ledger::rows::{Incarnation, NameRow, ObjectRow, ParkedRow, Progress, decode_row};
 use crate::ledger::tables::Table;
+use crate::ledger::xattrs::Xattrs;
 use crate::path::{Escaped, Name, RelPath, is_hidden};
 use crate::replica::{ApplyOp, ApplyResult, Replica};
 use crate::sim::MemTables;
@@ -153,11 +155,14 @@ fn seen(op: &ApplyOp) -> Vec<Observed> {
             uid: 0,
             gid: 0,
             mtime: Timestamp::default(),
+            xattrs: Xattrs::NONE,
         },
         link_count: 1,
         device: 0,
         link: None,
         handle: None,
+        left_out: false,
+        losses: Losses::NONE,
     };
     match op {
         ApplyOp::Move(moves) => moves.iter().map(|one| looked(one.id.number)).collect(),
@@ -173,7 +178,8 @@ mod tests {
     #[test]
     fn the_corpus_is_survived() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-        let targets: [(&str, fn(&[u8])); 4] = [
+        type Target = (&'static str, fn(&[u8]));
+        let targets: [Target; 4] = [
             ("peer", super::peer),
             ("control", super::control),
             ("rows", super::rows),

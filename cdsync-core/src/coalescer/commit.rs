@@ -16,6 +16,9 @@ use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
 use crate::ledger::writer::new_state;
 use crate::time::{Instant, WallMillis};
 
+/// From how many bytes of extended attributes on a record takes no more folders along.
+const RECORD_XATTRS_BYTES: u64 = 1 << 20;
+
 /// How many folders are remembered as told of.
 const TOLD_MAX: usize = 256;
 
@@ -159,7 +162,7 @@ impl Coalescer {
     ) -> Result<(), TableError> {
         self.written = true;
         if !row.is_announced() {
-            row.state.meta = seen.meta;
+            row.state.meta = seen.meta.clone();
             note_local(&mut row, seen);
             return put_live(t, id, row);
         }
@@ -173,7 +176,7 @@ impl Coalescer {
     fn renew(&self, row: &mut LiveObject, record: &Record, seen: &Observed, content: bool) {
         row.state.replaces = row.is_announced().then_some(row.state.version);
         row.state.version = record.version(self.ledger.origin());
-        row.state.meta = seen.meta;
+        row.state.meta = seen.meta.clone();
         if content {
             row.state.content = seen.content();
             row.state.content_seq = record.seq;
@@ -202,16 +205,17 @@ impl Coalescer {
             }
             self.written = true;
             if row.is_announced() {
-                let mut record = match self.open.take() {
+                let room = |record: &mut Record| record.xattr_bytes() < RECORD_XATTRS_BYTES;
+                let mut record = match self.open.take_if(room) {
                     Some(record) => record,
-                    None => self.ledger.begin(wall),
+                    None => self.begin(wall, t)?,
                 };
                 self.renew(&mut row, &record, &seen, false);
                 record.objects.retain(|state| state.id != id);
                 record.objects.push(row.state.clone());
                 self.open = Some(record);
             } else {
-                row.state.meta = seen.meta;
+                row.state.meta = seen.meta.clone();
                 note_local(&mut row, &seen);
             }
             put_live(t, id, row)?;

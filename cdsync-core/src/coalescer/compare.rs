@@ -167,6 +167,9 @@ impl Coalescer {
             None => Verdict::Excluded,
         };
         let observed = observed.filter(|_| verdict != Verdict::Excluded);
+        if let Some(seen) = &observed {
+            self.note_left_out(t, &slot, seen)?;
+        }
         let known = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
         let known = match known {
             Some(id) => live(t, id)?.map(|row| (id, row)),
@@ -257,6 +260,25 @@ impl Coalescer {
         self.pending.due_now(old.clone(), now);
         round.lost.insert(old, Lost { id, row, waiting });
         Ok(false)
+    }
+
+    /// Some of what a name has besides its content is not carried.
+    pub(super) fn note_left_out(
+        &mut self,
+        t: &dyn TablesRead,
+        slot: &Slot,
+        seen: &Observed,
+    ) -> Result<(), TableError> {
+        if seen.left_out
+            && let Some(folder) = self.folders.at(t, slot.0)?
+        {
+            let path = folder.path.join(&slot.1);
+            self.trouble(
+                path,
+                "its extended attributes are larger than 64 KiB: some are not carried",
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn judge(

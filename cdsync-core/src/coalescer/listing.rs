@@ -304,6 +304,7 @@ impl Coalescer {
             }
             return Ok(());
         }
+        self.note_left_out(t, &slot, &observed)?;
         let Some(id) = known else {
             return self.listed_new(now, wall, t, slot, &observed, verdict);
         };

@@ -1,9 +1,11 @@
 //! The ledger: objects, names, versions, the log, claims.
 
 pub mod access;
+pub mod loss;
 pub mod object;
 pub mod outgoing;
 pub mod record;
 pub mod rows;
 pub mod tables;
 pub mod writer;
+pub mod xattrs;

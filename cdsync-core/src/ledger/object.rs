@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::loss::Losses;
+use super::xattrs::Xattrs;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::time::{Hlc, Timestamp};
 
@@ -55,7 +57,7 @@ pub enum Kind {
 }
 
 /// Metadata that is kept identical.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Metadata {
     /// Permission bits with set-id and sticky bits, at most 0o7777.
     pub mode: u32,
@@ -65,6 +67,8 @@ pub struct Metadata {
     pub gid: u32,
     /// Modification time.
     pub mtime: Timestamp,
+    /// Extended attributes and access lists.
+    pub xattrs: Xattrs,
 }
 
 /// What an object holds.
@@ -98,9 +102,6 @@ pub struct Version {
     pub hlc: Hlc,
 }
 
-/// The most extended attributes of one object that are taken.
-const XATTRS_MAX: usize = 1024;
-
 /// The whole state of an object as it travels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectState {
@@ -118,9 +119,6 @@ pub struct ObjectState {
     pub content_seq: Seq,
     /// The version that this one replaced, `None` for a new object.
     pub replaces: Option<Version>,
-    /// Extended attributes and access lists: always empty in this version of the format.
-    #[serde(deserialize_with = "crate::bounds::list::<_, _, XATTRS_MAX>")]
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// What a disk knows an object by: equal on two looks only if it is the same inode of the same
@@ -166,6 +164,10 @@ pub struct Observed {
     pub link: Option<Vec<u8>>,
     /// A folder's kernel file handle, where the filesystem gives one.
     pub handle: Option<Vec<u8>>,
+    /// Some extended attributes are not among its metadata, because they are too large.
+    pub left_out: bool,
+    /// What this disk could not hold of what it was to be: known right after it was made so.
+    pub losses: Losses,
 }
 
 impl Observed {

@@ -18,7 +18,7 @@ use crate::time::Timestamp;
 pub struct BatchLimits {
     /// Records.
     pub records: usize,
-    /// Content bytes.
+    /// Bytes of content and extended attributes; one record may go beyond it.
     pub bytes: u64,
     /// Files whose content changed; one record may go beyond it.
     pub contents: usize,
@@ -125,6 +125,7 @@ impl OutgoingStream {
                 .map(|state| size_of(&state.content))
                 .filter(|size| *size <= limits.inline)
                 .sum::<u64>();
+            content += record.xattr_bytes();
             contents += record.contents().count();
             items += record.names.len() + record.objects.len() + record.removed.len();
             out.bytes = bytes;

@@ -74,6 +74,13 @@ impl Record {
         self.contents().map(|state| size_of(&state.content)).sum()
     }
 
+    /// How many bytes of extended attributes the record brings.
+    #[must_use]
+    pub fn xattr_bytes(&self) -> u64 {
+        let bytes = |state: &ObjectState| state.meta.xattrs.bytes() as u64;
+        self.objects.iter().map(bytes).sum()
+    }
+
     /// The version that this record gives to its objects.
     #[must_use]
     pub fn version(&self, origin: crate::ids::OriginId) -> Version {

@@ -185,12 +185,11 @@ pub fn new_state(id: ObjectId, seen: &Observed, version: Version) -> ObjectState
     ObjectState {
         id,
         kind: seen.kind,
-        meta: seen.meta,
+        meta: seen.meta.clone(),
         content: seen.content(),
         version,
         content_seq,
         replaces: None,
-        xattrs: Vec::new(),
     }
 }
 

@@ -253,7 +253,7 @@ impl Replica {
                     id,
                     at: place,
                     body: super::Body::Staged(id),
-                    meta: state.meta,
+                    meta: state.meta.clone(),
                     over,
                     adopt: false,
                 },

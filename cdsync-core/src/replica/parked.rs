@@ -212,7 +212,7 @@ impl Replica {
             return self.unpark(t, id);
         };
         let identity = local.fingerprint.identity;
-        let (kind, meta) = (state.kind, state.meta);
+        let (kind, meta) = (state.kind, state.meta.clone());
         let op = ApplyOp::SetMeta {
             id,
             at: Some(at),

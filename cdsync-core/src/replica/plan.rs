@@ -68,6 +68,7 @@ fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
         && state.meta.uid != u32::MAX
         && state.meta.gid != u32::MAX
         && state.meta.mtime.is_valid()
+        && state.meta.xattrs.fit()
         && (!state.id.is_root() || state.kind == Kind::Folder)
 }
 
@@ -253,7 +254,7 @@ impl Replica {
                 name: name.name,
             },
             body: Body::Inline(index),
-            meta: state.meta,
+            meta: state.meta.clone(),
             over: None,
             adopt: self.adopting,
         };
@@ -399,7 +400,7 @@ impl Replica {
         };
         let over = over.or(noted);
         self.touched.insert(at.folder.id);
-        let meta = state.meta;
+        let meta = state.meta.clone();
         match (&state.kind, &state.content) {
             (Kind::Folder, _) => {
                 self.touched.insert(id);
@@ -462,7 +463,7 @@ impl Replica {
                     size: u64::from(*len),
                     hash: Some(*hash),
                 };
-                let (meta, body) = (state.meta, Body::Inline(index));
+                let (meta, body) = (state.meta.clone(), Body::Inline(index));
                 let op = ApplyOp::WriteFile {
                     id,
                     at,
@@ -489,7 +490,7 @@ impl Replica {
                     at,
                     size,
                     mtime,
-                    meta: state.meta,
+                    meta: state.meta.clone(),
                 };
                 self.run(op, Then::Adopted(Box::new(state.clone())));
             }
@@ -615,7 +616,7 @@ impl Replica {
             return Ok(());
         };
         let identity = local.fingerprint.identity;
-        let (id, kind, meta) = (state.id, state.kind, state.meta);
+        let (id, kind, meta) = (state.id, state.kind, state.meta.clone());
         let op = ApplyOp::SetMeta {
             id,
             at: Some(at),

@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::filter::FilterSpec;
+use crate::ledger::loss::Losses;
 use crate::ledger::object::{
     Content, Fingerprint, Hash, Identity, Kind, Metadata, ObjectState, Observed, Version,
 };
 use crate::ledger::record::NameState;
+use crate::ledger::xattrs::Xattrs;
 use crate::path::Name;
 use crate::sim::{Durability, MemTables, NodeId, Scenario, TargetTuning, World};
 use crate::time::Timestamp;
@@ -36,6 +38,7 @@ fn meta_of(seq: u64) -> Metadata {
             secs: i64::try_from(seq).unwrap(),
             nanos: 0,
         },
+        xattrs: Xattrs::NONE,
     }
 }
 
@@ -60,7 +63,6 @@ fn state(number: u64, seq: u64, kind: Kind) -> ObjectState {
         },
         content_seq: if kind == Kind::File { Seq(seq) } else { Seq(0) },
         replaces: None,
-        xattrs: Vec::new(),
     }
 }
 
@@ -156,6 +158,8 @@ fn seen(number: u64, kind: Kind) -> Observed {
         device: 0,
         link: None,
         handle: None,
+        left_out: false,
+        losses: Losses::NONE,
     }
 }
 

@@ -20,7 +20,7 @@ type Outcome = Result<Vec<NodeId>, String>;
 /// Carries out one operation.
 pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResult {
     let outcome = match op {
-        ApplyOp::MakeFolder { at, meta, .. } => make_folder(disk, at, *meta),
+        ApplyOp::MakeFolder { at, meta, .. } => make_folder(disk, at, meta),
         ApplyOp::WriteFile {
             at,
             body,
@@ -33,7 +33,7 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
                 Body::Staged(id) => bodies.staged.get(id),
             };
             let bytes = bytes.expect("the driver keeps the bytes of a step").clone();
-            write_file(disk, at, bytes, *meta, *adopt)
+            write_file(disk, at, bytes, meta, *adopt)
         }
         ApplyOp::AdoptFile {
             at,
@@ -41,7 +41,7 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
             mtime,
             meta,
             ..
-        } => match adopt_file(disk, at, *size, *mtime, *meta) {
+        } => match adopt_file(disk, at, *size, *mtime, meta) {
             Ok(None) => return ApplyResult::NotEqual,
             Ok(Some(id)) => Ok(vec![id]),
             Err(reason) => Err(reason),
@@ -49,12 +49,12 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         ApplyOp::MakeLink {
             at, target, meta, ..
         } => open(disk, at).map(|folder| {
-            let id = publish(disk, folder, at, Kind::Symlink, target.clone(), *meta);
+            let id = publish(disk, folder, at, Kind::Symlink, target.clone(), meta);
             vec![id]
         }),
         ApplyOp::SetMeta {
             at, identity, meta, ..
-        } => set_meta(disk, at.as_ref(), *identity, *meta),
+        } => set_meta(disk, at.as_ref(), *identity, meta),
         ApplyOp::Move(moves) => move_all(disk, moves),
         ApplyOp::Remove {
             at,
@@ -87,7 +87,7 @@ fn clear(disk: &mut Disk, folder: NodeId, at: &Place) {
     disk.trash(folder, &at.name, path(at));
 }
 
-fn make_folder(disk: &mut Disk, at: &Place, meta: Metadata) -> Outcome {
+fn make_folder(disk: &mut Disk, at: &Place, meta: &Metadata) -> Outcome {
     let folder = open(disk, at)?;
     if let Some(id) = disk.child(folder, &at.name) {
         if disk.node(id).kind == Kind::Folder {
@@ -96,11 +96,17 @@ fn make_folder(disk: &mut Disk, at: &Place, meta: Metadata) -> Outcome {
         clear(disk, folder, at);
     }
     let id = disk.mkdir(folder, &at.name).expect("the name is free");
-    disk.set_meta(id, meta);
+    disk.set_meta(id, meta.clone());
     Ok(vec![id])
 }
 
-fn write_file(disk: &mut Disk, at: &Place, bytes: Vec<u8>, meta: Metadata, adopt: bool) -> Outcome {
+fn write_file(
+    disk: &mut Disk,
+    at: &Place,
+    bytes: Vec<u8>,
+    meta: &Metadata,
+    adopt: bool,
+) -> Outcome {
     if adopt && let Some(id) = adopt_file(disk, at, bytes.len() as u64, meta.mtime, meta)? {
         return Ok(vec![id]);
     }
@@ -113,7 +119,7 @@ fn adopt_file(
     at: &Place,
     size: u64,
     mtime: crate::time::Timestamp,
-    meta: Metadata,
+    meta: &Metadata,
 ) -> Result<Option<NodeId>, String> {
     let folder = open(disk, at)?;
     let Some(id) = disk.child(folder, &at.name) else {
@@ -123,7 +129,7 @@ fn adopt_file(
     let equal =
         node.kind == Kind::File && node.bytes.len() as u64 == size && node.meta.mtime == mtime;
     if equal {
-        disk.set_meta(id, meta);
+        disk.set_meta(id, meta.clone());
     }
     Ok(equal.then_some(id))
 }
@@ -134,7 +140,7 @@ fn publish(
     at: &Place,
     kind: Kind,
     bytes: Vec<u8>,
-    meta: Metadata,
+    meta: &Metadata,
 ) -> NodeId {
     clear(disk, folder, at);
     let id = match kind {
@@ -145,11 +151,11 @@ fn publish(
     let node = disk.node_mut(id);
     node.bytes = bytes;
     node.writers = 0;
-    disk.set_meta(id, meta);
+    disk.set_meta(id, meta.clone());
     id
 }
 
-fn set_meta(disk: &mut Disk, at: Option<&Place>, identity: Identity, meta: Metadata) -> Outcome {
+fn set_meta(disk: &mut Disk, at: Option<&Place>, identity: Identity, meta: &Metadata) -> Outcome {
     let id = match at {
         None => ROOT,
         Some(at) => {
@@ -159,7 +165,7 @@ fn set_meta(disk: &mut Disk, at: Option<&Place>, identity: Identity, meta: Metad
                 .ok_or_else(|| format!("{} is not the one", path(at)))?
         }
     };
-    disk.set_meta(id, meta);
+    disk.set_meta(id, meta.clone());
     Ok(vec![id])
 }
 

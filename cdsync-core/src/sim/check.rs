@@ -55,7 +55,7 @@ fn below(
 
 fn entry(disk: &Disk, id: u64) -> Entry {
     let node = disk.node(id);
-    let meta = node.meta;
+    let meta = &node.meta;
     format!(
         "{:?} {:o} {}:{} {}.{:09} {:?}",
         node.kind,

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use crate::coalescer::{FolderKey, Hint, LookError, What};
 use crate::ledger::access::FolderAt;
+use crate::ledger::loss::Losses;
 use crate::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
+use crate::ledger::xattrs::Xattrs;
 use crate::path::{Name, RelPath};
 use crate::time::{Timestamp, WallMillis};
 
@@ -190,11 +192,13 @@ impl Disk {
                 ctime: node.ctime,
             },
             kind: node.kind,
-            meta: node.meta,
+            meta: node.meta.clone(),
             link_count: 1,
             device: 0,
             link: (node.kind == Kind::Symlink).then(|| node.bytes.clone()),
             handle: (node.kind == Kind::Folder).then(|| self.handle(id)),
+            left_out: false,
+            losses: Losses::NONE,
         }
     }
 
@@ -232,6 +236,7 @@ impl Disk {
             uid,
             gid,
             mtime: now,
+            xattrs: Xattrs::NONE,
         };
         let node = Node {
             identity: Identity { inode, born },

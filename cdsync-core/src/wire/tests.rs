@@ -8,6 +8,7 @@ use crate::ids::{IncarnationId, JobId, Label, ObjectId, OriginId, ServerId};
 use crate::job::{Mode, RootPath, Settings};
 use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
+use crate::ledger::xattrs::Xattrs;
 use crate::path::Name;
 use crate::time::{Hlc, Timestamp, WallMillis};
 
@@ -95,6 +96,7 @@ fn state(number: u64, kind: Kind, content: Content) -> ObjectState {
             uid: 1000,
             gid: 100,
             mtime: Timestamp { secs: -1, nanos: 5 },
+            xattrs: Xattrs::new([(b"user.a".to_vec(), b"1".to_vec())]).0,
         },
         content,
         version: Version {
@@ -105,7 +107,6 @@ fn state(number: u64, kind: Kind, content: Content) -> ObjectState {
         },
         content_seq: Seq(9),
         replaces: None,
-        xattrs: Vec::new(),
     }
 }
 
@@ -296,9 +297,10 @@ fn batches() -> Vec<Golden> {
          11 02 00       ; id, file
          a403 e807 64   ; mode, uid, gid
          01 05          ; mtime: seconds (zigzag), nanoseconds
+         01 06 757365722e61 01 31 ; attributes: name, value
          01 03 00       ; data, size, hash unknown
          11 22 09 07    ; version: origin, incarnation, seq, hlc
-         09 00 00       ; content seq, replaces nothing, no attributes
+         09 00          ; content seq, replaces nothing
          01 11 03       ; removed
          00 00 00       ; group, set, signature
          06             ; contents
@@ -595,10 +597,9 @@ fn small_messages_stay_small_in_memory() {
     let mut signature = empty.clone();
     signature.signature = vec![0; 65];
     let mut xattrs = empty;
-    xattrs.objects.push(ObjectState {
-        xattrs: vec![(Vec::new(), Vec::new()); 2_000],
-        ..folder
-    });
+    let mut dressed = folder;
+    dressed.meta.xattrs = Xattrs::unchecked(vec![(Vec::new(), Vec::new()); 2_000]);
+    xattrs.objects.push(dressed);
     for bad in [more_names, more_objects, more_removed, signature, xattrs] {
         assert!(!decodes(vec![bad]));
     }

@@ -1,6 +1,7 @@
 //! The system calls that rustix does not have. The only file of this crate with unsafe code.
 #![expect(unsafe_code, reason = "leaf module for raw system calls")]
 
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -129,4 +130,41 @@ pub(crate) fn fanotify_mark(
     } else {
         Err(last_errno())
     }
+}
+
+/// The names of the extended attributes of the object at `name` in a folder, a link itself,
+/// separated by NULs (`listxattrat`, since Linux 6.13). Returns how many bytes they take.
+pub(crate) fn list_xattrs_at(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    into: &mut [u8],
+) -> Result<usize, Errno> {
+    /// The number is the same on every architecture, as of all calls since Linux 5.1.
+    const SYS_LISTXATTRAT: libc::c_long = 465;
+    static KNOWN: AtomicBool = AtomicBool::new(true);
+
+    if !KNOWN.load(Ordering::Relaxed) {
+        return Err(Errno::NOSYS);
+    }
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the path is NUL-terminated, the descriptor is open, and the buffer has the room that
+    // is said.
+    let result = unsafe {
+        libc::syscall(
+            SYS_LISTXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            into.as_mut_ptr(),
+            into.len(),
+        )
+    };
+    if let Ok(length) = usize::try_from(result) {
+        return Ok(length);
+    }
+    let errno = last_errno();
+    if errno == Errno::NOSYS {
+        KNOWN.store(false, Ordering::Relaxed);
+    }
+    Err(errno)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cdsync_core::ids::{ObjectId, OriginId};
 use cdsync_core::ledger::object::{Identity, Metadata, Observed};
+use cdsync_core::ledger::xattrs::Xattrs;
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::time::Timestamp;
 
@@ -64,7 +65,7 @@ impl Place {
     pub(crate) fn look(&self, below: &str) -> Option<Observed> {
         let (folder, last) = below.rsplit_once('/').unwrap_or(("", below));
         let dir = self.root.top().open_below(&path(folder)).unwrap();
-        dir.look(&name(last), LookWants { handle: true }).unwrap()
+        dir.look(&name(last), LookWants::HANDLE).unwrap()
     }
 
     pub(crate) fn identity(&self, below: &str) -> Identity {
@@ -107,6 +108,7 @@ pub(crate) fn meta(mode: u32) -> Metadata {
         uid: own.0,
         gid: own.1,
         mtime,
+        xattrs: Xattrs::NONE,
     }
 }
 

@@ -12,8 +12,6 @@ use crate::mailbox::{Gone, Mailbox};
 /// How many entries of a listing go to the engine at once.
 const LIST_CHUNK: usize = 512;
 
-const WITH_HANDLE: LookWants = LookWants { handle: true };
-
 pub(crate) fn dir_ref(folder: &FolderAt) -> DirRef {
     DirRef {
         id: folder.id,
@@ -51,7 +49,7 @@ fn look_folder(root: &Root, request: LookRequest) -> Looked {
         .names
         .into_iter()
         .map(|name| {
-            let seen: NameSeen = dir.look(&name, WITH_HANDLE).map_err(|e| name_error(&e));
+            let seen: NameSeen = dir.look(&name, LookWants::ALL).map_err(|e| name_error(&e));
             (name, seen)
         })
         .collect();
@@ -84,7 +82,7 @@ fn list(root: &Root, folder: &FolderAt, engine: &Mailbox<Input>) -> Result<(), G
     // The part that may be the last one: it goes with the end.
     let mut last = Vec::new();
     let listed = root.dir(&dir_ref(folder)).and_then(|dir| {
-        dir.list(LIST_CHUNK, WITH_HANDLE, &mut |piece| {
+        dir.list(LIST_CHUNK, LookWants::ALL, &mut |piece| {
             let piece = piece.into_iter();
             let piece = piece.map(|(name, seen)| (name, seen.map_err(|e| name_error(&e))));
             let entries = std::mem::replace(&mut last, piece.collect());

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use cdsync_core::filter::{Filter, Verdict};
 use cdsync_core::ids::ObjectId;
+use cdsync_core::ledger::loss::Loss;
 use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::path::{Name, NameSetDigest, RelPath};
 use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
@@ -89,8 +90,8 @@ impl Disk {
         self.owners_kept.load(Ordering::Relaxed)
     }
 
-    fn note(&self, applied: Applied) {
-        if applied.owner_kept {
+    fn note(&self, seen: &[Observed]) {
+        if seen.iter().any(|seen| seen.losses.has(Loss::Owner)) {
             self.owners_kept.store(true, Ordering::Relaxed);
         }
     }
@@ -179,7 +180,11 @@ impl Disk {
                 ..
             } => {
                 return match self.adopt_file(at, *size, *mtime, meta) {
-                    Ok(Some(seen)) => ApplyResult::Done(vec![seen]),
+                    Ok(Some(seen)) => {
+                        let seen = vec![seen];
+                        self.note(&seen);
+                        ApplyResult::Done(seen)
+                    }
                     Ok(None) => ApplyResult::NotEqual,
                     Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
                 };
@@ -208,7 +213,10 @@ impl Disk {
             } => self.remove(*id, at, *identity, *kind, below),
         };
         match outcome {
-            Ok(seen) => ApplyResult::Done(seen),
+            Ok(seen) => {
+                self.note(&seen);
+                ApplyResult::Done(seen)
+            }
             Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
         }
     }
@@ -227,7 +235,6 @@ impl Disk {
 
     fn make_folder(&self, at: &Place, meta: &Metadata) -> Result<Vec<Observed>, ApplyError> {
         let made = self.applier.make_folder(&*self.dir(at)?, &at.name, meta)?;
-        self.note(made.applied);
         Ok(vec![made.observed])
     }
 
@@ -273,7 +280,6 @@ impl Disk {
         let published = self
             .applier
             .publish(staged, &dir, &at.name, over.map(Into::into))?;
-        self.note(published.applied);
         Ok(vec![published.observed])
     }
 
@@ -289,10 +295,7 @@ impl Disk {
             return Ok(None);
         };
         match write_unseen(&dir, &at.name, bytes, meta) {
-            Ok((seen, applied)) => {
-                self.note(applied);
-                Ok(Some(seen))
-            }
+            Ok(seen) => Ok(Some(seen)),
             Err(error) if error.kind() == FsErrorKind::Exists => Ok(None),
             Err(error) => {
                 // What is half written must not be published.
@@ -316,21 +319,7 @@ impl Disk {
             let print = &seen.fingerprint;
             seen.kind == Kind::File && print.size == size && print.mtime == mtime
         };
-        self.adopt(&*self.dir(at)?, at, meta, is_it)
-    }
-
-    fn adopt(
-        &self,
-        dir: &Dir,
-        at: &Place,
-        meta: &Metadata,
-        is_it: impl Fn(&Observed) -> bool,
-    ) -> Result<Option<Observed>, ApplyError> {
-        let Some((seen, applied)) = dir.adopt(&at.name, meta, is_it)? else {
-            return Ok(None);
-        };
-        self.note(applied);
-        Ok(Some(seen))
+        Ok(self.dir(at)?.adopt(&at.name, meta, is_it)?)
     }
 
     fn make_link(
@@ -344,14 +333,13 @@ impl Disk {
         let dir = self.dir(at)?;
         let is_it =
             |seen: &Observed| seen.kind == Kind::Symlink && seen.link.as_deref() == Some(target);
-        if let Some(seen) = self.adopt(&dir, at, meta, is_it)? {
+        if let Some(seen) = dir.adopt(&at.name, meta, is_it)? {
             return Ok(vec![seen]);
         }
         let staged = stager.symlink(target, meta)?;
         let published = self
             .applier
             .publish(staged, &dir, &at.name, over.map(Into::into))?;
-        self.note(published.applied);
         Ok(vec![published.observed])
     }
 
@@ -364,14 +352,13 @@ impl Disk {
     ) -> Result<Vec<Observed>, ApplyError> {
         let Some(at) = at else {
             let top = self.root.top();
-            self.note(top.set_own_metadata(meta)?);
-            return Ok(vec![top.self_look()?]);
+            let applied = top.set_own_metadata(meta)?;
+            return Ok(vec![with(top.self_look()?, applied)]);
         };
         let dir = self.dir(at)?;
-        let (seen, applied) =
-            self.applier
-                .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
-        self.note(applied);
+        let seen = self
+            .applier
+            .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
         Ok(vec![seen])
     }
 
@@ -583,6 +570,14 @@ fn is_elsewhere(error: &FsError) -> bool {
         error.kind(),
         FsErrorKind::NotFound | FsErrorKind::Moved | FsErrorKind::NotFolder | FsErrorKind::Link
     )
+}
+
+/// What is seen of an object, with what it could not be given.
+fn with(seen: Observed, applied: Applied) -> Observed {
+    Observed {
+        losses: applied.losses,
+        ..seen
+    }
 }
 
 fn wrong_hash(at: &Place) -> ApplyError {

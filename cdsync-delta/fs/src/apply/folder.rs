@@ -6,7 +6,7 @@ use cdsync_core::ledger::object::{Kind, Metadata, Observed};
 use cdsync_core::path::Name;
 
 use super::{Applier, ApplyError, Displaced, Stager, make_private, random_name};
-use crate::dir::{Applied, Dir, LookWants};
+use crate::dir::{Dir, LookWants};
 use crate::error::{FsError, FsErrorKind};
 
 /// How often a name is tried that others keep changing.
@@ -15,14 +15,12 @@ const ATTEMPTS: usize = 8;
 /// What making a folder came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MadeFolder {
-    /// The folder, with its kernel handle.
+    /// The folder, with its kernel handle and what it could not be given.
     pub observed: Observed,
     /// Whether it was there already. Its metadata was not touched then.
     pub existed: bool,
     /// What it took the place of.
     pub displaced: Displaced,
-    /// What setting its metadata came to.
-    pub applied: Applied,
 }
 
 impl Applier {
@@ -39,15 +37,13 @@ impl Applier {
         meta: &Metadata,
     ) -> Result<MadeFolder, ApplyError> {
         for _ in 0..ATTEMPTS {
-            let made = match dir.look(name, LookWants { handle: true })? {
+            let made = match dir.look(name, LookWants::HANDLE)? {
                 Some(observed) if observed.kind == Kind::Folder => {
                     self.refuse_own(&observed, dir, name)?;
-                    let (displaced, applied) = (Displaced::None, Applied::default());
                     return Ok(MadeFolder {
                         observed,
                         existed: true,
-                        displaced,
-                        applied,
+                        displaced: Displaced::None,
                     });
                 }
                 None => self.new_folder(dir, name)?,
@@ -56,12 +52,12 @@ impl Applier {
             if let Some((folder, displaced)) = made {
                 // By the handle that made it: by now the name may be another's.
                 let applied = folder.set_own_metadata(meta)?;
-                let observed = folder.self_look()?;
+                let mut observed = folder.self_look()?;
+                observed.losses = applied.losses;
                 return Ok(MadeFolder {
                     observed,
                     existed: false,
                     displaced,
-                    applied,
                 });
             }
         }

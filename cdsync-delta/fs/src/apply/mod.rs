@@ -29,7 +29,7 @@ use cdsync_core::time::Timestamp;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::dir::{Applied, Dir, Root};
+use crate::dir::{Dir, Root};
 use crate::error::{FsError, FsErrorKind};
 
 pub use digest::NameSetDigest;
@@ -253,7 +253,7 @@ impl Applier {
         identity: Option<Identity>,
         meta: &Metadata,
         kind: Kind,
-    ) -> Result<(Observed, Applied), ApplyError> {
+    ) -> Result<Observed, ApplyError> {
         Ok(dir.set_metadata(name, identity, meta, kind)?)
     }
 

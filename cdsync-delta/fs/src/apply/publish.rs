@@ -6,7 +6,7 @@ use cdsync_core::path::{Name, RelPath};
 
 use super::stage::Staged;
 use super::{Applier, ApplyError, Expected, Trashed};
-use crate::dir::{Applied, Dir, LookWants};
+use crate::dir::{Dir, LookWants};
 use crate::error::{FsError, FsErrorKind};
 
 /// How often a name is tried that others keep changing.
@@ -26,12 +26,11 @@ pub enum Displaced {
 /// What publishing came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// The object at its name, with its final change time: what own looks will show from now on.
+    /// The object at its name, with its final change time: what own looks will show from now on;
+    /// and what it could not be given.
     pub observed: Observed,
     /// What it took the place of.
     pub displaced: Displaced,
-    /// What setting its metadata came to.
-    pub applied: Applied,
 }
 
 impl Applier {
@@ -147,7 +146,7 @@ impl Applier {
         let overtaken = || ApplyError::Overtaken {
             path: dir.path().join(name),
         };
-        let observed = match staged.observe() {
+        let mut observed = match staged.observe() {
             Some(observed) => observed.map_err(|e| FsError::at("look at", dir.path(), name, e))?,
             None => dir
                 .look(name, LookWants::default())?
@@ -157,10 +156,10 @@ impl Applier {
         if observed.link_count == 0 || observed.fingerprint.identity != staged.identity {
             return Err(overtaken());
         }
+        observed.losses = staged.applied().losses;
         Ok(Published {
             observed,
             displaced,
-            applied: staged.applied(),
         })
     }
 

@@ -86,8 +86,6 @@ enum Step {
 }
 
 /// What is told of a folder has its handle, so that nobody needs to look by its name again.
-const WITH_HANDLE: LookWants = LookWants { handle: true };
-
 /// What a kill left aside waits this long for the moves to be done again.
 const ASIDE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -142,7 +140,7 @@ impl Applier {
     ) -> Result<Step, ApplyError> {
         let this = &pending[index];
         let wanted = this.wanted;
-        let at_destination = match wanted.to_dir.look(&wanted.to_name, WITH_HANDLE) {
+        let at_destination = match wanted.to_dir.look(&wanted.to_name, LookWants::HANDLE) {
             Ok(found) => found,
             Err(error) => return Ok(Step::Settled(MoveOutcome::Failed(error))),
         };
@@ -187,7 +185,7 @@ impl Applier {
             Err(error) if error.kind() == FsErrorKind::NotFound => {}
             Err(error) => return Step::Settled(MoveOutcome::Failed(error)),
         }
-        match wanted.to_dir.look(&wanted.to_name, WITH_HANDLE) {
+        match wanted.to_dir.look(&wanted.to_name, LookWants::HANDLE) {
             Ok(Some(found)) if found.fingerprint.identity == wanted.identity => {
                 Step::Settled(MoveOutcome::Done(Box::new(found)))
             }

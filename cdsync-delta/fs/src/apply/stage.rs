@@ -204,9 +204,12 @@ impl Stager {
     fn dress(&self, temp: Temp, meta: &Metadata, kind: Kind) -> Result<Staged, ApplyError> {
         let found = self.folder.look_existing(&temp.name)?;
         let identity = found.fingerprint.identity;
-        let (_, applied) = self
+        let seen = self
             .folder
             .set_metadata(&temp.name, Some(identity), meta, kind)?;
+        let applied = Applied {
+            losses: seen.losses,
+        };
         Ok(Staged {
             temp,
             identity,

@@ -2,10 +2,12 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use cdsync_core::ledger::xattrs::ACL_DEFAULT;
 use cdsync_delta::RANGE_BYTES;
 use proptest::prelude::*;
 
 use super::*;
+use crate::dir::LookWants;
 use crate::testing::{Place, is_root, meta, name, path};
 
 fn setup() -> (Place, Applier, Stager) {
@@ -615,4 +617,40 @@ fn foreign_files_are_never_lost() {
             .count(),
         0
     );
+}
+
+/// Proves that an access list that a root gives to what is made in it reaches nothing that is
+/// published: not by staging, nor in a new folder.
+#[test]
+fn default_lists_are_not_inherited() {
+    let place = Place::new();
+    let entry = |tag: u16, perm: u16, id: u32| {
+        let (tag, perm) = (tag.to_le_bytes(), perm.to_le_bytes());
+        [&tag[..], &perm[..], &id.to_le_bytes()].concat()
+    };
+    let none = u32::MAX;
+    let entries = [
+        (1, 7, none),
+        (2, 7, 4242),
+        (4, 5, none),
+        (16, 7, none),
+        (32, 5, none),
+    ];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        list.extend(entry(tag, perm, id));
+    }
+    let default = ACL_DEFAULT;
+    let top = place.at("");
+    rustix::fs::setxattr(top, default, &list, rustix::fs::XattrFlags::empty()).unwrap();
+    let applier = Applier::open(&place.root, "job").unwrap();
+    let stager = applier.stager(0).unwrap();
+    let dir = place.root.top();
+    let staged = stager.small(b"x", &meta(0o640)).unwrap();
+    applier.publish(staged, &dir, &name("f"), None).unwrap();
+    applier.make_folder(&dir, &name("d"), &meta(0o750)).unwrap();
+    for (path, mode) in [("f", 0o640), ("d", 0o750)] {
+        let seen = dir.look(&name(path), LookWants::ALL).unwrap().unwrap();
+        assert_eq!(seen.meta, meta(mode), "{path}");
+    }
 }

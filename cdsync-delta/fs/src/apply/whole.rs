@@ -11,7 +11,7 @@ use cdsync_core::path::Name;
 
 use super::stage::remove_tree;
 use super::{Applier, ApplyError, Stager, random_name, write_full};
-use crate::dir::{Applied, Dir, apply_to_new};
+use crate::dir::{Dir, apply_to_new};
 use crate::error::{FsError, FsErrorKind};
 
 /// How deep new folders are made within each other at most: what a crash leaves of them is removed
@@ -85,7 +85,7 @@ pub fn write_unseen(
     name: &Name,
     bytes: &[u8],
     meta: &Metadata,
-) -> Result<(Observed, Applied), FsError> {
+) -> Result<Observed, FsError> {
     let file = dir.create_exclusive(name, meta.mode & 0o777)?;
     write_full(&file, bytes, 0)
         .and_then(|()| apply_to_new(file.as_fd(), meta))

@@ -162,7 +162,7 @@ fn second_names_are_not_taken_over() {
     // Its own single name is taken over.
     place.write("own", b"x");
     let adopted = place.root.top().adopt(&name("own"), &meta(0o640), |_| true);
-    assert_eq!(adopted.unwrap().unwrap().0.meta, meta(0o640));
+    assert_eq!(adopted.unwrap().unwrap().meta, meta(0o640));
 }
 
 /// Proves that what is mounted over a name, folder or file, of another filesystem or the same one,

@@ -51,6 +51,9 @@ fn length() -> Duration {
     Duration::from_millis(told.unwrap_or(400))
 }
 
+/// One thing that an attacker does again and again, as this user.
+type Step = (fn(&mut Attack), u32);
+
 /// Swaps components until told to stop. What it cannot do at this moment it leaves.
 struct Attack {
     place: PathBuf,
@@ -162,7 +165,7 @@ fn arena() -> Place {
 /// Runs `work` again and again while others attack; gives how often.
 fn under_attack(
     place: &Place,
-    attacks: &[(fn(&mut Attack), u32)],
+    attacks: &[Step],
     random: &mut Random,
     mut work: impl FnMut(&mut Random),
 ) {
@@ -238,14 +241,13 @@ fn sending_reads_nothing_outside() {
     let canary = Canary::new(&place, false);
     let outside: Vec<u64> = inodes(&canary);
     let roots = both_ways(&place);
-    let attacks: [(fn(&mut Attack), u32); 2] =
-        [(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
-    under_attack(&place, &attacks, &mut random, |random| {
+    let attacks: &[Step] = &[(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
+    under_attack(&place, attacks, &mut random, |random| {
         let Some(dir) = open(&roots[random.pick(&[0, 1])], random) else {
             return;
         };
         assert!(!outside.contains(&dir.identity().inode));
-        let _ = dir.list(16, LookWants { handle: true }, &mut |piece| {
+        let _ = dir.list(16, LookWants::HANDLE, &mut |piece| {
             for (_, seen) in piece {
                 let inode = seen.map_or(0, |o| o.fingerprint.identity.inode);
                 assert!(!outside.contains(&inode), "something outside was seen");
@@ -314,7 +316,7 @@ impl Writer {
             4 => drop(self.applier.trash(&dir, &file, None, &path("f"))),
             5 => self.folder(&dir),
             6 => self.exchange(&dir, &file),
-            7 => drop(dir.look(&file, LookWants { handle: true })),
+            7 => drop(dir.look(&file, LookWants::HANDLE)),
             _ => drop(self.applier.sync_file(&dir, &file)),
         }
     }
@@ -338,7 +340,7 @@ impl Writer {
             return;
         };
         let wanted = meta(random.pick(&[0o777, 0o600, 0o4755]));
-        if let Ok((seen, _)) = dir.set_metadata(file, Some(*identity), &wanted, Kind::File) {
+        if let Ok(seen) = dir.set_metadata(file, Some(*identity), &wanted, Kind::File) {
             assert_eq!(
                 seen.fingerprint.identity, *identity,
                 "another one was dressed"
@@ -388,11 +390,8 @@ fn receiving_changes_nothing_outside() {
     let place = arena();
     let canary = Canary::new(&place, false);
     let mut writer = Writer::new(&place);
-    let attacks: [(fn(&mut Attack), u32); 2] =
-        [(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
-    under_attack(&place, &attacks, &mut random, |random| {
-        writer.change(random)
-    });
+    let attacks: &[Step] = &[(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
+    under_attack(&place, attacks, &mut random, |random| writer.change(random));
     canary.assert_whole();
     assert_not_in(&place.at(""));
 }
@@ -409,8 +408,8 @@ fn second_names_come_and_go() {
     let canary = Canary::new(&place, true);
     let mut writer = Writer::new(&place);
     // Both as root: the kernel's own protection against such links does not count here.
-    let attacks: [(fn(&mut Attack), u32); 2] = [(Attack::link_files, 0), (Attack::link_files, 0)];
-    under_attack(&place, &attacks, &mut random, |random| {
+    let attacks: &[Step] = &[(Attack::link_files, 0), (Attack::link_files, 0)];
+    under_attack(&place, attacks, &mut random, |random| {
         writer.change(random);
         // The narrowest place: a count of one that is the name outside.
         for root in &writer.roots {
@@ -433,9 +432,9 @@ fn roots_are_opened_inside() {
     let place = arena();
     let canary = Canary::new(&place, false);
     let outside = inodes(&canary);
-    let attacks: [(fn(&mut Attack), u32); 1] = [(Attack::swap_folders, NOBODY)];
+    let attacks: &[Step] = &[(Attack::swap_folders, NOBODY)];
     let allowed = place.at("");
-    under_attack(&place, &attacks, &mut random, |random| {
+    under_attack(&place, attacks, &mut random, |random| {
         let below = path(random.pick(&["a", "a/b", "a/b/c", "a/b/new/deep"]));
         let roots = [
             Root::open(&allowed, &below),
@@ -461,8 +460,8 @@ fn own_folders_are_not_given_away() {
     let applier = Applier::open(&place.root, "job").unwrap();
     let (top, new) = (place.root.top(), name("new"));
     let own = top.open_folder(&name(".cdsync")).unwrap();
-    let attacks: [(fn(&mut Attack), u32); 1] = [(Attack::swap_own, NOBODY)];
-    under_attack(&place, &attacks, &mut random, |_| {
+    let attacks: &[Step] = &[(Attack::swap_own, NOBODY)];
+    under_attack(&place, attacks, &mut random, |_| {
         if let Ok(made) = applier.make_folder(&top, &new, &meta(0o777)) {
             let identity = made.observed.fingerprint.identity;
             assert_ne!(identity, own.identity());

@@ -9,7 +9,7 @@ use cdsync_core::ledger::object::{Kind, Metadata, Observed};
 use cdsync_core::path::Name;
 use rustix::io::Errno;
 
-use super::{Applied, Dir, LookWants, observe_fd};
+use super::{Dir, LookWants, observe_fd};
 use crate::error::{FsError, FsErrorKind};
 
 impl Dir {
@@ -23,7 +23,7 @@ impl Dir {
         name: &Name,
         meta: &Metadata,
         wanted: impl Fn(&Observed) -> bool,
-    ) -> Result<Option<(Observed, Applied)>, FsError> {
+    ) -> Result<Option<Observed>, FsError> {
         let (fd, found) = match self.hold(name, "take over") {
             Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -38,7 +38,7 @@ impl Dir {
             return Ok(None);
         }
         let adopted = match found.meta == *meta {
-            true => (found, Applied::default()),
+            true => found,
             false => self.set_held(name, fd.as_fd(), &found, meta)?,
         };
         Ok(Some(adopted))
@@ -61,7 +61,7 @@ impl Dir {
         let Ok(Some(there)) = self.look(name, LookWants::default()) else {
             return Ok(false);
         };
-        let after = observe_fd(fd, LookWants::default())?;
+        let after = observe_fd(fd, LookWants::META)?;
         Ok(there.fingerprint == found.fingerprint && after == *found)
     }
 }

@@ -2,13 +2,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use cdsync_core::ledger::loss::Losses;
 use cdsync_core::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
+use cdsync_core::ledger::xattrs::Xattrs;
 use cdsync_core::path::Name;
 use cdsync_core::time::Timestamp;
 use rustix::fs::{AtFlags, FileType, OFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
-use super::Dir;
+use super::{Dir, xattr};
 use crate::error::{FsError, FsErrorKind};
 use crate::sys;
 
@@ -17,7 +19,31 @@ use crate::sys;
 pub struct LookWants {
     /// The kernel's handle of a folder.
     pub handle: bool,
+    /// Extended attributes and access lists.
+    pub xattrs: bool,
 }
+
+impl LookWants {
+    /// Everything, as a source has to see it.
+    pub const ALL: Self = Self {
+        handle: true,
+        xattrs: true,
+    };
+    /// What of the metadata one `statx` does not tell.
+    pub(crate) const META: Self = Self {
+        handle: false,
+        xattrs: true,
+    };
+    /// The kernel's handle of a folder.
+    pub const HANDLE: Self = Self {
+        handle: true,
+        xattrs: false,
+    };
+}
+
+/// How often the attributes of something that changes are read before the last ones are taken: a
+/// hint of the change is on its way.
+const XATTR_READS: usize = 3;
 
 const LOOK: AtFlags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT);
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
@@ -40,7 +66,7 @@ impl Dir {
     /// # Errors
     /// What the system said.
     pub fn self_look(&self) -> Result<Observed, FsError> {
-        observe_fd(self.as_fd(), LookWants { handle: true })
+        observe_fd(self.as_fd(), LookWants::ALL)
             .map_err(|errno| FsError::new("look at", self.path().as_bytes(), errno))
     }
 
@@ -56,7 +82,13 @@ impl Dir {
         self.check_mount(&stat)?;
         let by_handle = kind == Kind::Symlink || (kind == Kind::Folder && wants.handle);
         if !by_handle {
-            return Ok(observed_of(&stat, kind));
+            let mut observed = observed_of(&stat, kind);
+            if wants.xattrs {
+                let at = xattr::At::Name(self.as_fd(), name);
+                let again = || rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED);
+                observe_xattrs(&mut observed, at, again)?;
+            }
+            return Ok(observed);
         }
         // By a handle, so that the target or the kernel handle belongs to what was looked at.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -97,7 +129,44 @@ fn observe(fd: BorrowedFd<'_>, stat: &Statx, wants: LookWants) -> Result<Observe
         Kind::Folder if wants.handle => observed.handle = sys::file_handle(fd)?,
         _ => {}
     }
+    if wants.xattrs {
+        let again = || rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, WANTED);
+        observe_xattrs(&mut observed, xattr::At::Handle(fd), again)?;
+    }
     Ok(observed)
+}
+
+/// Reads the attributes of what was seen. Where there are some it is looked at again behind them:
+/// they belong to the state with its change time.
+fn observe_xattrs(
+    observed: &mut Observed,
+    at: xattr::At<'_>,
+    again: impl Fn() -> Result<Statx, Errno>,
+) -> Result<(), Errno> {
+    for _ in 0..XATTR_READS {
+        let (xattrs, left_out) = xattr::read(at)?;
+        observed.meta.xattrs = xattrs;
+        observed.left_out = left_out;
+        if observed.meta.xattrs.is_empty() {
+            break;
+        }
+        let stat = again()?;
+        if timestamp(stat.stx_ctime) == observed.fingerprint.ctime
+            && identity_of(&stat) == observed.fingerprint.identity
+        {
+            break;
+        }
+        if kind_of(&stat)? != observed.kind {
+            return Err(Errno::AGAIN);
+        }
+        let (link, handle) = (observed.link.take(), observed.handle.take());
+        *observed = Observed {
+            link,
+            handle,
+            ..observed_of(&stat, observed.kind)
+        };
+    }
+    Ok(())
 }
 
 fn observed_of(stat: &Statx, kind: Kind) -> Observed {
@@ -115,6 +184,7 @@ fn observed_of(stat: &Statx, kind: Kind) -> Observed {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
             mtime,
+            xattrs: Xattrs::NONE,
         },
         link_count: stat.stx_nlink,
         device: match kind {
@@ -125,6 +195,8 @@ fn observed_of(stat: &Statx, kind: Kind) -> Observed {
         },
         link: None,
         handle: None,
+        left_out: false,
+        losses: Losses::NONE,
     }
 }
 

@@ -12,6 +12,7 @@ mod private;
 mod root;
 #[cfg(test)]
 mod tests;
+mod xattr;
 
 pub use folder::Dir;
 pub use list::Listed;

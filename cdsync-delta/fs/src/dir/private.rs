@@ -2,15 +2,14 @@
 
 use std::os::fd::AsFd;
 
+use cdsync_core::ledger::loss::Losses;
 use cdsync_core::ledger::object::Metadata;
+use cdsync_core::ledger::xattrs::{ACL_ACCESS, ACL_DEFAULT};
 use cdsync_core::path::Name;
 use rustix::io::Errno;
 
-use super::{Dir, LookWants, apply_to_fd, observe_fd};
+use super::{Dir, LookWants, observe_fd};
 use crate::error::{FsError, FsErrorKind};
-
-/// Named users that a folder hands on to what is made in it.
-const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
 impl Dir {
     /// Opens a folder that belongs to this process's user alone (mode 0700), making it if needed.
@@ -33,42 +32,35 @@ impl Dir {
         }
         match folder.take_back() {
             Ok(true) => Ok(folder),
-            Ok(false) | Err(Errno::PERM | Errno::ACCESS) => {
+            Err(error) if error.kind() != FsErrorKind::Permission => Err(error),
+            Ok(false) | Err(_) => {
                 let path = self.path().join(name);
                 Err(FsError::of_kind(FsErrorKind::NotPrivate, "use", path))
             }
-            Err(errno) => Err(FsError::at("take back", self.path(), name, errno)),
         }
     }
 
+    /// What is made in a folder with a default list would be opened up to others at once.
     fn is_private(&self) -> Result<bool, Errno> {
-        let found = observe_fd(self.as_fd(), LookWants::default())?.meta;
+        let found = observe_fd(self.as_fd(), LookWants::META)?.meta;
         let own = rustix::process::geteuid().as_raw();
-        Ok(found.uid == own && found.mode & 0o077 == 0 && !self.hands_on()?)
-    }
-
-    /// Whether what is made here would be opened up to others at once.
-    fn hands_on(&self) -> Result<bool, Errno> {
-        match rustix::fs::fgetxattr(self, DEFAULT_ACL, &mut [0_u8; 0]) {
-            Ok(_) => Ok(true),
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
-            Err(errno) => Err(errno),
-        }
+        let lists = [ACL_ACCESS, ACL_DEFAULT].map(|list| found.xattrs.value(list).is_some());
+        Ok(found.uid == own && found.mode & 0o077 == 0 && !lists.contains(&true))
     }
 
     /// The owner goes first: who owned it could open it again.
-    fn take_back(&self) -> Result<bool, Errno> {
-        let found = observe_fd(self.as_fd(), LookWants::default())?.meta;
+    fn take_back(&self) -> Result<bool, FsError> {
+        let fail = |errno| FsError::new("take back", self.path().as_bytes(), errno);
+        let found = observe_fd(self.as_fd(), LookWants::META)
+            .map_err(fail)?
+            .meta;
         let own = Metadata {
             uid: rustix::process::geteuid().as_raw(),
             mode: 0o700,
+            xattrs: found.xattrs.without(ACL_ACCESS).without(ACL_DEFAULT),
             ..found
         };
-        let (_, applied) = apply_to_fd(self.as_fd(), &own)?;
-        match rustix::fs::fremovexattr(self, DEFAULT_ACL) {
-            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(errno),
-        }
-        Ok(!applied.owner_kept && self.is_private()?)
+        let applied = self.set_own_metadata(&own)?;
+        Ok(applied.losses == Losses::NONE && self.is_private().map_err(fail)?)
     }
 }

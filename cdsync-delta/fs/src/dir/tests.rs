@@ -1,6 +1,7 @@
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use cdsync_core::ledger::loss::{Loss, Losses};
 use cdsync_core::ledger::object::{Kind, Metadata};
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::time::Timestamp;
@@ -264,7 +265,7 @@ fn mounts_are_not_entered() {
     }
     let top = place.root.top();
     let look = top
-        .look(&name("mnt"), LookWants { handle: true })
+        .look(&name("mnt"), LookWants::HANDLE)
         .map_err(|e| e.kind());
     let open = place
         .root
@@ -304,13 +305,12 @@ fn metadata_is_set_exactly() {
         let identity = Some(place.identity(file));
         assert_eq!(
             top.set_metadata(&name(file), identity, &wanted, kind)
-                .map(|(_, applied)| applied),
-            Ok(Applied::default())
+                .map(|seen| seen.losses),
+            Ok(Losses::NONE)
         );
         let first = place.look(file).unwrap();
         assert_eq!(first.meta, wanted);
-        let _ = top
-            .set_metadata(&name(file), identity, &wanted, kind)
+        top.set_metadata(&name(file), identity, &wanted, kind)
             .unwrap();
         assert_eq!(
             place.look(file).unwrap(),
@@ -440,12 +440,12 @@ fn refused_owner_is_told() {
         gid: 0,
         ..meta(0o6755)
     };
-    let (_, applied) = place
+    let seen = place
         .root
         .top()
         .set_metadata(&name("f"), None, &wanted, Kind::File)
         .unwrap();
-    assert!(applied.owner_kept);
+    assert!(seen.losses.has(Loss::Owner));
     let found = place.look("f").unwrap().meta;
     assert_eq!(found, meta(0o755));
 }

@@ -149,10 +149,7 @@ fn fanotify_tells_renames_whole() {
     let log = recorder.log();
     let own = log.hints.iter().find(|h| h.name.is_none()).unwrap();
     assert!(own.what.attributes && own.what.is_folder);
-    let f = top
-        .look(&name("f"), LookWants { handle: true })
-        .unwrap()
-        .unwrap();
+    let f = top.look(&name("f"), LookWants::HANDLE).unwrap().unwrap();
     assert_eq!(own.folder, FolderRef::Handle(f.handle.unwrap()));
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::OriginId;
 use cdsync_core::ledger::access::FolderAt;
+use cdsync_core::ledger::xattrs::Xattrs;
 
 use super::*;
 
@@ -155,6 +156,7 @@ fn large_steps_are_shared() {
                 uid: 0,
                 gid: 0,
                 mtime: Timestamp::default(),
+                xattrs: Xattrs::NONE,
             },
             over: None,
             adopt: false,
@@ -200,6 +202,7 @@ fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
             uid: 0,
             gid: 0,
             mtime: Timestamp { secs: 5, nanos: 7 },
+            xattrs: Xattrs::NONE,
         };
         if plain != *path {
             let (id, meta) = (id_of(plain), meta(folder_mode(plain)));

@@ -9,7 +9,7 @@ use cdsync_core::ids::ObjectId;
 use cdsync_core::replica::{ApplyOp, ApplyResult, Body, Place};
 use cdsync_fs::{ApplyError, Dir, LookWants, WHOLE_DEPTH_MAX, WholeFolder, make_private};
 
-use super::Disk;
+use super::{Disk, with};
 
 /// From how many files on a folder is made whole: it costs a rename, each of them saves one.
 const FILES_MIN: usize = 2;
@@ -194,7 +194,8 @@ impl Disk {
             if let ApplyOp::MakeFolder { meta, .. } = &ops[at]
                 && meta.mode & 0o200 != 0
             {
-                self.note(dir.set_own_metadata(meta)?);
+                // What it could not be given is told once it is looked at.
+                let _ = dir.set_own_metadata(meta)?;
             }
         }
         Ok(())
@@ -213,12 +214,14 @@ impl Disk {
         let ApplyOp::MakeFolder { meta, .. } = op else {
             return ApplyResult::Done(Vec::new());
         };
-        let looked = dir.set_own_metadata(meta).and_then(|applied| {
-            self.note(applied);
-            dir.self_look()
-        });
+        let looked = dir
+            .set_own_metadata(meta)
+            .and_then(|applied| Ok(vec![with(dir.self_look()?, applied)]));
         match looked {
-            Ok(seen) => ApplyResult::Done(vec![seen]),
+            Ok(seen) => {
+                self.note(&seen);
+                ApplyResult::Done(seen)
+            }
             Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
         }
     }
