@@ -13,6 +13,8 @@ command -v cc >/dev/null || packages+=(gcc libc6-dev)
 if [ "$purpose" = test ]; then
     # Tests of links of several sizes make network namespaces. Without it they are skipped.
     command -v ip >/dev/null || packages+=(iproute2)
+    # Torture runs cut links with it.
+    command -v nft >/dev/null || packages+=(nftables)
 fi
 if [ "${#packages[@]}" -gt 0 ] && ! apt_install "${packages[@]}"; then
     loud "please install: ${packages[*]} (here that needs root and apt-get, or your own way)"

@@ -39,6 +39,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Option<Torture> {
         seed: chosen.unwrap_or_else(seed),
         lasts: Duration::from_secs(seconds),
         round: Duration::from_secs(round),
+        disks: true,
         filesystem,
     })
 }

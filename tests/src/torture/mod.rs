@@ -52,6 +52,9 @@ pub struct Torture {
     pub lasts: Duration,
     /// How long one round works before it is compared.
     pub round: Duration,
+    /// Whether disks fill up, become read-only and vanish, links are cut and queues overflow. Needs
+    /// root; without it processes are killed, frozen and restarted only.
+    pub disks: bool,
     /// Of the roots, made for the run where it is root: `tmpfs`, or what `mkfs` makes.
     pub filesystem: String,
 }
@@ -130,7 +133,7 @@ impl Torture {
 impl World {
     fn new(torture: &Torture) -> Self {
         let mut cluster = Cluster::start();
-        let has_disks = is_root();
+        let has_disks = torture.disks && is_root();
         let mut random = Random::new(torture.seed);
         let disks = [SOURCE, TARGETS[0], TARGETS[1]].map(|name| {
             let disk = format!("disk-{name}");

@@ -72,7 +72,8 @@ fn checksum(number: u64, version: u64, payload: &[u8]) -> u64 {
 /// The version that the bytes are, if they are all of it.
 fn version_of(number: u64, bytes: &[u8]) -> Result<u64, String> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
-    let (head, payload) = bytes.split_at(end.ok_or("no whole header")? + 1);
+    let end = end.ok_or_else(|| format!("no whole header in {} bytes", bytes.len()))?;
+    let (head, payload) = bytes.split_at(end + 1);
     let head = std::str::from_utf8(head).map_err(|_| "the header is not text")?;
     let words: Vec<&str> = head.split_whitespace().collect();
     let ["whole", own, version, length, sum] = words[..] else {
