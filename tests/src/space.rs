@@ -5,9 +5,13 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
+
+/// How long [`fill`] goes on at most.
+const FILL_MAX: Duration = Duration::from_secs(2);
 
 /// Whether this process is root.
 #[must_use]
@@ -151,8 +155,11 @@ pub fn fill(folder: &Path) {
     let flags = rustix::fs::FallocateFlags::empty();
     let _ = rustix::fs::fallocate(&ballast, flags, 0, free.saturating_sub(1 << 20).max(1));
     let _ = ballast.seek(SeekFrom::End(0));
-    while ballast.write_all(&[0; 65_536]).is_ok() {}
-    while ballast.write_all(&[0; 512]).is_ok() {}
+    // Others may make room all the time.
+    let end = Instant::now() + FILL_MAX;
+    for size in [65_536, 512] {
+        while ballast.write_all(&vec![0; size]).is_ok() && Instant::now() < end {}
+    }
 }
 
 /// Removes what [`fill`] wrote.
