@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cdsync_core::ledger::object::{Identity, Kind, Metadata, Observed};
 use cdsync_core::path::Name;
@@ -16,6 +16,10 @@ use crate::error::{FsError, FsErrorKind};
 /// From which size on room is reserved at once. Below, a full disk costs little to find out by
 /// writing, and reserving costs some filesystems as much as writing does (tmpfs fills with zeroes).
 const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How far ahead of what has come room is reserved: whoever sends it may have announced more than it
+/// ever sends.
+const AHEAD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// One writer's staging folder.
 #[derive(Debug)]
@@ -116,29 +120,25 @@ impl Stager {
     /// Begins a file of `size` bytes whose ranges come one by one, in any order.
     ///
     /// # Errors
-    /// What the system said; a disk without room for all of it is told at once where the
-    /// filesystem can reserve.
+    /// What the system said; a disk without room for all of it is told at once.
     pub fn large(&self, size: u64) -> Result<StagedWriter, ApplyError> {
         let private = 0o600;
         let mut temp = Temp::new(&self.folder)?;
         let file = self.folder.create_exclusive(&temp.name, private)?;
         temp.armed = true;
-        let keep = rustix::fs::FallocateFlags::empty();
-        let reserved = if size < RESERVE_BYTES {
-            Err(Errno::OPNOTSUPP)
-        } else {
-            rustix::fs::fallocate(&file, keep, 0, size)
-        };
-        match reserved {
-            Ok(()) => {}
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
-                return Err(self.fail("reserve room for", &temp, errno).into());
-            }
-            // Not reserved, or the filesystem cannot: a full disk shows while writing.
-            _ => rustix::fs::ftruncate(&file, size)
-                .map_err(|errno| self.fail("size", &temp, errno))?,
+        rustix::fs::ftruncate(&file, size).map_err(|errno| self.fail("size", &temp, errno))?;
+        let reserves = size >= RESERVE_BYTES;
+        if reserves && room_of(&file).is_some_and(|room| size > room) {
+            return Err(self.fail("find room for", &temp, Errno::NOSPC).into());
         }
-        Ok(StagedWriter { temp, file, size })
+        let writer = StagedWriter {
+            temp,
+            file,
+            size,
+            reserved: Mutex::new(if reserves { 0 } else { size }),
+        };
+        writer.reserve(0)?;
+        Ok(writer)
     }
 
     /// Stages a symbolic link that says `target`.
@@ -229,6 +229,8 @@ pub struct StagedWriter {
     temp: Temp,
     file: OwnedFd,
     size: u64,
+    /// Up to where room is reserved, or need not be.
+    reserved: Mutex<u64>,
 }
 
 impl StagedWriter {
@@ -255,9 +257,30 @@ impl StagedWriter {
             });
         }
         debug_assert!(bytes.len() <= RANGE_BYTES, "the span is at most one range");
+        self.reserve(span.end)?;
         write_full(&self.file, bytes, span.start).map_err(|errno| {
             FsError::at("write", self.temp.folder.path(), &self.temp.name, errno).into()
         })
+    }
+
+    /// Reserves room up to `end` and some more, unless there is.
+    fn reserve(&self, end: u64) -> Result<(), ApplyError> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if *reserved > end || *reserved >= self.size {
+            return Ok(());
+        }
+        let until = end.saturating_add(AHEAD_BYTES).min(self.size);
+        let keep = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&self.file, keep, *reserved, until - *reserved) {
+            Ok(()) => *reserved = until,
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                let folder = self.temp.folder.path();
+                return Err(FsError::at("reserve room for", folder, &self.temp.name, errno).into());
+            }
+            // The filesystem cannot: a full disk shows while writing.
+            Err(_) => *reserved = self.size,
+        }
+        Ok(())
     }
 
     /// Reads range `index` back, for serving it onwards while the rest is still coming.
@@ -294,6 +317,14 @@ impl StagedWriter {
         let stager = Stager::new(Arc::clone(&temp.folder));
         stager.close(temp, file, meta)
     }
+}
+
+/// How many bytes the filesystem of a file has room for, `None` where it does not say.
+fn room_of(file: &OwnedFd) -> Option<u64> {
+    let stat = rustix::fs::fstatvfs(file).ok()?;
+    stat.f_bavail
+        .checked_mul(stat.f_frsize)
+        .filter(|_| stat.f_blocks > 0)
 }
 
 /// Removes everything in a staging folder, folders with what they hold. What cannot be removed is
