@@ -19,6 +19,9 @@ use crate::orders::OrdersKeeper;
 use crate::roles::{Roles, RolesContext};
 use crate::serve::{self, Readers, Serving};
 
+/// What a peer that was let in may have sent and not yet been read, on each of its connections.
+const REQUESTS_WINDOW_BYTES: u32 = 128 << 10;
+
 /// What an agent needs to know. It has no safe defaults: every field comes from joining.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
@@ -90,7 +93,8 @@ impl Agent {
         let transport = Arc::new(AutoTransport::bind(
             config.listen,
             config.identity.clone(),
-            QuicConfig::default(),
+            // Who comes to fetch sends requests and credit, nothing more.
+            QuicConfig::default().accepted_window(REQUESTS_WINDOW_BYTES),
             config.dial_over,
         )?);
         if let Some(host) = config.advertise.strip_suffix(":0") {

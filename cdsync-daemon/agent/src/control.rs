@@ -34,6 +34,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const REPORT_GAP: Duration = Duration::from_millis(20);
 /// A report is sent at least so often: the master's sign that this server lives.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How long the master may take to let the stream be opened.
+const OPEN_MAX: Duration = Duration::from_secs(30);
 /// How many answers may wait to be sent.
 const ANSWERS: usize = 64;
 
@@ -48,6 +50,8 @@ enum ControlError {
     Frame(#[from] FrameError),
     #[error("it broke the protocol: {0}")]
     Protocol(&'static str),
+    #[error("it lets no stream be opened")]
+    Slow,
     #[error("it ended the connection")]
     Ended,
 }
@@ -91,7 +95,8 @@ impl Control {
             .quic()
             .connect(&self.config.master_address, &expect)
             .await?;
-        let (send, recv) = connection.open().await?;
+        let opened = tokio::time::timeout(OPEN_MAX, connection.open()).await;
+        let (send, recv) = opened.map_err(|_| ControlError::Slow)??;
         let mut writer = FrameWriter::new(send).with_max_payload(CONTROL_MAX_BYTES);
         let mut reader = FrameReader::new(recv).with_max_payload(CONTROL_MAX_BYTES);
         write(&mut writer, &AgentMessage::Hello(self.hello())).await?;

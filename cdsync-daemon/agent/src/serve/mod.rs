@@ -2,7 +2,9 @@
 
 mod batch;
 mod buffers;
+mod current;
 mod fetch;
+mod places;
 mod readers;
 mod subscription;
 
@@ -20,11 +22,13 @@ use cdsync_transport::{
     CloseCode, Connection, FrameError, FrameReader, FrameWriter, PeerLimit, Role, Stream, Transport,
 };
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::lease::LeaseClock;
 use crate::source::Served;
+use current::Subscriptions;
+use places::Places;
 pub(crate) use readers::Readers;
 
 /// How long a peer may take to say what it wants after it opened a stream.
@@ -41,8 +45,6 @@ const PEER_CONNECTIONS_MAX: usize = 256;
 const STREAMS_MAX: usize = 64;
 /// How many grants are remembered as verified: one for each target and job, of the usual size.
 const VERIFIED_MAX: usize = 64;
-/// How many fetches run at once, over all connections: each holds five ranges of 256 KiB.
-const FETCHES_MAX: usize = 16;
 
 /// A running or stopped source behind its job.
 type Slot = Arc<Mutex<Option<Arc<Served>>>>;
@@ -55,7 +57,8 @@ pub(crate) struct Serving {
     jobs: Mutex<BTreeMap<JobId, Entry>>,
     verified: Mutex<VecDeque<(Signed, Grant)>>,
     pub(crate) readers: Readers,
-    fetches: Semaphore,
+    fetches: Places,
+    subscriptions: Subscriptions,
     /// Servers that are no members any more, as the newest orders say.
     revoked: watch::Sender<BTreeSet<ServerId>>,
     /// What the ends of leases and grants are compared with.
@@ -105,14 +108,14 @@ struct Entitled {
 
 impl Serving {
     pub(crate) fn new(key: VerifyingKey, cluster: u64, readers: Readers) -> Self {
-        let fetches = Semaphore::new(FETCHES_MAX);
         Self {
             key,
             cluster,
             jobs: Mutex::default(),
             verified: Mutex::default(),
             readers,
-            fetches,
+            fetches: Places::default(),
+            subscriptions: Subscriptions::default(),
             revoked: watch::Sender::new(BTreeSet::new()),
             clock: Arc::new(LeaseClock::start()),
         }
@@ -337,8 +340,13 @@ async fn serve_request(
                 paused,
                 until,
             } = serving.entitled(peer, subscribe.job, &subscribe.grant)?;
+            let mut current = serving.subscriptions.begin(peer, subscribe.job);
             tokio::select! {
                 ended = subscription::serve(&served, &subscribe, serving, writer, reader) => ended,
+                () = current.replaced() => {
+                    let reason = "a newer subscription of this server took its place";
+                    Err(ServeError::refused(RefusedWhy::NotServing, reason))
+                }
                 why = serving.withdrawn(peer, until, paused) => Err(why),
             }
         }
@@ -349,8 +357,10 @@ async fn serve_request(
                 until,
             } = serving.entitled(peer, request.job, &request.grant)?;
             let fetch = async {
-                let permit = serving.fetches.acquire().await;
-                let _permit = permit.map_err(|_| ServeError::Ending)?;
+                let place = serving.fetches.take(peer).await;
+                let _place = place.ok_or_else(|| {
+                    ServeError::refused(RefusedWhy::Busy, "too many fetches of this server wait")
+                })?;
                 fetch::serve(&served, &request, writer).await
             };
             tokio::select! {

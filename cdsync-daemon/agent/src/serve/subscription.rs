@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::writer::knows_cursor;
-use cdsync_core::wire::{Accepted, PeerMessage, RefusedWhy, Subscribe, Tick, decode, kind};
+use cdsync_core::wire::{
+    Accepted, PeerMessage, RefusedWhy, Subscribe, Tick, batch_cost, decode, kind,
+};
 use cdsync_transport::{FrameReader, FrameWriter};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -176,7 +178,7 @@ impl Subscription<'_> {
         let Some(last) = made.last else { return Ok(()) };
         self.cursor = last;
         let bytes: usize = made.parts.iter().map(bytes::Bytes::len).sum();
-        self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit -= i64::from(batch_cost(bytes));
         self.make_next(now);
         let began = Instant::now();
         writer.write(made.kind, &made.parts).await?;

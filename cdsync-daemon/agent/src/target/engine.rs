@@ -14,7 +14,7 @@ use cdsync_core::path::RelPath;
 use cdsync_core::replica::{Replica, Step, SweepEntry};
 use cdsync_core::wire::{
     Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, Signed,
-    TargetReport, TargetState, decode,
+    TargetReport, TargetState, batch_cost, decode,
 };
 use cdsync_fs::{Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root};
 use cdsync_transport::compress::Decompressor;
@@ -384,7 +384,7 @@ impl Engine {
             && self.replica.is_idle()
             && let Some((compressed, payload)) = self.batches.pop_front()
         {
-            let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            let bytes = batch_cost(payload.len());
             match self.batch(compressed, payload) {
                 Ok(()) => self.link.say(LinkOrder::Credit(bytes)),
                 Err(TargetError::Upstream(error)) => {
@@ -422,7 +422,10 @@ impl Engine {
     fn batch(&mut self, compressed: bool, payload: Bytes) -> Result<(), TargetError> {
         let (header, contents) = open_batch(&mut self.decompressor, compressed, payload)?;
         self.replica.handle_batch(header)?;
-        self.apply(&Arc::new(contents))
+        self.apply(&Arc::new(contents))?;
+        self.replica
+            .take_refused()
+            .map_or(Ok(()), |refused| Err(refused.into()))
     }
 
     /// Runs steps until there is nothing more to do now.
@@ -518,7 +521,7 @@ impl Engine {
             return Ok(());
         };
         while let Some((compressed, payload)) = self.batches.pop_front() {
-            let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            let bytes = batch_cost(payload.len());
             let (header, _) = open_batch(&mut self.decompressor, compressed, payload)?;
             preview.batch(header)?;
             self.link.say(LinkOrder::Credit(bytes));
@@ -687,7 +690,7 @@ fn sweep_entries(dir: &Dir) -> Result<Vec<SweepEntry>, TargetError> {
 }
 
 /// Takes a batch frame apart: its header, and the content that belongs to each of its entries.
-fn open_batch(
+pub(crate) fn open_batch(
     decompressor: &mut Decompressor,
     compressed: bool,
     payload: Bytes,
@@ -714,6 +717,10 @@ fn open_batch(
         .filter(|end| *end <= plain.len())
         .ok_or(Bad)?;
     let header: BatchHeader = decode(&plain[4..end]).map_err(|_| Bad)?;
+    // Nobody sends nothing, unless to keep this side busy.
+    if header.records.is_empty() {
+        return Err(Bad.into());
+    }
     let mut at = end;
     let mut contents = Contents::with_capacity(header.contents.len());
     for content in &header.contents {

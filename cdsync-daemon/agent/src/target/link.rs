@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::wire::{
-    PeerMessage, RefusedWhy, Signed, Subscribe, Upstream, decode, encode, kind,
+    PeerMessage, RefusedWhy, Signed, Subscribe, Upstream, batch_cost, decode, encode, kind,
 };
 use cdsync_transport::{
     CloseReason, ConnectError, Connection, FrameError, FrameReader, FrameWriter, PeerExpectation,
@@ -25,7 +25,10 @@ use crate::mailbox::{Gone, Mailbox};
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// The longest wait.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// How long an upstream may say nothing: three of its ticks and a bit.
+/// How long an upstream may take to let a stream be opened.
+pub(super) const OPEN_MAX: Duration = Duration::from_secs(30);
+/// How long an upstream may say nothing: three of its ticks and a bit. A batch that comes slowly is
+/// not silence.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// What a link is made from.
@@ -142,7 +145,8 @@ async fn subscribe(
         .transport
         .connect(&upstream.address, &expect)
         .await?;
-    let (send, recv) = connection.open().await?;
+    let opened = tokio::time::timeout(OPEN_MAX, connection.open()).await;
+    let (send, recv) = opened.map_err(|_| LinkError::Silent)??;
     let mut writer = FrameWriter::new(send);
     let mut reader = FrameReader::new(recv).with_max_payload(BATCH_MAX_BYTES);
     let resume = *context
@@ -156,7 +160,8 @@ async fn subscribe(
         preview: resume.preview,
     };
     write(&mut writer, &PeerMessage::Subscribe(request)).await?;
-    let accepted = match read(&mut reader).await? {
+    let answered = tokio::time::timeout(SILENCE_MAX, read(&mut reader)).await;
+    let accepted = match answered.map_err(|_| LinkError::Silent)?? {
         Received::Message(PeerMessage::Accepted(accepted)) => accepted,
         Received::Message(PeerMessage::Refused { why, reason }) => {
             return Err(LinkError::Refused { why, reason });
@@ -210,14 +215,14 @@ async fn receive(
         tokio::select! {
             received = read(&mut reader) => {
                 let input = input_of(received?)?;
-                heard = tokio::time::Instant::now();
                 if let Input::Batch { payload, .. } = &input {
                     if credit <= 0 {
                         return Err(LinkError::Protocol("it sent more than it was granted"));
                     }
-                    credit -= i64::try_from(payload.len()).unwrap_or(i64::MAX);
+                    credit -= i64::from(batch_cost(payload.len()));
                 }
                 context.engine.deliver(input).await?;
+                heard = tokio::time::Instant::now();
             }
             order = orders.recv() => match order {
                 Some(LinkOrder::Credit(bytes)) => {
@@ -239,7 +244,13 @@ async fn receive(
                 None => return Err(LinkError::Anew),
             },
             Some(_) = fetches.join_next(), if !fetches.is_empty() => {}
-            () = tokio::time::sleep_until(heard + SILENCE_MAX) => return Err(LinkError::Silent),
+            () = tokio::time::sleep_until(heard + SILENCE_MAX) => {
+                // A part of a batch may have come.
+                if reader.heard() <= heard {
+                    return Err(LinkError::Silent);
+                }
+                heard = reader.heard();
+            }
         }
     }
 }
@@ -270,8 +281,7 @@ enum Received {
 
 /// Cancel safe, as the reader keeps what it has.
 async fn read(reader: &mut FrameReader) -> Result<Received, LinkError> {
-    let frame = tokio::time::timeout(SILENCE_MAX, reader.next());
-    let Some(frame) = frame.await.map_err(|_| LinkError::Silent)?? else {
+    let Some(frame) = reader.next().await? else {
         return Ok(Received::End);
     };
     match frame.kind {

@@ -1,7 +1,7 @@
 //! A job's target: its engine thread applies what a link task receives from the upstream.
 
 mod disk;
-mod engine;
+pub(crate) mod engine;
 mod link;
 mod preview;
 mod pull;

@@ -12,12 +12,12 @@ use cdsync_core::wire::{
 };
 use cdsync_delta::{RANGE_BYTES, RootBuilder, range_count, range_hash};
 use cdsync_fs::{ApplyError, StagedWriter};
-use cdsync_transport::{Connection, Frame, FrameReader, FrameWriter};
+use cdsync_transport::{Connection, Frame, FrameError, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 
 use super::Input;
 use super::disk::Disk;
-use super::link::write;
+use super::link::{OPEN_MAX, write};
 use crate::mailbox::Mailbox;
 use crate::source::chain;
 
@@ -84,7 +84,8 @@ impl Fetch {
     }
 
     async fn pull(&self) -> Result<(FetchResult, StagedWriter), Failure> {
-        let (send, recv) = self.connection.open().await.map_err(interrupted)?;
+        let opened = tokio::time::timeout(OPEN_MAX, self.connection.open()).await;
+        let (send, recv) = opened.map_err(interrupted)?.map_err(interrupted)?;
         let mut writer = FrameWriter::new(send);
         let mut reader = FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES);
         let request = FetchRequest {
@@ -113,13 +114,9 @@ impl Fetch {
                 reason,
             } => return Err(failed(format!("the source refuses it: {reason}"))),
             PeerMessage::Refused { .. } => return Err(Failure::Interrupted),
-            _ => return Err(failed("the upstream broke the protocol")),
+            _ => return Err(failed(BROKEN)),
         };
-        if header.version < self.want.at_least {
-            return Err(failed(
-                "the upstream offers an older version than asked for",
-            ));
-        }
+        check(&header, &self.want).map_err(failed)?;
         self.ranges(header, &mut reader).await
     }
 
@@ -147,7 +144,7 @@ impl Fetch {
         drop(ranges);
         let (staged, root) = stage.await.map_err(interrupted)?.map_err(failed)?;
         let last = match told {
-            Some(frame) => decode(&frame.payload).map_err(|_| Failure::Interrupted)?,
+            Some(frame) => message_of(&frame)?,
             None => message(reader).await?,
         };
         match last {
@@ -165,24 +162,49 @@ impl Fetch {
             }
             PeerMessage::Abandon => Err(Failure::Answer(FetchResult::Unsettled)),
             PeerMessage::ContentEnd { .. } => Err(failed("the content does not match its hash")),
-            _ => Err(Failure::Interrupted),
+            _ => Err(failed(BROKEN)),
         }
     }
 }
 
+/// What a fetch fails with that got something else than was asked for.
+const BROKEN: &str = "the upstream broke the protocol: see what runs there";
+
+/// What an upstream announces, against what was asked for.
+fn check(header: &ContentHeader, want: &FetchWant) -> Result<(), &'static str> {
+    if header.version < want.at_least {
+        return Err("the upstream offers an older version than asked for");
+    }
+    if header.version == want.at_least && header.size > want.size {
+        return Err("the upstream announces more bytes than the record that it sent");
+    }
+    if i64::try_from(header.size).is_err() || !header.mtime.is_valid() {
+        return Err("the upstream announces what no file can be");
+    }
+    Ok(())
+}
+
 /// The next frame, from an upstream that must not fall silent for long. Cancel safe.
 async fn frame(reader: &mut FrameReader) -> Result<Frame, Failure> {
-    let next = tokio::time::timeout(SILENCE_MAX, reader.next());
-    let next = next.await.map_err(interrupted)?.map_err(interrupted)?;
-    next.ok_or(Failure::Interrupted)
+    match reader.next_within(SILENCE_MAX).await {
+        Ok(Some(frame)) => Ok(frame),
+        // On another stream the same would come: it is told, and tried again later.
+        Err(error @ (FrameError::TooLarge { .. } | FrameError::Stalled { .. })) => {
+            Err(failed(chain(&error)))
+        }
+        Ok(None) | Err(_) => Err(Failure::Interrupted),
+    }
 }
 
 async fn message(reader: &mut FrameReader) -> Result<PeerMessage, Failure> {
-    let frame = frame(reader).await?;
+    message_of(&frame(reader).await?)
+}
+
+fn message_of(frame: &Frame) -> Result<PeerMessage, Failure> {
     if frame.kind != kind::MESSAGE {
-        return Err(Failure::Interrupted);
+        return Err(failed(BROKEN));
     }
-    decode(&frame.payload).map_err(interrupted)
+    decode(&frame.payload).map_err(|_| failed(BROKEN))
 }
 
 /// Checks and writes ranges as they come. The root hash is `None` when some are missing.
