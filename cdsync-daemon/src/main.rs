@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod join;
+mod limits;
 mod logging;
 mod master;
 mod output;
@@ -45,12 +46,14 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo(demo) => {
             logging::start(logging::QUIET);
+            limits::raise();
             many_threads()?.block_on(demo::run(demo))
         }
         Command::Master(group) => match group.command {
             MasterCommand::Init(init) => master::init(init),
             MasterCommand::Run { data } => {
                 logging::start(logging::DAEMON);
+                limits::raise();
                 many_threads()?.block_on(master::run(&data))
             }
             MasterCommand::Token(token) => manager(cli::token::token(token)),
@@ -60,6 +63,7 @@ fn run(cli: Cli) -> Result<()> {
             AgentCommand::Join(join) => manager(join::join(join)),
             AgentCommand::Run { data, transport } => {
                 logging::start(logging::DAEMON);
+                limits::raise();
                 many_threads()?.block_on(agent::run(&data, transport.into()))
             }
         },
