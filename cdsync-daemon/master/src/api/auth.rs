@@ -1,15 +1,36 @@
 //! Who may call.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use cdsync_transport::PeerPlace;
 
 use super::answers::ApiError;
 use crate::OwnerToken;
 use crate::shared::Shared;
+
+/// Whether a connection has shown a good token once. Until then it may not last.
+/// It has a place among those of its address meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Proven(Arc<Mutex<Option<PeerPlace<IpAddr>>>>);
+
+impl Proven {
+    pub(crate) fn not_yet(place: PeerPlace<IpAddr>) -> Self {
+        Self(Arc::new(Mutex::new(Some(place))))
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.place().is_none()
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<PeerPlace<IpAddr>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Lets a request pass that shows the owner's token as bearer token.
 pub(super) async fn check(
@@ -31,6 +52,9 @@ pub(super) async fn check(
         blake3::Hash::from(token.hash()) == blake3::Hash::from(shared.facts.owner)
     });
     if good {
+        if let Some(proven) = request.extensions().get::<Proven>() {
+            proven.place().take();
+        }
         next.run(request).await
     } else {
         let text =

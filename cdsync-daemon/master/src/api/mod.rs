@@ -25,6 +25,10 @@ mod tls;
 pub mod types;
 mod wait;
 
+#[cfg(test)]
+pub(crate) use auth::Proven;
+#[cfg(test)]
+pub(crate) use tls::http;
 pub(crate) use tls::{ServerTls, serve};
 
 use std::sync::Arc;

@@ -4,10 +4,13 @@
 //! role in the certificate instead of a host name.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use cdsync_transport::{PeerLimit, PeerPlace};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::crypto::aws_lc_rs;
@@ -15,19 +18,26 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::auth::Proven;
 use super::router;
 use crate::MasterError;
 use crate::shared::Shared;
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 256;
+/// How many connections of one address may have shown no token yet.
+const UNPROVEN_OF_ADDRESS: usize = 64;
+/// How long a connection may go without a token: as long as one request may take to come, its answer
+/// to be taken.
+const UNPROVEN: Duration = Duration::from_secs(30);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
 /// After `accept` failed, mostly for lack of file descriptors.
@@ -109,20 +119,21 @@ pub(crate) async fn serve(
     let router = router(&shared);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let addresses = PeerLimit::new(UNPROVEN_OF_ADDRESS);
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stopping.cancelled() => break,
-            accepted = next(&listener, &room) => accepted,
+            accepted = next(&listener, &room, &addresses) => accepted,
         };
         while tasks.try_join_next().is_some() {}
-        let Some((stream, permit)) = accepted else {
+        let Some((stream, permit, place)) = accepted else {
             continue;
         };
         let (acceptor, router) = (acceptor.clone(), router.clone());
         let stopping = stopping.clone();
         tasks.spawn(async move {
-            if let Err(error) = connection(stream, acceptor, router, stopping).await {
+            if let Err(error) = connection(stream, acceptor, router, place, stopping).await {
                 debug!(error, "a connection to the API ended");
             }
             drop(permit);
@@ -135,10 +146,12 @@ pub(crate) async fn serve(
 async fn next(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    addresses: &PeerLimit<IpAddr>,
+) -> Option<(TcpStream, OwnedSemaphorePermit, PeerPlace<IpAddr>)> {
     let permit = Arc::clone(room).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        // Closed when its address has too many.
+        Ok((stream, from)) => Some((stream, permit, addresses.take(from.ip())?)),
         Err(error) => {
             warn!(%error, "the API cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -151,6 +164,7 @@ async fn connection(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     router: axum::Router,
+    place: PeerPlace<IpAddr>,
     stopping: CancellationToken,
 ) -> Result<(), String> {
     let _ = stream.set_nodelay(true);
@@ -158,13 +172,34 @@ async fn connection(
     let stream = handshake
         .map_err(|_| "no handshake in time".to_owned())?
         .map_err(|error| error.to_string())?;
+    http(stream, router, Proven::not_yet(place), stopping).await
+}
+
+/// Serves a connection whose handshake is done, until it ends, or goes on for long without a token.
+pub(crate) async fn http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: axum::Router,
+    proven: Proven,
+    stopping: CancellationToken,
+) -> Result<(), String> {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    let router = router.layer(axum::Extension(proven.clone()));
     let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(serving);
-    tokio::select! {
-        result = serving.as_mut() => return result.map_err(|error| error.to_string()),
-        () = stopping.cancelled() => serving.as_mut().graceful_shutdown(),
+    let mut looked = false;
+    let mut deadline = pin!(tokio::time::sleep(UNPROVEN));
+    loop {
+        tokio::select! {
+            result = serving.as_mut() => return result.map_err(|error| error.to_string()),
+            () = stopping.cancelled() => break serving.as_mut().graceful_shutdown(),
+            () = &mut deadline, if !looked => {
+                if !proven.is_proven() {
+                    return Err("it showed no token in time".to_owned());
+                }
+                looked = true;
+            }
+        }
     }
     serving.await.map_err(|error| error.to_string())
 }

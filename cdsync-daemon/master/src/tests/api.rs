@@ -1,11 +1,14 @@
 //! Who may call the API, and what it says of nonsense.
 
 use axum::http::{Method, StatusCode};
-use cdsync_transport::CaFingerprint;
+use cdsync_transport::{CaFingerprint, PeerLimit};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
 
-use super::bed::Bed;
+use super::bed::{Bed, soon};
 use crate::OwnerToken;
+use crate::api::{Proven, http, router};
 
 /// Proves that nothing is answered without the owner's token, with a wrong one, or with one of
 /// another master, and that the refusal says what to do.
@@ -32,6 +35,40 @@ async fn callers_show_the_owners_token() {
     }
     let status = bed.get("/status").await;
     assert_eq!(status["master"]["address"], "master:7400");
+}
+
+/// Proves that a caller who shows no token, and takes no answers, loses its connection, that it counts
+/// among those of its address until then, and that one who showed a token neither does.
+#[tokio::test]
+async fn connections_without_a_token_do_not_last() {
+    let bed = Bed::new().await;
+    let addresses = PeerLimit::new(1);
+    let from: std::net::IpAddr = "192.0.2.1".parse().unwrap();
+    for shown in [false, true] {
+        let place = addresses.take(from).expect("one at a time");
+        let (mut caller, served) = tokio::io::duplex(1_000);
+        let proven = Proven::not_yet(place);
+        let router = router(bed.shared());
+        let stopping = CancellationToken::new();
+        let serving = tokio::spawn(http(served, router, proven, stopping));
+        let head = "GET /api/v1/status HTTP/1.1\r\nHost: x\r\n";
+        let token = format!("Authorization: Bearer {}\r\n\r\n", bed.token);
+        let request = format!("{head}{}", if shown { &token } else { "\r\n" });
+        caller.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        soon(caller.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(addresses.take(from).is_some(), shown);
+        tokio::time::pause();
+        // It asks on and on, and takes no answer. Who showed a token may.
+        let asking = async { while caller.write_all(request.as_bytes()).await.is_ok() {} };
+        let long = std::time::Duration::from_secs(300);
+        let ended = tokio::time::timeout(long, asking).await;
+        assert_eq!(ended.is_ok(), !shown);
+        assert_eq!(serving.is_finished(), !shown);
+        tokio::time::resume();
+        serving.abort();
+        let _ = serving.await;
+    }
 }
 
 /// Proves that each kind of bad request gets a status and a text of its own.
