@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Cargo builds in parallel already; two of these at once would only wait for its lock.
 .NOTPARALLEL:
-.PHONY: help demo test torture million lint lint-deps setup bench bench-setup
+.PHONY: help demo test torture million lint lint-deps fuzz setup bench bench-setup
 
 # Arguments for the command behind a target: make demo ARGS="--targets 5", make bench ARGS=--quick
 ARGS ?=
@@ -31,6 +31,9 @@ lint: ## format, clippy and documentation, warnings as errors; cargo deny where 
 
 lint-deps: ## licences, bans, sources and advisories of all crates (installs cargo-deny: minutes)
 	@scripts/lint-deps.sh
+
+fuzz: ## feed noise to every decoder: ARGS="--seconds 60 [--keep] [TARGET..]" (installs cargo-fuzz)
+	@scripts/fuzz.sh $(ARGS)
 
 setup: ## install what building and testing need (Debian, as root), check the Rust toolchain
 	@scripts/setup.sh

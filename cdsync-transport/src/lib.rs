@@ -53,6 +53,9 @@ mod connection;
 mod enrol;
 mod error;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod limit;
 mod memory;

@@ -17,6 +17,9 @@ mod agent;
 mod board;
 mod clock;
 mod control;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod joblog;
 mod lease;
 mod mailbox;

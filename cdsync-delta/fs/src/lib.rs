@@ -17,6 +17,9 @@ pub mod apply;
 mod confinement;
 pub mod dir;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod read;
 mod sys;
 pub mod tables;

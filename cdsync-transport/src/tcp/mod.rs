@@ -26,7 +26,7 @@ mod dial;
 mod handshake;
 mod lane;
 mod link;
-mod record;
+pub(crate) mod record;
 mod stream;
 mod transport;
 

@@ -278,7 +278,7 @@ impl Opener {
 }
 
 /// The length of the first record in `buffer` with its header, if all of it is there.
-pub(super) fn whole_record(buffer: &[u8]) -> Result<Option<usize>, Error> {
+pub(crate) fn whole_record(buffer: &[u8]) -> Result<Option<usize>, Error> {
     let &[_, _, _, high, low, ..] = buffer else {
         return Ok(None);
     };

@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 mod power;
-mod run;
+pub(crate) mod run;
 #[cfg(test)]
 mod size;
 #[cfg(test)]

@@ -64,12 +64,12 @@ impl Run {
 }
 
 /// The rows of a run, in order.
-pub(super) fn rows(run: &[u8]) -> Rows<'_> {
+pub(crate) fn rows(run: &[u8]) -> Rows<'_> {
     Rows(run)
 }
 
 #[derive(Debug)]
-pub(super) struct Rows<'a>(&'a [u8]);
+pub(crate) struct Rows<'a>(&'a [u8]);
 
 impl<'a> Iterator for Rows<'a> {
     type Item = Result<(&'a [u8], &'a [u8]), TableError>;

@@ -5,7 +5,7 @@
 
 mod fanotify;
 mod notify;
-mod parse;
+pub(crate) mod parse;
 mod probe;
 #[cfg(test)]
 mod tests;

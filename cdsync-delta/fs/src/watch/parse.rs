@@ -16,9 +16,9 @@ const INFO_BYTES: usize = 4 + 8;
 
 /// What one buffer held besides its hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Parsed {
+pub(crate) struct Parsed {
     /// How many events, the merged and the unknown ones too.
-    pub(super) events: u64,
+    pub(crate) events: u64,
     /// The queue overflowed.
     pub(super) overflow: bool,
     /// Something is not as documented; the rest of the buffer was skipped.
@@ -26,7 +26,7 @@ pub(super) struct Parsed {
 }
 
 /// Appends the hints in `buffer`, as one `read` gave it, to `hints`.
-pub(super) fn parse(buffer: &[u8], hints: &mut Vec<Hint>) -> Parsed {
+pub(crate) fn parse(buffer: &[u8], hints: &mut Vec<Hint>) -> Parsed {
     let mut parsed = Parsed::default();
     let mut rest = buffer;
     while !rest.is_empty() {

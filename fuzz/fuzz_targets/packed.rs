@@ -1,0 +1,4 @@
+//! Compressed data.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cdsync_transport::fuzzing::packed(bytes));
