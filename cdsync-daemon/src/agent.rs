@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdsync_agent::{Agent, AgentConfig};
+use cdsync_agent::{Agent, AgentConfig, HINTS_MAX};
 use cdsync_transport::DialOver;
 
 use crate::failure::{Failure, Result, chain};
@@ -41,5 +41,6 @@ pub(crate) fn config(data: &Path, joined: Joined) -> AgentConfig {
         cluster: joined.cluster,
         orders_key: joined.orders_key,
         identity: joined.identity,
+        hints_max: HINTS_MAX,
     }
 }

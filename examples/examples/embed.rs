@@ -37,6 +37,7 @@ fn joined(data: &Path) -> Result<AgentConfig> {
         cluster: u64::from_str_radix(text("cluster")?, 16)?,
         orders_key: VerifyingKey(key.as_slice().try_into()?),
         identity: NodeIdentity::load(data)?,
+        hints_max: cdsync_agent::HINTS_MAX,
     })
 }
 

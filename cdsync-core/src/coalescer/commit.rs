@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use super::compare::{Found, Lost, Moves, Round, UNANNOUNCED, moved_content_differs};
+use super::compare::{Bytes, Found, Lost, Moves, Round, UNANNOUNCED, moved_bytes};
 use super::pairing::{climb, is_folder, left};
 use super::{Coalescer, Slot};
 use crate::filter::Verdict;
@@ -161,6 +161,9 @@ impl Coalescer {
         content: bool,
     ) -> Result<(), TableError> {
         self.written = true;
+        if content {
+            self.settle_doubt(t, &id.to_key())?;
+        }
         if !row.is_announced() {
             row.state.meta = seen.meta.clone();
             note_local(&mut row, seen);
@@ -224,7 +227,11 @@ impl Coalescer {
     }
 
     /// Begins a record, after the one that was open is written.
-    fn begin(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<Record, TableError> {
+    pub(super) fn begin(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+    ) -> Result<Record, TableError> {
         self.close(t)?;
         Ok(self.ledger.begin(wall))
     }
@@ -436,8 +443,12 @@ impl Coalescer {
         let mut what = seen.what;
         what.merge(gone.what());
         let Lost { id, mut row, .. } = gone;
-        let content =
-            moved_content_differs(&row, &seen.observed, what, self.listings.is_deaf(slot.0));
+        let bytes = moved_bytes(&row, &seen.observed, what, self.listings.is_deaf(slot.0));
+        match bytes {
+            Bytes::InDoubt => self.doubt_content(t, id)?,
+            Bytes::Differ => self.settle_doubt(t, &id.to_key())?,
+            Bytes::Same => {}
+        }
         row.names = vec![slot.clone()];
         put_name(
             t,
@@ -459,7 +470,7 @@ impl Coalescer {
         }
         let told = row.is_announced() || seen.verdict == Verdict::Included;
         if told {
-            self.renew(&mut row, record, &seen.observed, content);
+            self.renew(&mut row, record, &seen.observed, bytes == Bytes::Differ);
             record.objects.push(row.state.clone());
         } else {
             note_local(&mut row, &seen.observed);

@@ -15,7 +15,7 @@ use crate::time::{Instant, WallMillis};
 
 /// How close to its last change a file's times may fail to show another one: older kernels step
 /// them with the timer tick, 10 ms at the slowest, and clocks are read at different moments.
-const RACY_MS: u64 = 30;
+pub(super) const RACY_MS: u64 = 30;
 
 /// How far back lost hints may reach when a listing makes up for them.
 const LOST_MS: u64 = 10_000;
@@ -324,28 +324,31 @@ impl Coalescer {
             return Ok(());
         };
         let same_meta = row.state.meta == seen.meta;
+        let is_file = seen.kind == Kind::File;
         let listed = what == What::default() && listed_racy(&row, &seen.fingerprint, wall);
         if local.fingerprint == seen.fingerprint && same_meta {
             // The hint may be late: what counts is how soon after the change it was recorded.
             let recorded = row.state.version.hlc.wall();
             let hinted = (what.closed || what.written)
                 && (is_racy(&seen.fingerprint, wall) || is_racy(&seen.fingerprint, recorded));
-            if !(seen.kind == Kind::File && (hinted || listed)) {
-                return Ok(());
-            }
+            return match (is_file && hinted, is_file && listed) {
+                (true, _) => self.record_change(wall, t, id, row, seen, true),
+                (false, true) => self.doubt_content(t, id),
+                (false, false) => Ok(()),
+            };
         }
-        let content = seen.kind == Kind::File
-            && (bytes_differ(&local.fingerprint, &seen.fingerprint)
-                || what.closed
-                || what.written
-                || listed
-                || (same_meta
-                    && local.fingerprint.ctime != seen.fingerprint.ctime
-                    && !what.at_once));
+        let content = is_file
+            && (bytes_differ(&local.fingerprint, &seen.fingerprint) || what.closed || what.written);
+        // Else a hint explains it.
+        let silent = !what.at_once || row.slot().is_some_and(|s| self.listings.is_deaf(s.0));
+        let touched = local.fingerprint.ctime != seen.fingerprint.ctime && silent;
+        if is_file && !content && (touched || listed) {
+            self.doubt_content(t, id)?;
+        }
         if content || !same_meta {
             return self.record_change(wall, t, id, row, seen, content);
         }
-        // Only the change time moved, and a hint explains it: noted, nothing to tell.
+        // Only the change time moved: noted, nothing to tell.
         let fingerprint = seen.fingerprint;
         let local = row.local.clone().map(|l| Local { fingerprint, ..l });
         self.written = true;
@@ -395,26 +398,40 @@ impl Coalescer {
     }
 }
 
-/// Whether a moved file's bytes must be taken for other ones. A move changes the change time, so
-/// that only a hint tells a file whose old modification time was restored behind a write: where
-/// hints may be `missing`, it is taken for written. So is one that may have changed within the
-/// step of the clock in which it was recorded.
-pub(super) fn moved_content_differs(
-    row: &LiveObject,
-    seen: &Observed,
-    what: What,
-    missing: bool,
-) -> bool {
-    let differs = row.local.as_ref().is_none_or(|local| {
-        bytes_differ(&local.fingerprint, &seen.fingerprint)
-            || missing && local.fingerprint.ctime != seen.fingerprint.ctime
-            || missing && is_racy(&local.fingerprint, row.state.version.hlc.wall())
-    });
+/// What is known of a moved file's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bytes {
+    /// As recorded.
+    Same,
+    /// As recorded, if nobody restored a modification time behind a write.
+    InDoubt,
+    /// Other ones.
+    Differ,
+}
+
+/// Compares a moved file's bytes with what is recorded, as far as a look shows them. A move changes
+/// the change time, so that only a hint tells a file whose old modification time was restored
+/// behind a write: where hints may be `missing`, it is in doubt. So is one that may have changed
+/// within the step of the clock in which it was recorded.
+pub(super) fn moved_bytes(row: &LiveObject, seen: &Observed, what: What, missing: bool) -> Bytes {
+    if seen.kind != Kind::File {
+        return Bytes::Same;
+    }
+    let Some(local) = &row.local else {
+        return Bytes::Differ;
+    };
     let said = match row.state.content {
         Content::Data { size, .. } => size != seen.fingerprint.size,
         _ => false,
     };
-    seen.kind == Kind::File && (differs || said || what.written || what.closed)
+    if bytes_differ(&local.fingerprint, &seen.fingerprint) || said || what.written || what.closed {
+        return Bytes::Differ;
+    }
+    let touched = local.fingerprint.ctime != seen.fingerprint.ctime;
+    if missing && (touched || is_racy(&local.fingerprint, row.state.version.hlc.wall())) {
+        return Bytes::InDoubt;
+    }
+    Bytes::Same
 }
 
 fn bytes_differ(a: &Fingerprint, b: &Fingerprint) -> bool {
@@ -428,7 +445,7 @@ fn listed_racy(row: &LiveObject, fingerprint: &Fingerprint, wall: WallMillis) ->
     is_racy(fingerprint, row.state.version.hlc.wall()) && is_racy(fingerprint, lost)
 }
 
-fn is_racy(fingerprint: &Fingerprint, wall: WallMillis) -> bool {
+pub(super) fn is_racy(fingerprint: &Fingerprint, wall: WallMillis) -> bool {
     let ctime = fingerprint.ctime;
     let changed = ctime
         .secs

@@ -51,6 +51,8 @@ pub(super) struct Listings {
     pub(super) looking: BTreeMap<Slot, Waiting>,
     /// Folders taken out for a look at themselves, with how often that was in vain.
     pub(super) looking_itself: BTreeMap<ObjectId, u8>,
+    /// How many folders were asked for so far.
+    listed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,16 +89,30 @@ impl Listings {
         self.is_quiet() && !self.deferred.is_empty()
     }
 
-    pub(super) fn start(&mut self, root: ObjectId, defer: bool) {
-        self.defer |= defer;
+    /// Lists everything. `since_before`: the ledger was there before, and nobody may have watched
+    /// meanwhile.
+    pub(super) fn start(&mut self, root: ObjectId, since_before: bool) {
+        self.defer |= since_before;
+        self.lossy |= since_before;
         self.scanning = true;
         self.push(root, Depth::Deep);
     }
 
-    /// Lists one folder again: too much happened in it to follow.
-    pub(super) fn again(&mut self, folder: ObjectId) {
+    /// Lists one folder again, because hints of it were lost; what moved into it or out of it is
+    /// paired at the end if `defer`.
+    pub(super) fn again(&mut self, folder: ObjectId, defer: bool) {
         self.lossy = true;
+        self.defer |= defer;
         self.push(folder, Depth::Shallow);
+    }
+
+    /// Everything below `above` is listed in place of one folder below it.
+    pub(super) fn cover(&mut self, folder: ObjectId, above: ObjectId) {
+        if self.queued.remove(&folder) {
+            self.stack.retain(|(id, _)| *id != folder);
+        }
+        self.scanning = true;
+        self.push(above, Depth::Deep);
     }
 
     /// Lists a folder and everything below it.
@@ -114,6 +130,10 @@ impl Listings {
 
     pub(super) fn is_scanning(&self) -> bool {
         self.scanning
+    }
+
+    pub(super) fn listed(&self) -> u64 {
+        self.listed
     }
 
     pub(super) fn end_scan(&mut self) {
@@ -213,6 +233,7 @@ impl Coalescer {
                 }
                 _ => depth,
             };
+            self.listings.listed += 1;
             self.listings.outstanding.insert(
                 id,
                 Listing {

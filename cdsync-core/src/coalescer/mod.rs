@@ -10,12 +10,16 @@
 //!    [`Coalescer::handle_list_end`];
 //! 4. [`Coalescer::poll_flush`]: whether the kernel's queue must be read out before what vanished
 //!    may be taken for gone; answer by [`Coalescer::handle_flushed`];
-//! 5. [`Coalescer::finish`] before the transaction ends, [`Coalescer::handle_committed`] once it is
+//! 5. [`Coalescer::poll_reread`]: a file whose bytes are in doubt, to be read again; answer by
+//!    [`Coalescer::handle_reread`];
+//! 6. [`Coalescer::finish`] before the transaction ends, [`Coalescer::handle_committed`] once it is
 //!    durable: only then may [`Coalescer::announced`] be announced;
-//! 6. [`Coalescer::poll_timeout`]: when to call 2 again without any input.
+//! 7. [`Coalescer::poll_timeout`]: when to call 2 again without any input.
 
 mod commit;
 mod compare;
+mod doubts;
+mod gaps;
 mod listing;
 mod pairing;
 mod pending;
@@ -36,6 +40,10 @@ use crate::ledger::tables::{TableError, Tables};
 use crate::ledger::writer::LedgerWriter;
 use crate::path::{Name, RelPath};
 use crate::time::{Instant, WallMillis};
+use doubts::Doubts;
+pub use doubts::Reread;
+use gaps::Gaps;
+pub use gaps::OpenGap;
 use listing::Listings;
 use pending::Pending;
 use unseen::Unseen;
@@ -151,8 +159,10 @@ pub struct CoalescerConfig {
     pub linger_large: Duration,
     /// What counts as large, in bytes.
     pub large: u64,
-    /// How many names wait at most; beyond it hints become a scan of their folder.
+    /// How many names wait at most; beyond it hints become a gap of their folder.
     pub pending_max: usize,
+    /// How many gaps are followed at most; beyond it those of the folders above stand for them.
+    pub gaps_max: usize,
     /// How many names one round looks at.
     pub looks_max: usize,
 }
@@ -166,6 +176,7 @@ impl Default for CoalescerConfig {
             linger_large: Duration::from_millis(10),
             large: 1 << 20,
             pending_max: 65_536,
+            gaps_max: 1024,
             looks_max: 2048,
         }
     }
@@ -190,6 +201,8 @@ pub struct Coalescer {
     pending: Pending,
     listings: Listings,
     unseen: Unseen,
+    gaps: Gaps,
+    doubts: Doubts,
     /// What waited when the scan ended is being looked at, before everything is said.
     closing: bool,
     /// Objects that vanished from a name and wait for a flush, by identity: a listing that meets
@@ -241,6 +254,8 @@ impl Coalescer {
             pending: Pending::default(),
             listings: Listings::default(),
             unseen: Unseen::default(),
+            gaps: Gaps::default(),
+            doubts: Doubts::open(t)?,
             closing: false,
             vanished: BTreeMap::new(),
             flush: FlushState::Idle,
@@ -295,7 +310,7 @@ impl Coalescer {
     /// Nor does what the disk fails to show: [`Self::held`] names that.
     #[must_use]
     pub fn is_settled(&self, now: Instant) -> bool {
-        self.listings.is_idle() && self.pending.is_settled(now)
+        self.listings.is_idle() && self.pending.is_settled(now) && self.doubts.is_empty()
     }
 
     /// Names that wait for something else than their turn, at most `most`.
@@ -344,8 +359,9 @@ impl Coalescer {
         if self.listings.has_deferred() {
             return Some(Instant::default());
         }
-        let unseen = self.unseen.next_due();
-        self.pending.next_due().into_iter().chain(unseen).min()
+        let others = [self.unseen.next_due(), self.doubts.next_due()];
+        let others = others.into_iter().flatten();
+        self.pending.next_due().into_iter().chain(others).min()
     }
 
     /// Writes what must be written before the transaction ends. Returns whether anything was
@@ -356,6 +372,7 @@ impl Coalescer {
     pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
         if self.listings.is_idle() && self.pending.len() == self.unseen.names_count() {
             self.listings.end_scan();
+            self.gaps.close();
         }
         self.ledger.save(t)?;
         Ok(std::mem::take(&mut self.written))

@@ -71,7 +71,7 @@ impl Coalescer {
                 adrift
                     .iter()
                     .for_each(|slot| drop(round.found.remove(slot)));
-                self.handle_gap();
+                self.handle_gap(now);
                 continue;
             }
             let mut early = into_itself(t, round, &moves)?;
@@ -92,7 +92,7 @@ impl Coalescer {
                     // No hint brings it in order: what else has moved is found by a scan.
                     self.pending.due_later(slot, now.after(MISSED));
                     if !self.listings.is_scanning() {
-                        self.handle_gap();
+                        self.handle_gap(now);
                     }
                 }
             }

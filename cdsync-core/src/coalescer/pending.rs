@@ -98,7 +98,7 @@ pub(super) struct Pending {
     /// Names at which folders were seen that came from elsewhere.
     moved: usize,
     /// How many moves of folders were told, or may have been.
-    moves: u64,
+    pub(super) moves: u64,
     /// Names at which something was written that was not there any more when it was looked at: the
     /// move that took it away is told by the next flush at the latest.
     missed_writes: BTreeSet<Slot>,
@@ -317,14 +317,7 @@ impl Coalescer {
         Ok(())
     }
 
-    /// The kernel lost events, or said too little: the whole tree is compared.
-    pub fn handle_gap(&mut self) {
-        self.listings.lost();
-        self.pending.moves += 1;
-        self.start_scan();
-    }
-
-    fn resolve(
+    pub(super) fn resolve(
         &mut self,
         t: &dyn TablesRead,
         key: &FolderKey,
@@ -363,8 +356,7 @@ impl Coalescer {
             return Ok(());
         }
         if self.pending.len() >= self.config.pending_max && self.pending.get(&slot).is_none() {
-            self.listings.again(slot.0);
-            return Ok(());
+            return self.open_gap(now, t, slot.0);
         }
         let mut waiting = self
             .pending
@@ -417,6 +409,7 @@ impl Coalescer {
         t: &dyn TablesRead,
     ) -> Result<Vec<LookRequest>, TableError> {
         self.list_unseen(now);
+        self.close_gaps(now);
         if self.pending.next_due().is_none_or(|due| due > now) {
             self.release_deferred(now);
         }

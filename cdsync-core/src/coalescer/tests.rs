@@ -5,6 +5,7 @@ use crate::filter::FilterSpec;
 use crate::ids::ObjectId;
 use crate::ledger::access::log_after;
 use crate::ledger::object::Kind;
+use crate::ledger::outgoing::content_at;
 use crate::ledger::rows::encode_row;
 use crate::ledger::writer::knows_cursor;
 use crate::sim::{Disk, Durability, MemTables, NodeId, SourceSim, SourceTuning};
@@ -44,6 +45,17 @@ fn settle(source: &mut SourceSim) -> Vec<Record> {
     // Later changes happen at another time of the clock.
     source.disk.clock += 100_000_000;
     records
+}
+
+/// Reads the content of every file for sending, and notes its hash.
+fn send(source: &mut SourceSim) {
+    for id in told(source).into_values() {
+        let at = content_at(&source.tables, &mut Folders::default(), id, Seq(0)).unwrap();
+        if let Ok(at) = at {
+            source.read(&at, &mut |_| {}).expect("nobody writes to it");
+        }
+    }
+    settle(source);
 }
 
 fn records_after(source: &SourceSim, before: Seq) -> Vec<Record> {
@@ -317,6 +329,7 @@ fn a_scan_finds_renames() {
     let mut source = source(&[], &[]);
     let top = tree(&mut source.disk, 5);
     settle(&mut source);
+    send(&mut source);
     source.crash();
     source.disk.rename((top, &name("f0")), (ROOT, &name("g0")));
     source
@@ -674,7 +687,7 @@ fn a_scan_goes_on_where_a_folder_is_listed_again() {
     source.start();
     assert!(list_whole(&mut source, &["."]), "the root fails");
     let machine = source.machine.as_mut().unwrap();
-    machine.listings.again(root());
+    machine.listings.again(root(), false);
     settle(&mut source);
     let folder = object_at(&source, root(), "dir").unwrap();
     assert!(object_at(&source, folder, "new").is_some());
@@ -717,4 +730,147 @@ fn complete_waits_for_what_lingers() {
     }
     assert!(complete, "without waiting for the close");
     assert!(object_at(&source, root(), "open").is_some());
+}
+
+/// Proves that a change of attributes while nobody watched is told without content, and that the
+/// bytes are read again and compared: none go again, unless they are other ones than were sent.
+#[test]
+fn bytes_in_doubt_are_compared() {
+    for written in [false, true] {
+        let mut source = source(&[], &[]);
+        let file = write(&mut source.disk, ROOT, "f", b"one");
+        settle(&mut source);
+        send(&mut source);
+        source.crash();
+        let mtime = source.disk.node(file).meta.mtime;
+        source.disk.clock += 20_000_000_000;
+        if written {
+            source.disk.open_file(file);
+            source.disk.write(file, b"two");
+            source.disk.close(file);
+            source.disk.set_mtime(file, mtime);
+        }
+        source.disk.set_mode(file, 0o600, None);
+        source.start();
+        let records = settle(&mut source);
+        let modes: Vec<u32> = records
+            .iter()
+            .flat_map(|r| &r.objects)
+            .map(|o| o.meta.mode)
+            .collect();
+        assert!(
+            modes.contains(&0o600),
+            "the attributes are told: {records:#?}"
+        );
+        let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+        assert_eq!(contents, usize::from(written), "{records:#?}");
+    }
+}
+
+/// Proves that a doubt survives a crash: what raised it is in the ledger already.
+#[test]
+fn a_doubt_survives_a_crash() {
+    let mut source = source(&[], &[]);
+    let file = write(&mut source.disk, ROOT, "f", b"one");
+    settle(&mut source);
+    send(&mut source);
+    let before = source.tables_head();
+    source.crash();
+    let mtime = source.disk.node(file).meta.mtime;
+    source.disk.clock += 20_000_000_000;
+    source.disk.open_file(file);
+    source.disk.write(file, b"two");
+    source.disk.close(file);
+    source.disk.set_mtime(file, mtime);
+    source.start();
+    let doubts = |source: &SourceSim| source.machine.as_ref().unwrap().doubt_count();
+    while doubts(&source) == 0 {
+        source.disk.clock += 1_000_000;
+        source.pump(&mut |_| {});
+    }
+    source.crash();
+    source.start();
+    assert_eq!(doubts(&source), 1);
+    settle(&mut source);
+    let records = records_after(&source, before);
+    let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+    assert_eq!(contents, 1, "{records:#?}");
+}
+
+/// Proves that what hints of a folder are lost is found by listing that folder alone, that the gap is
+/// told while it is open, and that deletes and renames in it come as such.
+#[test]
+fn a_gap_compares_its_folder_alone() {
+    let mut source = source(&[], &[]);
+    for i in 0..20 {
+        let folder = source.disk.mkdir(ROOT, &name(&format!("d{i}"))).unwrap();
+        write(&mut source.disk, folder, "f", b"x");
+    }
+    let busy = tree(&mut source.disk, 12);
+    settle(&mut source);
+    send(&mut source);
+    let listed = source.machine.as_ref().unwrap().listed_folders();
+    source.tuning.buffer = 2;
+    source.disk.clock += 1_000_000_000;
+    for i in 0..6 {
+        source.disk.unlink(busy, &name(&format!("f{i}")));
+    }
+    for i in 6..12 {
+        let (from, to) = (name(&format!("f{i}")), name(&format!("g{i}")));
+        source.disk.rename((busy, &from), (busy, &to));
+    }
+    let before = source.tables_head();
+    source.pump(&mut |_| {});
+    let machine = source.machine.as_mut().unwrap();
+    let gaps = machine.gaps(&source.tables, 10).unwrap();
+    let paths: Vec<String> = gaps.iter().map(|gap| gap.path.to_string()).collect();
+    assert_eq!((paths, machine.gap_count()), (vec!["dir".to_owned()], 1));
+    let settled = source.machine.as_ref().unwrap().is_settled(source.now());
+    assert!(!settled, "a fence waits for it");
+    settle(&mut source);
+    let machine = source.machine.as_ref().unwrap();
+    assert_eq!(machine.gap_count(), 0);
+    assert_eq!(machine.listed_folders() - listed, 1);
+    let records = records_after(&source, before);
+    let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+    let removed: usize = records.iter().map(|r| r.removed.len()).sum();
+    assert_eq!((contents, removed), (0, 6), "{records:#?}");
+}
+
+/// Proves that too many gaps merge into those of the folders above them, and that these find what
+/// happened below.
+#[test]
+fn gaps_merge_upwards() {
+    let mut source = source(&[], &[]);
+    let (left, right) = (
+        source.disk.mkdir(ROOT, &name("left")).unwrap(),
+        source.disk.mkdir(ROOT, &name("right")).unwrap(),
+    );
+    let mut folders = Vec::new();
+    for i in 0..5 {
+        let folder = source.disk.mkdir(left, &name(&format!("d{i}"))).unwrap();
+        write(&mut source.disk, folder, "f", b"x");
+        folders.push(folder);
+        write(&mut source.disk, right, &format!("f{i}"), b"x");
+    }
+    settle(&mut source);
+    // The bounds of a start.
+    source.tuning.tight = true;
+    source.crash();
+    source.start();
+    settle(&mut source);
+    source.tuning.buffer = 1;
+    for folder in folders {
+        source.disk.unlink(folder, &name("f"));
+    }
+    let before = source.tables_head();
+    source.pump(&mut |_| {});
+    let machine = source.machine.as_mut().unwrap();
+    let gaps = machine.gaps(&source.tables, 10).unwrap();
+    let paths: Vec<String> = gaps.iter().map(|gap| gap.path.to_string()).collect();
+    assert_eq!(paths, ["left"]);
+    settle(&mut source);
+    let records = records_after(&source, before);
+    let removed: usize = records.iter().map(|r| r.removed.len()).sum();
+    assert_eq!(removed, 5);
 }

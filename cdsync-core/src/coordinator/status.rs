@@ -10,7 +10,9 @@ use crate::ids::{Label, OriginId, ServerId};
 use crate::job::Mode;
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
-use crate::wire::{ParkedReport, Preview, SourceReport, SourceState, TargetReport, TargetState};
+use crate::wire::{
+    GapReport, ParkedReport, Preview, SourceReport, SourceState, TargetReport, TargetState,
+};
 
 /// The state of a job or of one of its targets. Ordered: of several targets, the one with the
 /// lowest state gives the job's.
@@ -108,8 +110,31 @@ pub struct SourceStatus {
     pub seq: Option<Seq>,
     /// How often it was run by hand, to the end.
     pub runs_done: u64,
+    /// How many paths could not be brought into the log.
+    pub held_count: u64,
+    /// The first of them, each with why.
+    pub held: Vec<String>,
+    /// Of how many folders it is not known what changed, until they are compared.
+    pub gap_count: u64,
+    /// The first of them.
+    pub gaps: Vec<GapStatus>,
+    /// How many files are read again, because their bytes may be other ones than recorded.
+    pub doubts: u64,
+    /// How many folders were listed since the source started.
+    pub listed: u64,
+    /// When the last safety scan ended, in milliseconds since 1970.
+    pub scanned_ms: Option<u64>,
     /// What went wrong last.
     pub last_error: Option<String>,
+}
+
+/// A folder that is being compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapStatus {
+    /// The folder below the root.
+    pub path: String,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
 }
 
 /// Where a target stands.
@@ -366,17 +391,24 @@ impl Coordinator {
             Some(SourceState::Halted { .. }) => "halted",
             Some(SourceState::Failed { .. }) => "failed",
         };
-        SourceStatus {
-            server: root.server.name.clone(),
-            root: root.path.as_str().to_owned(),
+        let mut status = SourceStatus {
             state: state.to_owned(),
-            // Without a ledger it has not looked at any number yet.
-            seq: report
-                .filter(|report| report.origin != OriginId(0))
-                .map(|report| report.head),
-            runs_done: report.map_or(0, |report| report.run_done.0),
             last_error: reason.map(|reason| peer_text(reason)),
+            ..unknown_source(root.server.name.clone(), root.path.as_str())
+        };
+        if let Some(report) = report {
+            // Without a ledger it has not looked at any number yet.
+            status.seq = (report.origin != OriginId(0)).then_some(report.head);
+            status.runs_done = report.run_done.0;
+            status.held_count = report.held_count;
+            status.held = report.held.iter().take(20).map(|h| peer_text(h)).collect();
+            status.gap_count = report.gap_count;
+            status.gaps = report.gaps.iter().take(20).map(gap_status).collect();
+            status.doubts = report.doubts;
+            status.listed = report.listed;
+            status.scanned_ms = report.scanned.map(|at| at.0);
         }
+        status
     }
 
     fn target_status(&self, job: &Job, root: Root<'_>) -> TargetStatus {
@@ -467,11 +499,33 @@ fn preview_status(preview: &Preview) -> PreviewStatus {
 fn missing_source(job: &Job) -> Option<SourceStatus> {
     let (name, root) = job.source()?;
     Some(SourceStatus {
-        server: name.clone(),
-        root: root.as_str().to_owned(),
+        last_error: Some(format!("there is no server {name}")),
+        ..unknown_source(name.clone(), root.as_str())
+    })
+}
+
+/// A source of which nothing is known.
+fn unknown_source(server: Label, root: &str) -> SourceStatus {
+    SourceStatus {
+        server,
+        root: root.to_owned(),
         state: "unreachable".to_owned(),
         seq: None,
         runs_done: 0,
-        last_error: Some(format!("there is no server {name}")),
-    })
+        held_count: 0,
+        held: Vec::new(),
+        gap_count: 0,
+        gaps: Vec::new(),
+        doubts: 0,
+        listed: 0,
+        scanned_ms: None,
+        last_error: None,
+    }
+}
+
+fn gap_status(gap: &GapReport) -> GapStatus {
+    GapStatus {
+        path: shown(&gap.path),
+        since_ms: gap.since.0,
+    }
 }

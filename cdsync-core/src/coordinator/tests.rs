@@ -132,9 +132,7 @@ fn source(state: SourceState, head: u64) -> Option<SourceReport> {
         head: Seq(head),
         run_done: (0, Seq(0)),
         resume: 0,
-        held_count: 0,
-        held: Vec::new(),
-        last_error: None,
+        ..SourceReport::default()
     })
 }
 

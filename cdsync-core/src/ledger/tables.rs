@@ -19,17 +19,20 @@ pub enum Table {
     Handles,
     /// Object id to parked row.
     Parked,
+    /// Object id of a file whose bytes may be other ones than recorded, to nothing.
+    Doubts,
 }
 
 impl Table {
     /// Every table, in a fixed order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Meta,
         Self::Objects,
         Self::Names,
         Self::Log,
         Self::Handles,
         Self::Parked,
+        Self::Doubts,
     ];
 
     /// Its name in a store, with the version of its row format.
@@ -42,6 +45,7 @@ impl Table {
             Self::Log => "log-0",
             Self::Handles => "handles-0",
             Self::Parked => "parked-0",
+            Self::Doubts => "doubts-0",
         }
     }
 }

@@ -135,11 +135,12 @@ impl Replica {
         if self.fetches.active >= ACTIVE_MAX {
             return None;
         }
+        let blocking = &self.blocking;
         let waiting = self
             .fetches
             .wanted
             .iter_mut()
-            .filter(|(_, f)| f.phase == Phase::Waiting);
+            .filter(|(id, f)| f.phase == Phase::Waiting && !blocking.contains(id));
         let (id, fetch) = waiting.min_by_key(|(_, f)| f.seq)?;
         fetch.phase = Phase::Active;
         self.fetches.active += 1;
@@ -170,6 +171,10 @@ impl Replica {
         }
         self.fetches.active -= 1;
         fetch.phase = Phase::Waiting;
+        if self.blocking.contains(&id) && !matches!(result, FetchResult::Staged { .. }) {
+            // Its move is parked and stays so: once it is done, this is asked for again.
+            return Ok(false);
+        }
         match result {
             FetchResult::Staged {
                 version,

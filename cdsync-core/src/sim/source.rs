@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::disk::{Disk, EPOCH_NANOS, NodeId, ROOT};
 use super::rng::Rng;
 use super::tables::{Durability, MemTables};
-use crate::coalescer::{Coalescer, CoalescerConfig, Hint, LookError, LookRequest, Looked};
+use crate::coalescer::{Coalescer, CoalescerConfig, Hint, LookError, LookRequest, Looked, Reread};
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::Folders;
@@ -34,6 +34,9 @@ pub struct SourceTuning {
     pub fail: usize,
     /// Bounds of the machine small enough to be met.
     pub tight: bool,
+    /// How many hints the agent's buffer takes at once, before they collapse to gaps of their
+    /// folders; zero for any number.
+    pub buffer: usize,
 }
 
 #[derive(Debug)]
@@ -63,8 +66,13 @@ pub struct SourceSim {
     queue: VecDeque<(u64, Hint)>,
     listings: Vec<OpenListing>,
     flushing: bool,
+    /// A file in doubt, with what reading it again showed.
+    rereading: Option<(ContentAt, Reread)>,
+    /// Hashes of what was read for sending, not noted yet.
+    hashes: Vec<(ObjectId, Seq, Hash)>,
     runs: u64,
     rng: Rng,
+    slow: Rng,
 }
 
 impl SourceSim {
@@ -82,8 +90,11 @@ impl SourceSim {
             queue: VecDeque::new(),
             listings: Vec::new(),
             flushing: false,
+            rereading: None,
+            hashes: Vec::new(),
             runs: 0,
             rng: Rng::new(seed),
+            slow: Rng::new(seed ^ 0xc3),
         }
     }
 
@@ -105,6 +116,7 @@ impl SourceSim {
         let config = CoalescerConfig {
             large: 24,
             pending_max: if self.tuning.tight { 6 } else { 65_536 },
+            gaps_max: if self.tuning.tight { 2 } else { 1024 },
             looks_max: if self.tuning.tight { 3 } else { 2048 },
             ..CoalescerConfig::default()
         };
@@ -122,6 +134,7 @@ impl SourceSim {
         self.machine = Some(machine);
         self.complete = false;
         self.listings.clear();
+        self.rereading = None;
         self.flushing = false;
         self.commit(Durability::Durable);
     }
@@ -130,6 +143,8 @@ impl SourceSim {
     pub fn crash(&mut self) {
         self.tables.crash();
         self.machine = None;
+        self.rereading = None;
+        self.hashes.clear();
         self.queue.clear();
         self.disk.take_events();
     }
@@ -158,6 +173,7 @@ impl SourceSim {
                 machine.is_settled(now)
                     && machine.waiting(1).is_empty()
                     && machine.held_count() == 0
+                    && machine.doubt_count() == 0
                     && machine.announced() == machine.head()
             })
     }
@@ -174,18 +190,8 @@ impl SourceSim {
         let gap = self.receive();
         let clock = self.disk.clock;
         let due = self.queue.iter().take_while(|(at, _)| *at <= clock).count();
-        let hints: Vec<Hint> = self.queue.drain(..due).map(|(_, hint)| hint).collect();
-        for hint in &hints {
-            self.note(format!("hint {hint:?}"));
-        }
-        let now = self.now();
-        let machine = self.machine.as_mut().expect("it was looked at above");
-        machine
-            .handle_hints(now, &self.tables, hints)
-            .expect("tables do not fail");
-        if gap {
-            machine.handle_gap();
-        }
+        self.take_hints(due, gap);
+        self.reread(meanwhile);
         self.look(meanwhile);
         self.list(meanwhile);
         self.flush();
@@ -200,6 +206,70 @@ impl SourceSim {
             (true, false) => self.commit(Durability::Durable),
             (false, _) if !self.tables.is_durable() && !lazy => self.commit(Durability::Durable),
             (false, _) => self.tables.commit(Durability::Lazy),
+        }
+    }
+
+    /// Gives the first hints to the machine, or what is left of them when they are too many.
+    fn take_hints(&mut self, due: usize, gap: bool) {
+        let hints: Vec<Hint> = self.queue.drain(..due).map(|(_, hint)| hint).collect();
+        for hint in &hints {
+            self.note(format!("hint {hint:?}"));
+        }
+        let now = self.now();
+        let collapsed = self.tuning.buffer > 0 && hints.len() > self.tuning.buffer;
+        if collapsed {
+            self.note("collapsed".to_owned());
+        }
+        let machine = self.machine.as_mut().expect("it runs");
+        if collapsed {
+            let folders = hints.into_iter().flat_map(|hint| {
+                let partner = hint.partner.map(|(folder, _)| folder);
+                [Some(hint.folder), partner].into_iter().flatten()
+            });
+            machine.handle_gaps(now, &self.tables, folders)
+        } else {
+            machine.handle_hints(now, &self.tables, hints)
+        }
+        .expect("tables do not fail");
+        if gap {
+            machine.handle_gap(now);
+        }
+    }
+
+    /// Reads again what is in doubt, and notes the hashes of what was sent.
+    fn reread(&mut self, meanwhile: &mut Meanwhile<'_>) {
+        let slow = self.tuning.delay_us > 0;
+        if !(slow && self.slow.one_in(3)) {
+            let hashes = std::mem::take(&mut self.hashes);
+            let machine = self.machine.as_mut().expect("it runs");
+            machine
+                .handle_hashes(&mut self.tables, hashes)
+                .expect("tables do not fail");
+        }
+        let (now, wall) = (self.now(), self.disk.wall());
+        match self.rereading.take() {
+            Some(reading) if slow && self.slow.one_in(2) => self.rereading = Some(reading),
+            Some((at, reread)) => {
+                self.note(format!("read again {}: {reread:?}", at.object));
+                let machine = self.machine.as_mut().expect("it runs");
+                machine
+                    .handle_reread(now, wall, &mut self.tables, &at, reread)
+                    .expect("tables do not fail");
+            }
+            None => {}
+        }
+        let machine = self.machine.as_mut().expect("it runs");
+        let next = machine
+            .poll_reread(now, wall, &mut self.tables)
+            .expect("tables do not fail");
+        if let Some(at) = next {
+            let fails = self.tuning.fail > 0 && self.slow.one_in(self.tuning.fail);
+            let reread = match self.read_once(&at, meanwhile) {
+                _ if fails => Reread::Failed,
+                Some(bytes) => Reread::Read(hash(&bytes)),
+                None => Reread::Changed,
+            };
+            self.rereading = Some((at, reread));
         }
     }
 
@@ -355,17 +425,8 @@ impl SourceSim {
         let now = self.now();
         if self.flushing && !(self.tuning.delay_us > 0 && self.rng.one_in(2)) {
             let gap = self.receive();
-            let hints: Vec<Hint> = self.queue.drain(..).map(|(_, hint)| hint).collect();
-            for hint in &hints {
-                self.note(format!("hint {hint:?}"));
-            }
+            self.take_hints(self.queue.len(), gap);
             let machine = self.machine.as_mut().expect("it runs");
-            machine
-                .handle_hints(now, &self.tables, hints)
-                .expect("tables do not fail");
-            if gap {
-                machine.handle_gap();
-            }
             machine.handle_flushed(now);
             self.note("flushed".to_owned());
             self.flushing = false;
@@ -376,6 +437,12 @@ impl SourceSim {
     /// Reads content as it is now, with the proof that it did not change. The inner `None`: it
     /// changes.
     pub fn read(&mut self, at: &ContentAt, meanwhile: &mut Meanwhile<'_>) -> Option<Vec<u8>> {
+        let bytes = self.read_once(at, meanwhile)?;
+        self.hashes.push((at.object, at.version, hash(&bytes)));
+        Some(bytes)
+    }
+
+    fn read_once(&mut self, at: &ContentAt, meanwhile: &mut Meanwhile<'_>) -> Option<Vec<u8>> {
         let Ok(folder) = self.disk.open(&at.folder) else {
             self.note(format!(
                 "not read {}: folder {:?} moved",

@@ -187,6 +187,19 @@ const BROKEN_BEFORE: &[(u64, &str)] = &[
         "a scan that failed at its root ended there, because the root was listed for another reason",
     ),
     (50445, "the same"),
+    (
+        17443,
+        "a write with its time restored, and a move, while nobody watched",
+    ),
+    (50747, "the same"),
+    (52422, "the same"),
+    (65824, "the same"),
+    (67604, "the same"),
+    (73271, "the same"),
+    (
+        1557,
+        "a parked move was forgotten when the file that moved was not read whole",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
@@ -210,6 +223,24 @@ fn failing_looks_lose_nothing() {
             },
             ..Scenario::calm(60)
         };
+        let mut world = World::new(scenario, seed);
+        world.live();
+        let result = world.settle().and_then(|()| world.check());
+        if let Err(failed) = result {
+            panic!("seed {seed}: {failed}");
+        }
+    }
+}
+
+/// Proves that hints which collapse to gaps of their folders lose nothing, also where the gaps merge
+/// into those of the folders above.
+#[test]
+fn own_overflow_loses_nothing() {
+    let count = variable("CDSYNC_SEEDS").unwrap_or(500);
+    for seed in 0..count {
+        let mut scenario = Scenario::random(&mut Rng::new(seed));
+        scenario.source.buffer = 1 + (seed % 6) as usize;
+        scenario.source.tight = seed % 2 == 0;
         let mut world = World::new(scenario, seed);
         world.live();
         let result = world.settle().and_then(|()| world.check());

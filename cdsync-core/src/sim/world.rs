@@ -61,6 +61,7 @@ impl Scenario {
                 lazy: some(&[0, 0, 3]),
                 fail: some(&[0, 0, 0, 20]),
                 tight: some(&[0, 0, 0, 1]) == 1,
+                buffer: 0,
             },
             target: TargetTuning {
                 fail: some(&[0, 0, 10, 40]),

@@ -111,9 +111,10 @@ pub struct JobReport {
 }
 
 /// What a source is doing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum SourceState {
     /// Comparing its tree with its ledger.
+    #[default]
     Scanning,
     /// Watching; what is in the log is what is on the disk.
     Watching,
@@ -133,8 +134,17 @@ pub enum SourceState {
     },
 }
 
-/// A source's state.
+/// A folder of which a source does not know what changed, until it has compared it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapReport {
+    /// The folder below the root, escaped.
+    pub path: String,
+    /// Since when.
+    pub since: WallMillis,
+}
+
+/// A source's state.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SourceReport {
     /// What it is doing.
     pub state: SourceState,
@@ -153,6 +163,16 @@ pub struct SourceReport {
     /// The first of them, at most 20, escaped, each with why.
     #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub held: Vec<String>,
+    /// How many gaps are open.
+    pub gap_count: u64,
+    /// The first of them, at most 20.
+    pub gaps: Vec<GapReport>,
+    /// How many files are read again, because their bytes may be other ones than recorded.
+    pub doubts: u64,
+    /// How many folders it has listed since it started.
+    pub listed: u64,
+    /// When the last safety scan ended.
+    pub scanned: Option<WallMillis>,
     /// What went wrong last, for people.
     #[serde(deserialize_with = "bounds::maybe_text")]
     pub last_error: Option<String>,

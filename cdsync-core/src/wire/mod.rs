@@ -12,8 +12,8 @@ mod peer;
 mod signed;
 
 pub use control::{
-    AgentMessage, Answer, Ask, FenceAnswer, Hello, JobReport, LogLine, MasterMessage, Op,
-    ParkedReport, Preview, Report, SourceReport, SourceState, TargetReport, TargetState,
+    AgentMessage, Answer, Ask, FenceAnswer, GapReport, Hello, JobReport, LogLine, MasterMessage,
+    Op, ParkedReport, Preview, Report, SourceReport, SourceState, TargetReport, TargetState,
 };
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{

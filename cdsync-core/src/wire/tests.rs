@@ -351,6 +351,14 @@ fn control_messages() -> Vec<Golden> {
         resume: 3,
         held_count: 4,
         held: vec!["h".into()],
+        gap_count: 1,
+        gaps: vec![GapReport {
+            path: "g".into(),
+            since: WallMillis(5),
+        }],
+        doubts: 6,
+        listed: 7,
+        scanned: Some(WallMillis(8)),
         last_error: None,
     };
     let report = Report {
@@ -394,7 +402,9 @@ fn control_messages() -> Vec<Golden> {
             &AgentMessage::Report(report),
             "01 01 00 00 01 05    ; version, kind, epoch, jobs, job
              01 01 11 09 01 02       ; source: watching, origin, head, run
-             03 04 01 01 68 00       ; resume, held, the first of it, no error
+             03 04 01 01 68          ; resume, held, the first of it
+             01 01 01 67 05 06 07    ; gaps, the first: path, since; doubts, listed
+             01 08 00                ; scanned, no error
              01 03 01 06 02 11       ; target: in sync, upstream, resume, origin
              07 08 09 0a 01          ; claim, head, pending bytes, oldest, parked
              01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try

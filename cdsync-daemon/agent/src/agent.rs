@@ -47,7 +47,13 @@ pub struct AgentConfig {
     pub orders_key: VerifyingKey,
     /// Key and certificates.
     pub identity: NodeIdentity,
+    /// How many hints of changes wait for each source at most, some 100 bytes each; beyond it the
+    /// folders that they speak of are compared instead. [`HINTS_MAX`] is a good choice.
+    pub hints_max: usize,
 }
+
+/// The usual [`AgentConfig::hints_max`].
+pub const HINTS_MAX: usize = 65_536;
 
 /// Why an agent cannot start.
 #[derive(Debug, Error)]
@@ -110,6 +116,7 @@ impl Agent {
             runtime: tokio::runtime::Handle::current(),
             board: Arc::clone(&board),
             serving: Arc::clone(&serving),
+            hints_max: config.hints_max,
         })));
         let keeper = OrdersKeeper::open(
             config.data.join("orders"),

@@ -30,4 +30,4 @@ mod serve;
 mod source;
 mod target;
 
-pub use agent::{Agent, AgentConfig, AgentError};
+pub use agent::{Agent, AgentConfig, AgentError, HINTS_MAX};

@@ -32,6 +32,7 @@ pub(crate) struct RolesContext {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) board: Arc<Board>,
     pub(crate) serving: Arc<Serving>,
+    pub(crate) hints_max: usize,
 }
 
 /// The running jobs.
@@ -130,6 +131,7 @@ impl Roles {
                 board: Arc::clone(&context.board),
                 log: Arc::clone(&running.log),
                 serving: Arc::new(Mutex::new(None)),
+                hints_max: context.hints_max,
             });
             match started {
                 Ok(source) => running.source = Some(source),

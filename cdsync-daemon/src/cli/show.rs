@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use cdsync_core::coordinator::{JobState, JobStatus, PreviewStatus, TargetStatus};
+use cdsync_core::coordinator::{JobState, JobStatus, PreviewStatus, SourceStatus, TargetStatus};
 use cdsync_core::ids::Label;
 use cdsync_core::job::Mode;
 use cdsync_core::path::Escaped;
@@ -72,6 +72,9 @@ pub(super) fn job(job: &JobStatus) -> String {
         ]);
     }
     text.push_str(&sources.text());
+    for source in &job.sources {
+        text.push_str(&troubles(source));
+    }
     text.push('\n');
     let mut targets = Table::new([
         "TARGET", "STATE", "CURSOR", "BEHIND", "CONTENT", "OLDEST", "FROM", "ERROR",
@@ -101,6 +104,42 @@ pub(super) fn job(job: &JobStatus) -> String {
     }
     for problem in &job.problems {
         let _ = write!(text, "\nproblem: {problem}");
+    }
+    text
+}
+
+/// What a source does not know yet, or cannot.
+fn troubles(source: &SourceStatus) -> String {
+    let mut text = String::new();
+    if source.gap_count > 0 {
+        let folders = count(source.gap_count, "folder is", "folders are");
+        let _ = writeln!(
+            text,
+            "\n{}: hints were lost, {folders} compared",
+            source.server
+        );
+        for gap in &source.gaps {
+            let _ = writeln!(text, "  {} (since {})", gap.path, time(gap.since_ms));
+        }
+    }
+    if source.doubts > 0 {
+        let files = count(source.doubts, "file is", "files are");
+        let _ = writeln!(
+            text,
+            "\n{}: {files} read again, to see whether the content changed",
+            source.server
+        );
+    }
+    if source.held_count > 0 {
+        let paths = count(source.held_count, "path", "paths");
+        let _ = writeln!(
+            text,
+            "\n{}: {paths} could not be brought into the log yet; tried again",
+            source.server
+        );
+        for held in &source.held {
+            let _ = writeln!(text, "  {held}");
+        }
     }
     text
 }

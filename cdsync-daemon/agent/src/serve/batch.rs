@@ -9,7 +9,7 @@ use cdsync_transport::compress::Compressor;
 
 use super::ServeError;
 use super::buffers::Buffers;
-use crate::source::{Input, Served, chain, dir_ref};
+use crate::source::{Hashed, Input, Served, chain, dir_ref};
 
 /// The level of compression where it pays: the fastest.
 const LEVEL: i32 = 1;
@@ -50,11 +50,16 @@ impl Maker {
             .map_err(|e| failed(&e))?;
         drop(view);
         let mut content = self.buffers.take(content_bytes(&out.needs));
+        let mut hashed = Vec::new();
         let contents = out
             .needs
             .into_iter()
-            .map(|need| self.answer(served, need, &mut content))
+            .map(|need| self.answer(served, need, &mut content, &mut hashed))
             .collect();
+        if !hashed.is_empty() {
+            // What is not noted is sent once more some day.
+            served.engine.nudge(Input::Hashed(hashed));
+        }
         let last = out.records.last().map(|record| record.seq);
         let header = BatchHeader {
             records: out.records,
@@ -100,7 +105,13 @@ impl Maker {
         Ok(Bytes::from(packed))
     }
 
-    fn answer(&mut self, served: &Served, need: Need, into: &mut Vec<u8>) -> Inline {
+    fn answer(
+        &mut self,
+        served: &Served,
+        need: Need,
+        into: &mut Vec<u8>,
+        hashed: &mut Vec<Hashed>,
+    ) -> Inline {
         let at = match need {
             Need::Read(at) => at,
             Need::Pull => return Inline::Pull,
@@ -111,6 +122,7 @@ impl Maker {
         match read(served, &at, into) {
             Ok(hash) => {
                 let len = u32::try_from(into.len() - before).unwrap_or(u32::MAX);
+                hashed.push((at.object, at.version, hash));
                 Inline::Here {
                     version: at.version,
                     len,

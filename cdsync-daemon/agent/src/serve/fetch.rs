@@ -16,7 +16,7 @@ use super::batch::recheck;
 use super::buffers::Buffers;
 use super::{ServeError, write};
 use crate::clock::random_id;
-use crate::source::{Served, chain, dir_ref};
+use crate::source::{Input, Served, chain, dir_ref};
 
 /// How many ranges are read ahead of the network.
 const READ_AHEAD: usize = 4;
@@ -137,6 +137,8 @@ fn ranges(
     let root = root
         .finish(size)
         .map_err(|e| ServeError::Source(chain(&e)))?;
+    let hashed = vec![(at.object, at.version, Hash(root))];
+    served.engine.nudge(Input::Hashed(hashed));
     say(pieces, Piece::End(Hash(root)))
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cdsync_core::change::changes;
 use cdsync_core::coalescer::{
-    Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, Trouble, What,
+    Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, OpenGap, Trouble, What,
 };
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{IncarnationId, OriginId};
@@ -15,11 +15,13 @@ use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::record::Record;
 use cdsync_core::ledger::tables::{TableError, Tables, TablesRead};
 use cdsync_core::time::WallMillis;
-use cdsync_core::wire::{FenceAnswer, JobOrder, LogLine, SourceReport, SourceState};
+use cdsync_core::wire::{FenceAnswer, GapReport, JobOrder, LogLine, SourceReport, SourceState};
 use cdsync_fs::{Durability, FlushError, LedgerStore, Root, Watch};
 use tokio::sync::{oneshot, watch};
 
+use super::hashes::Hashes;
 use super::hints::{HintBuffer, Sink, Waiting};
+use super::reread::Rereader;
 use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watched, looks};
 use crate::clock::{Stopwatch, random_id, wall};
 use crate::joblog::shorten;
@@ -52,6 +54,8 @@ const RUN_DONE: &str = "run-done";
 const RUN_HELD: &str = "run-held";
 /// How many paths that the disk does not show are named in a report, and in a fence's answer.
 const REPORT_HELD: usize = 20;
+/// How many gaps are named in a report.
+const REPORT_GAPS: usize = 20;
 const FENCE_HELD: usize = 1000;
 
 type Reply = oneshot::Sender<Result<FenceAnswer, String>>;
@@ -73,6 +77,8 @@ pub(super) struct Engine {
     lists: SyncSender<Vec<ListRequest>>,
     announce: watch::Sender<Announced>,
     clock: Stopwatch,
+    /// When the clock started.
+    opened: WallMillis,
     complete: bool,
     /// The run that is under way, for manual jobs.
     running: Option<u64>,
@@ -80,6 +86,9 @@ pub(super) struct Engine {
     /// What the disk does not show, as it was reported last; for manual jobs at the end of the last
     /// run.
     held: Held,
+    gaps: Vec<GapReport>,
+    hashes: Hashes,
+    rereader: Rereader,
     fences: Vec<Reply>,
     /// Something was written and is not durable yet, since the last durable commit.
     uncommitted: bool,
@@ -111,7 +120,7 @@ impl Engine {
         };
         let store = Arc::new(LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?);
         check_identity(context, &store, &root)?;
-        let hints = Arc::new(HintBuffer::default());
+        let hints = Arc::new(HintBuffer::new(context.hints_max));
         let watch = if is_watched(&context.order) {
             let sink = Sink {
                 buffer: Arc::clone(&hints),
@@ -130,6 +139,7 @@ impl Engine {
             None
         };
         let lists = start_scanner(&root, &mailbox)?;
+        let rereader = Rereader::start(&root, &mailbox)?;
         let (coalescer, complete, run_done, held) = open_ledger(context, &store, &root)?;
         let (announce, announced) = watch::channel(Announced::default());
         let head = coalescer.head();
@@ -150,10 +160,14 @@ impl Engine {
             lists,
             announce,
             clock: Stopwatch::start(),
+            opened: wall(),
             complete,
             running: None,
             run_done,
             held,
+            gaps: Vec::new(),
+            hashes: Hashes::default(),
+            rereader,
             fences: Vec::new(),
             uncommitted: true,
             committed_at: Instant::now(),
@@ -208,6 +222,7 @@ impl Engine {
         } else {
             HEARTBEAT
         };
+        let most = self.hashes.due_in().map_or(most, |due| due.min(most));
         match self.coalescer.poll_timeout() {
             Some(due) => self.clock.until(due).min(most),
             None => most,
@@ -267,8 +282,8 @@ impl Engine {
             return Err(SourceError::WatcherEnded);
         }
         let idle = inputs.iter().all(|input| matches!(input, Input::Wake))
-            && waiting.hints.is_empty()
-            && !waiting.gap
+            && waiting.is_empty()
+            && self.hashes.due_in() != Some(Duration::ZERO)
             && self
                 .coalescer
                 .poll_timeout()
@@ -309,6 +324,19 @@ impl Engine {
         if self.watch.is_some() {
             self.held = self.held_now(REPORT_HELD)?;
         }
+        let gaps = self.gaps_now()?;
+        if let (Some(first), true) = (gaps.first(), self.gaps.is_empty()) {
+            let folders = self.coalescer.gap_count();
+            context.log.note(format!(
+                "hints were lost, {folders} folders are compared: {}",
+                first.path
+            ));
+        } else if gaps.is_empty() && !self.gaps.is_empty() {
+            context
+                .log
+                .note("what hints were lost of is compared".to_owned());
+        }
+        self.gaps = gaps;
         for trouble in self.coalescer.take_troubles() {
             let line = held_line(&trouble);
             context.log.note(line.clone());
@@ -352,10 +380,8 @@ impl Engine {
         waiting: Waiting,
     ) -> Result<(), TableError> {
         let (now, wall) = (self.clock.now(), wall());
-        if waiting.gap {
-            self.gap();
-        }
-        self.coalescer.handle_hints(now, t, waiting.hints)?;
+        self.take_hints(t, waiting)?;
+        self.coalescer.handle_hashes(t, self.hashes.take())?;
         for input in inputs {
             match input {
                 Input::Listed { folder, entries } => {
@@ -386,6 +412,10 @@ impl Engine {
                     };
                     self.coalescer.handle_hints(now, t, [hint])?;
                 }
+                Input::Reread { at, reread } => {
+                    self.coalescer.handle_reread(now, wall, t, &at, reread)?;
+                }
+                Input::Hashed(hashed) => self.hashes.add(hashed),
                 Input::Fence(reply) => self.begin_fence(t, reply)?,
                 Input::Wake | Input::Orders(_) | Input::Stop => {}
             }
@@ -428,6 +458,11 @@ impl Engine {
             if !requests.is_empty() && self.lists.send(requests).is_err() {
                 return Err(SourceError::Thread(std::io::ErrorKind::BrokenPipe.into()));
             }
+            let hurry = !self.fences.is_empty() || self.running.is_some();
+            self.rereader.hurry(hurry);
+            if let Some(at) = self.coalescer.poll_reread(now, wall(), t)? {
+                self.rereader.ask(at)?;
+            }
             if !self.coalescer.poll_flush() {
                 return Ok(());
             }
@@ -438,7 +473,7 @@ impl Engine {
                 Err(Flushed::Watch(error)) => {
                     // What vanished stays in doubt; the scan of a gap settles it.
                     tracing::warn!(%error, "the watcher was not read out in time");
-                    self.coalescer.handle_gap();
+                    self.coalescer.handle_gap(self.clock.now());
                     self.coalescer.handle_flushed(self.clock.now());
                 }
             }
@@ -449,23 +484,25 @@ impl Engine {
         if let Some(watch) = &self.watch {
             watch.flush(FLUSH_PATIENCE).map_err(Flushed::Watch)?;
             let waiting = self.hints.take();
-            if waiting.gap {
-                self.gap();
-            }
-            let now = self.clock.now();
-            self.coalescer
-                .handle_hints(now, t, waiting.hints)
-                .map_err(Flushed::Tables)?;
+            self.take_hints(t, waiting).map_err(Flushed::Tables)?;
         }
         Ok(())
     }
 
-    /// Something was not told: the watches first, then the comparison of the whole tree.
-    fn gap(&mut self) {
-        if let Some(watch) = &self.watch {
+    /// Takes hints, and what is known of those that were lost: the watches first, then the
+    /// comparison.
+    fn take_hints(&mut self, t: &dyn TablesRead, waiting: Waiting) -> Result<(), TableError> {
+        let now = self.clock.now();
+        if let Some(watch) = &self.watch
+            && (waiting.gap || !waiting.folders.is_empty())
+        {
             watch.settle();
         }
-        self.coalescer.handle_gap();
+        if waiting.gap {
+            self.coalescer.handle_gap(now);
+        }
+        self.coalescer.handle_gaps(now, t, waiting.folders)?;
+        self.coalescer.handle_hints(now, t, waiting.hints)
     }
 
     /// Makes everything written durable, then announces it.
@@ -525,6 +562,22 @@ impl Engine {
             count: self.coalescer.held_count() as u64,
             paths: held.iter().map(held_line).collect(),
         })
+    }
+
+    fn gaps_now(&mut self) -> Result<Vec<GapReport>, SourceError> {
+        if self.coalescer.gap_count() == 0 {
+            return Ok(Vec::new());
+        }
+        let view = self.store.read()?;
+        let gaps = self.coalescer.gaps(&view, REPORT_GAPS)?;
+        let report = |gap: OpenGap| {
+            let since = u64::try_from(gap.since.0.as_millis()).unwrap_or(u64::MAX);
+            GapReport {
+                path: gap.path.to_string(),
+                since: WallMillis(self.opened.0.saturating_add(since)),
+            }
+        };
+        Ok(gaps.into_iter().map(report).collect())
     }
 
     fn answer_fences(&mut self) -> Result<(), SourceError> {
@@ -590,6 +643,11 @@ impl Engine {
             resume: context.order.source.as_ref().map_or(0, |part| part.resume),
             held_count: self.held.count,
             held: self.held.paths.clone(),
+            gap_count: self.coalescer.gap_count() as u64,
+            gaps: self.gaps.clone(),
+            doubts: self.coalescer.doubt_count(),
+            listed: self.coalescer.listed_folders(),
+            scanned: None,
             last_error: self.last_error.clone(),
         };
         if self.reported.as_ref() != Some(&report) {

@@ -1,5 +1,6 @@
 //! From the watcher's thread to the engine's: a bounded buffer that never makes the watcher wait.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cdsync_core::coalescer::{FolderKey, Hint, What};
@@ -8,26 +9,76 @@ use cdsync_fs::{FolderRef, Gap, HintFlags, HintSink};
 use super::Input;
 use crate::mailbox::Mailbox;
 
-/// How many hints wait at most; beyond it they collapse to a gap: the tree is compared instead.
-const HINTS_MAX: usize = 65_536;
+/// Of how many folders hints may be lost at once, 60 bytes each or so. Beyond it the whole tree is
+/// compared: what folders have in common is not known here.
+const FOLDERS_MAX: usize = 4096;
 
 /// Hints not yet taken by the engine.
-#[derive(Debug, Default)]
-pub(super) struct HintBuffer(Mutex<Waiting>);
+#[derive(Debug)]
+pub(super) struct HintBuffer {
+    waiting: Mutex<Waiting>,
+    /// How many hints wait at most; beyond it they collapse to gaps of their folders.
+    hints_max: usize,
+}
 
 /// What the engine takes.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pub(super) hints: Vec<Hint>,
-    /// Something was lost: compare everything.
+    /// Folders of which hints were lost.
+    pub(super) folders: BTreeSet<FolderKey>,
+    /// Nobody knows where something was lost: compare everything.
     pub(super) gap: bool,
     /// The watcher ended.
     pub(super) ended: bool,
 }
 
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.hints.is_empty() && self.folders.is_empty() && !self.gap
+    }
+
+    fn add(&mut self, batch: &[cdsync_fs::Hint], hints_max: usize) {
+        if self.gap {
+            return;
+        }
+        if self.hints.len() + batch.len() <= hints_max {
+            self.hints.extend(batch.iter().map(hint_of));
+            return;
+        }
+        let hints = std::mem::take(&mut self.hints);
+        for hint in hints.into_iter().chain(batch.iter().map(hint_of)) {
+            self.folders.insert(hint.folder);
+            self.folders.extend(hint.partner.map(|(folder, _)| folder));
+            if self.folders.len() > FOLDERS_MAX {
+                self.lose_all();
+                return;
+            }
+        }
+    }
+
+    fn lose_all(&mut self) {
+        self.hints.clear();
+        self.folders.clear();
+        self.gap = true;
+    }
+}
+
 impl HintBuffer {
+    pub(super) fn new(hints_max: usize) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            hints_max,
+        }
+    }
+
     pub(super) fn take(&self) -> Waiting {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        // Consistent between any two statements that may panic.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -40,17 +91,7 @@ pub(super) struct Sink {
 
 impl HintSink for Sink {
     fn hints(&mut self, batch: &[cdsync_fs::Hint]) {
-        let mut waiting = self.buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.gap {
-            return;
-        }
-        if waiting.hints.len() + batch.len() > HINTS_MAX {
-            waiting.hints.clear();
-            waiting.gap = true;
-        } else {
-            waiting.hints.extend(batch.iter().map(hint_of));
-        }
-        drop(waiting);
+        self.buffer.lock().add(batch, self.buffer.hints_max);
         self.engine.nudge(Input::Wake);
     }
 
@@ -60,9 +101,8 @@ impl HintSink for Sink {
         } else {
             tracing::warn!(?why, "the watcher lost hints: the tree is compared");
         }
-        let mut waiting = self.buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.hints.clear();
-        waiting.gap = true;
+        let mut waiting = self.buffer.lock();
+        waiting.lose_all();
         waiting.ended |= why == Gap::Ended;
         drop(waiting);
         self.engine.nudge(Input::Wake);
@@ -93,5 +133,44 @@ fn what_of(flags: HintFlags, renamed: bool) -> What {
         closed: flags.closed,
         at_once: flags.removed || flags.attributes || renamed,
         folder: flags.is_folder,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdsync_core::path::Name;
+
+    use super::*;
+
+    fn hints(folders: std::ops::Range<usize>) -> Vec<cdsync_fs::Hint> {
+        let hint = |n: usize| cdsync_fs::Hint {
+            folder: FolderRef::Handle(n.to_le_bytes().to_vec()),
+            name: Name::new(b"x").ok(),
+            what: HintFlags::default(),
+            pid: 0,
+            renamed_to: None,
+        };
+        folders.map(hint).collect()
+    }
+
+    /// Proves that hints beyond the limit collapse to their folders, both ends of a rename, that
+    /// later ones are kept again, and that too many folders are a gap of everything.
+    #[test]
+    fn hints_collapse_to_folders() {
+        let mut waiting = Waiting::default();
+        waiting.add(&hints(0..3), 3);
+        assert_eq!((waiting.hints.len(), waiting.folders.len()), (3, 0));
+        let mut renamed = hints(3..4);
+        let to = FolderRef::Handle(b"to".to_vec());
+        renamed[0].renamed_to = Some((to, Name::new(b"y").unwrap()));
+        waiting.add(&renamed, 3);
+        assert_eq!((waiting.hints.len(), waiting.folders.len()), (0, 5));
+        waiting.add(&hints(0..2), 3);
+        assert_eq!((waiting.hints.len(), waiting.folders.len()), (2, 5));
+        assert!(!waiting.gap);
+        waiting.add(&hints(10..11 + FOLDERS_MAX), 3);
+        assert!(waiting.gap && waiting.hints.is_empty() && waiting.folders.is_empty());
+        waiting.add(&hints(0..2), 3);
+        assert!(waiting.hints.is_empty(), "all of it is compared anyway");
     }
 }

@@ -1,8 +1,12 @@
 //! A job's source: its engine thread watches, compares and records; others read what it announces.
 
 mod engine;
+mod hashes;
 mod hints;
 mod looks;
+mod reread;
+#[cfg(test)]
+mod tests;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -11,11 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cdsync_core::coalescer::LookError;
+use cdsync_core::coalescer::{LookError, Reread};
 use cdsync_core::filter::FilterError;
 use cdsync_core::ids::{IncarnationId, ObjectId, OriginId};
 use cdsync_core::job::{Mode, RootPath};
 use cdsync_core::ledger::object::{Observed, Seq};
+use cdsync_core::ledger::outgoing::ContentAt;
 use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::wire::{FenceAnswer, JobOrder, SourceOrder, SourceReport, SourceState};
@@ -28,6 +33,7 @@ use crate::joblog::JobLog;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots::RootError;
 use engine::Engine;
+pub(crate) use hashes::Hashed;
 pub(crate) use looks::dir_ref;
 
 /// How long a source that failed waits before it tries again.
@@ -51,6 +57,10 @@ pub(crate) enum Input {
     },
     /// A reader found a file other than recorded.
     Recheck { folder: RelPath, name: Name },
+    /// A file in doubt was read again.
+    Reread { at: ContentAt, reread: Reread },
+    /// Content was read for sending.
+    Hashed(Vec<Hashed>),
     /// A fence is asked for.
     Fence(oneshot::Sender<Result<FenceAnswer, String>>),
     /// New orders for the same job.
@@ -88,6 +98,8 @@ pub(crate) struct SourceContext {
     pub(crate) board: Arc<Board>,
     pub(crate) log: Arc<JobLog>,
     pub(crate) serving: Arc<Mutex<Option<Arc<Served>>>>,
+    /// How many hints wait for the engine at most.
+    pub(crate) hints_max: usize,
 }
 
 impl SourceContext {
@@ -104,11 +116,9 @@ impl SourceContext {
                 state,
                 origin,
                 head,
-                run_done: (0, Seq(0)),
                 resume: self.order.source.as_ref().map_or(0, |part| part.resume),
-                held_count: 0,
-                held: Vec::new(),
                 last_error: error,
+                ..SourceReport::default()
             }),
         );
     }

@@ -393,9 +393,7 @@ pub(super) fn source(head: u64) -> Option<SourceReport> {
         head: Seq(head),
         run_done: (0, Seq(0)),
         resume: 0,
-        held_count: 0,
-        held: Vec::new(),
-        last_error: None,
+        ..SourceReport::default()
     })
 }
 

@@ -147,10 +147,18 @@ impl fmt::Debug for ReadView {
 impl ReadView {
     pub(super) fn open(database: &Database) -> Result<Self, redb::Error> {
         let transaction = database.begin_read()?;
-        let [a, b, c, d, e, f] = Table::ALL;
+        let [a, b, c, d, e, f, g] = Table::ALL;
         let open = |table| transaction.open_table(definition(table));
         Ok(Self {
-            tables: [open(a)?, open(b)?, open(c)?, open(d)?, open(e)?, open(f)?],
+            tables: [
+                open(a)?,
+                open(b)?,
+                open(c)?,
+                open(d)?,
+                open(e)?,
+                open(f)?,
+                open(g)?,
+            ],
         })
     }
 
@@ -168,6 +176,7 @@ fn position(table: Table) -> usize {
         Table::Log => 3,
         Table::Handles => 4,
         Table::Parked => 5,
+        Table::Doubts => 6,
     }
 }
 
