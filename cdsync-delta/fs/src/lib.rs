@@ -21,6 +21,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod read;
+pub mod restless;
 mod sys;
 pub mod tables;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use apply::{
 pub use dir::{Applied, Dir, DirRef, Listed, LookWants, Root, RootIdentity, RootLost};
 pub use error::{FsError, FsErrorKind};
 pub use read::{ContentReader, ReadError, open_content};
+pub use restless::{RestlessReader, open_restless};
 pub use tables::{Durability, LedgerStore, ReadView, StoreError};
 pub use watch::{
     Backend, FlushError, FolderRef, Gap, Hint, HintFlags, HintSink, Watch, WatchError, WatchHub,

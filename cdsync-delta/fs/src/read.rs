@@ -50,22 +50,19 @@ pub fn open_content(
     name: &Name,
     expect: &Fingerprint,
 ) -> Result<ContentReader, ReadError> {
-    let file = match dir.open_file(name) {
-        Ok(file) => file,
-        Err(error) => return Err(not_opened(dir, name, error)),
-    };
-    let reader = ContentReader {
-        file,
-        expect: *expect,
-        folder: dir.path().clone(),
-        name: name.clone(),
-    };
+    let reader = ContentReader::new(open_any(dir, name)?, *expect, dir, name);
     reader.check()?;
     if expect.size >= LARGE_BYTES {
         // Only advice: a filesystem that does not take it reads all the same.
         let _ = rustix::fs::fadvise(&reader.file, 0, None, Advice::Sequential);
     }
     Ok(reader)
+}
+
+/// Opens the file at `name`, whichever it is.
+pub(crate) fn open_any(dir: &Dir, name: &Name) -> Result<OwnedFd, ReadError> {
+    dir.open_file(name)
+        .map_err(|error| not_opened(dir, name, error))
 }
 
 fn not_opened(dir: &Dir, name: &Name, error: FsError) -> ReadError {
@@ -82,6 +79,15 @@ fn not_opened(dir: &Dir, name: &Name, error: FsError) -> ReadError {
 }
 
 impl ContentReader {
+    pub(crate) fn new(file: OwnedFd, expect: Fingerprint, dir: &Dir, name: &Name) -> Self {
+        Self {
+            file,
+            expect,
+            folder: dir.path().clone(),
+            name: name.clone(),
+        }
+    }
+
     /// Size of the content in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -122,6 +122,7 @@ impl Maker {
         match read(served, &at, into) {
             Ok(hash) => {
                 let len = u32::try_from(into.len() - before).unwrap_or(u32::MAX);
+                served.restless.rested(at.object);
                 hashed.push((at.object, at.version, hash));
                 Inline::Here {
                     version: at.version,
@@ -133,7 +134,7 @@ impl Maker {
             Err(error) => {
                 into.truncate(before);
                 self.stream.not_sent(at.object);
-                recheck(served, &at);
+                failed(served, &at, &error);
                 match error {
                     ReadError::Unreadable(error) => Inline::Unreadable {
                         reason: chain(&error),
@@ -145,7 +146,15 @@ impl Maker {
     }
 }
 
-/// Tells the engine that a file is not as recorded, if it does not know yet.
+/// A file could not be read as recorded: the engine looks at it, if it does not know yet.
+pub(super) fn failed(served: &Served, at: &ContentAt, error: &ReadError) {
+    if matches!(error, ReadError::Changed(_)) {
+        served.restless.failed(at);
+    }
+    recheck(served, at);
+}
+
+/// The engine looks at a file that is not as recorded.
 pub(super) fn recheck(served: &Served, at: &ContentAt) {
     served.engine.nudge(Input::Recheck {
         folder: at.folder.path.clone(),

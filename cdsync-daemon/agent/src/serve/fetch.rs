@@ -7,12 +7,12 @@ use cdsync_core::ledger::access::Folders;
 use cdsync_core::ledger::object::Hash;
 use cdsync_core::ledger::outgoing::{ContentAt, content_at};
 use cdsync_core::wire::{ContentAnswer, ContentHeader, FetchRequest, PeerMessage, kind};
-use cdsync_delta::{RANGE_BYTES, RootBuilder, range_count};
-use cdsync_fs::{ContentReader, ReadError, open_content};
+use cdsync_delta::{RANGE_BYTES, RangeHash, RootBuilder, range_count};
+use cdsync_fs::{ContentReader, ReadError, RestlessReader, open_content, open_restless};
 use cdsync_transport::FrameWriter;
 use tokio::sync::mpsc;
 
-use super::batch::recheck;
+use super::batch::{failed, recheck};
 use super::buffers::Buffers;
 use super::{ServeError, write};
 use crate::clock::random_id;
@@ -66,30 +66,27 @@ fn read(
     request: &FetchRequest,
     pieces: &mpsc::Sender<Piece>,
 ) -> Result<(), ServeError> {
-    let failed = |error: &dyn std::error::Error| ServeError::Source(chain(error));
-    let view = served.store.read().map_err(|e| failed(&e))?;
+    let broken = |error: &dyn std::error::Error| ServeError::Source(chain(error));
+    let view = served.store.read().map_err(|e| broken(&e))?;
     let found = content_at(
         &view,
         &mut Folders::default(),
         request.object,
         request.at_least,
     )
-    .map_err(|e| failed(&e))?;
+    .map_err(|e| broken(&e))?;
     drop(view);
     let at = match found {
         Ok(at) => at,
         Err(by) => return say(pieces, Piece::Answer(ContentAnswer::Removed { by })),
     };
-    let opened = served
-        .root
-        .dir(&dir_ref(&at.folder))
-        .map_err(ReadError::Unreadable)
-        .and_then(|dir| open_content(&dir, &at.name, &at.fingerprint));
-    match opened {
-        Ok(reader) if at.version >= request.at_least => ranges(served, &at, reader, pieces),
-        Ok(_) => say(pieces, Piece::Answer(ContentAnswer::Unsettled)),
+    if at.version < request.at_least {
+        return say(pieces, Piece::Answer(ContentAnswer::Unsettled));
+    }
+    match open(served, &at) {
+        Ok(reader) => ranges(served, &at, reader, pieces),
         Err(error) => {
-            recheck(served, &at);
+            failed(served, &at, &error);
             let answer = match error {
                 ReadError::Unreadable(error) => ContentAnswer::Unreadable {
                     reason: chain(&error),
@@ -101,17 +98,79 @@ fn read(
     }
 }
 
+/// A file to read.
+enum Reader {
+    /// It must look as recorded before and after.
+    Exact(ContentReader),
+    /// It changed too often for that.
+    Restless(RestlessReader),
+}
+
+fn open(served: &Served, at: &ContentAt) -> Result<Reader, ReadError> {
+    let dir = served
+        .root
+        .dir(&dir_ref(&at.folder))
+        .map_err(ReadError::Unreadable)?;
+    if !served.restless.is_restless(at.object) {
+        return open_content(&dir, &at.name, &at.fingerprint).map(Reader::Exact);
+    }
+    let identity = at.fingerprint.identity;
+    open_restless(&served.root, &dir, &at.name, identity, served.unproven).map(Reader::Restless)
+}
+
+impl Reader {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Exact(reader) => reader.size(),
+            Self::Restless(reader) => reader.size(),
+        }
+    }
+
+    fn read_range(&self, index: u64, into: &mut Vec<u8>) -> Result<RangeHash, ReadError> {
+        match self {
+            Self::Exact(reader) => reader.read_range(index, into),
+            Self::Restless(reader) => reader.read_range(index, into),
+        }
+    }
+
+    /// Whether what was read counts, and what that says of the file.
+    fn finish(self, served: &Served, at: &ContentAt, root: Hash) -> Result<(), ReadError> {
+        match self {
+            Self::Exact(reader) => {
+                reader.finish()?;
+                served.restless.rested(at.object);
+                let hashed = vec![(at.object, at.version, root)];
+                served.engine.nudge(Input::Hashed(hashed));
+            }
+            Self::Restless(reader) => {
+                let as_recorded = *reader.opened() == at.fingerprint;
+                reader.finish(root.0)?;
+                served.restless.sent(at.object);
+                if !as_recorded {
+                    // It was sent ahead of its record.
+                    recheck(served, at);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 fn ranges(
     served: &Served,
     at: &ContentAt,
-    reader: ContentReader,
+    reader: Reader,
     pieces: &mpsc::Sender<Piece>,
 ) -> Result<(), ServeError> {
     let size = reader.size();
+    let mtime = match &reader {
+        Reader::Exact(_) => at.mtime,
+        Reader::Restless(reader) => reader.mtime(),
+    };
     let header = ContentHeader {
         version: at.version,
         size,
-        mtime: at.mtime,
+        mtime,
         attempt: random_id(),
     };
     say(pieces, Piece::Answer(ContentAnswer::Follows(header)))?;
@@ -124,21 +183,19 @@ fn ranges(
                 root.push(hash);
                 say(pieces, Piece::Range(hash.0, buffers.lend(bytes)))?;
             }
-            Err(_) => {
-                recheck(served, at);
+            Err(error) => {
+                failed(served, at, &error);
                 return say(pieces, Piece::Abandon);
             }
         }
     }
-    if reader.finish().is_err() {
-        recheck(served, at);
-        return say(pieces, Piece::Abandon);
-    }
     let root = root
         .finish(size)
         .map_err(|e| ServeError::Source(chain(&e)))?;
-    let hashed = vec![(at.object, at.version, Hash(root))];
-    served.engine.nudge(Input::Hashed(hashed));
+    if let Err(error) = reader.finish(served, at, Hash(root)) {
+        failed(served, at, &error);
+        return say(pieces, Piece::Abandon);
+    }
     say(pieces, Piece::End(Hash(root)))
 }
 

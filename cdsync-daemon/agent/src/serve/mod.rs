@@ -6,6 +6,7 @@ mod current;
 mod fetch;
 mod places;
 mod readers;
+mod restless;
 mod subscription;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
@@ -30,6 +31,7 @@ use crate::source::Served;
 use current::Subscriptions;
 use places::Places;
 pub(crate) use readers::Readers;
+pub(crate) use restless::Restless;
 
 /// How long a peer may take to say what it wants after it opened a stream.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);

@@ -10,7 +10,8 @@ use cdsync_core::coalescer::{
 };
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{IncarnationId, OriginId};
-use cdsync_core::ledger::access::{self, log_after, meta, put_meta};
+use cdsync_core::job::Unsettled;
+use cdsync_core::ledger::access::{self, live, log_after, meta, put_meta};
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::record::Record;
 use cdsync_core::ledger::tables::{TableError, Tables, TablesRead};
@@ -27,6 +28,7 @@ use crate::clock::{Stopwatch, random_id, wall};
 use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
+use crate::serve::Restless;
 
 /// redb's cache for one ledger.
 pub(crate) const LEDGER_CACHE_BYTES: usize = 8 << 20;
@@ -89,6 +91,7 @@ pub(super) struct Engine {
     gaps: Vec<GapReport>,
     hashes: Hashes,
     rereader: Rereader,
+    restless: Arc<Restless>,
     fences: Vec<Reply>,
     /// Something was written and is not durable yet, since the last durable commit.
     uncommitted: bool,
@@ -143,6 +146,7 @@ impl Engine {
         let (coalescer, complete, run_done, held) = open_ledger(context, &store, &root)?;
         let (announce, announced) = watch::channel(Announced::default());
         let head = coalescer.head();
+        let restless = Arc::new(Restless::default());
         context.serve(Some(Arc::new(Served {
             origin: coalescer.origin(),
             incarnation: coalescer.incarnation(),
@@ -150,6 +154,8 @@ impl Engine {
             store: Arc::clone(&store),
             announced,
             engine: mailbox,
+            restless: Arc::clone(&restless),
+            unproven: context.order.settings.unsettled == Unsettled::Send,
         })));
         let mut engine = Self {
             root,
@@ -168,6 +174,7 @@ impl Engine {
             gaps: Vec::new(),
             hashes: Hashes::default(),
             rereader,
+            restless,
             fences: Vec::new(),
             uncommitted: true,
             committed_at: Instant::now(),
@@ -553,14 +560,19 @@ impl Engine {
     }
 
     fn held_now(&mut self, most: usize) -> Result<Held, SourceError> {
-        if self.coalescer.held_count() == 0 {
+        if self.coalescer.held_count() == 0 && self.restless.is_empty() {
             return Ok(Held::default());
         }
         let view = self.store.read()?;
+        // A ledger that fails says so elsewhere.
+        let is_there = |id| live(&view, id).is_ok_and(|row| row.is_some());
+        let never = self.restless.never_at_rest(is_there);
         let held = self.coalescer.held(&view, most)?;
+        let count = self.coalescer.held_count() + never.len();
+        let paths = held.iter().map(held_line).chain(never).take(most);
         Ok(Held {
-            count: self.coalescer.held_count() as u64,
-            paths: held.iter().map(held_line).collect(),
+            count: count as u64,
+            paths: paths.collect(),
         })
     }
 

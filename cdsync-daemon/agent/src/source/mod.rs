@@ -32,6 +32,7 @@ use crate::board::Board;
 use crate::joblog::JobLog;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots::RootError;
+use crate::serve::Restless;
 use engine::Engine;
 pub(crate) use hashes::Hashed;
 pub(crate) use looks::dir_ref;
@@ -86,6 +87,10 @@ pub(crate) struct Served {
     pub(crate) store: Arc<LedgerStore>,
     pub(crate) announced: watch::Receiver<Announced>,
     pub(crate) engine: Mailbox<Input>,
+    /// Files that changed while they were read.
+    pub(crate) restless: Arc<Restless>,
+    /// Files that are never at rest are sent as they are read.
+    pub(crate) unproven: bool,
 }
 
 /// What a source is made from.
