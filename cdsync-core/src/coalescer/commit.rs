@@ -94,8 +94,9 @@ impl Coalescer {
             },
         )?;
         self.written = true;
-        if seen.kind == Kind::Folder {
-            self.listings.deep(id);
+        match seen.kind {
+            Kind::Folder => self.listings.deep(id),
+            _ => self.ledger.file_came(),
         }
         Ok(())
     }
@@ -407,8 +408,11 @@ impl Coalescer {
         if row.state.kind == Kind::Folder {
             self.listings.gone(id);
             self.unseen.folder_seen(id);
-            bury_below(t, id, record.seq)?;
+            let files = bury_below(t, id, record.seq)?;
+            self.ledger.files_went(files);
             self.folders.forget();
+        } else {
+            self.ledger.files_went(1);
         }
         if row.is_announced() {
             record.removed.push(id);

@@ -45,11 +45,22 @@ pub(super) struct Found {
     pub(super) misses: u8,
 }
 
+/// A file that is empty now and was not.
+#[derive(Debug)]
+pub(super) struct Emptied {
+    pub(super) id: ObjectId,
+    pub(super) row: LiveObject,
+    pub(super) observed: Observed,
+    pub(super) waiting: Waiting,
+}
+
 /// What one round of looks found, by slot.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     pub(super) lost: BTreeMap<Slot, Lost>,
     pub(super) found: BTreeMap<Slot, Found>,
+    /// Files that are empty now and were not.
+    pub(super) emptied: BTreeMap<Slot, Emptied>,
     /// Folders that are not where the ledger has them.
     pub(super) missed: BTreeSet<ObjectId>,
 }
@@ -113,7 +124,8 @@ impl Coalescer {
             }
         }
         self.recall_vanished(now, t, &mut round)?;
-        let moves = self.pair(now, t, &mut round)?;
+        let mut moves = self.pair(now, t, &mut round)?;
+        self.guard_round(now, wall, t, &mut round, &mut moves)?;
         self.record_round(wall, t, round, &moves)?;
         self.record_folders(wall, t)
     }
@@ -184,6 +196,17 @@ impl Coalescer {
                 self.seen_folders.entry(*id).or_insert_with(|| seen.clone());
                 self.listings.met(*id);
                 self.keep_handle(t, *id, seen)?;
+                return Ok(());
+            }
+            if is_emptied(row, seen) {
+                let (id, row, observed) = (*id, row.clone(), seen.clone());
+                let emptied = Emptied {
+                    id,
+                    row,
+                    observed,
+                    waiting,
+                };
+                round.emptied.insert(slot, emptied);
                 return Ok(());
             }
             return self.compare_same(wall, t, *id, row.clone(), seen, waiting.what);
@@ -432,6 +455,12 @@ pub(super) fn moved_bytes(row: &LiveObject, seen: &Observed, what: What, missing
         return Bytes::InDoubt;
     }
     Bytes::Same
+}
+
+/// Whether a file lost all of its bytes since it was recorded.
+pub(super) fn is_emptied(row: &LiveObject, seen: &Observed) -> bool {
+    let filled = matches!(row.state.content, Content::Data { size, .. } if size > 0);
+    filled && seen.fingerprint.size == 0
 }
 
 fn bytes_differ(a: &Fingerprint, b: &Fingerprint) -> bool {

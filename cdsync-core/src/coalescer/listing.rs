@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 
+use super::compare::is_emptied;
 use super::pending::Waiting;
 use super::{Coalescer, FolderKey, ListRequest, LookError, Slot, What};
 use crate::filter::Verdict;
@@ -369,6 +370,13 @@ impl Coalescer {
             }
             return Ok(());
         }
+        if is_emptied(&row, &observed) {
+            // Weighed with others like it.
+            if !self.pending.is_held(&slot) {
+                self.pending.due_now(slot, now);
+            }
+            return Ok(());
+        }
         self.compare_same(wall, t, id, row, &observed, What::default())
     }
 
@@ -497,7 +505,10 @@ impl Coalescer {
                     if let Some(row) = live(t, id)? {
                         self.owe_deep(listing.depth, id, row.state.kind);
                     }
-                    self.pending.due_now((folder, name), now);
+                    let slot = (folder, name);
+                    if !self.pending.is_held(&slot) {
+                        self.pending.due_now(slot, now);
+                    }
                 }
                 self.seen_folders.insert(folder, observed);
                 self.record_folders(wall, t)?;

@@ -12,14 +12,16 @@
 //!    may be taken for gone; answer by [`Coalescer::handle_flushed`];
 //! 5. [`Coalescer::poll_reread`]: a file whose bytes are in doubt, to be read again; answer by
 //!    [`Coalescer::handle_reread`];
-//! 6. [`Coalescer::finish`] before the transaction ends, [`Coalescer::handle_committed`] once it is
+//! 6. [`Coalescer::poll_halt`]: whether what goes is too much, and somebody has to decide;
+//! 7. [`Coalescer::finish`] before the transaction ends, [`Coalescer::handle_committed`] once it is
 //!    durable: only then may [`Coalescer::announced`] be announced;
-//! 7. [`Coalescer::poll_timeout`]: when to call 2 again without any input.
+//! 8. [`Coalescer::poll_timeout`]: when to call 2 again without any input.
 
 mod commit;
 mod compare;
 mod doubts;
 mod gaps;
+mod guard;
 mod listing;
 mod pairing;
 mod pending;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
+use crate::job::Guard as GuardBounds;
 pub use crate::ledger::access::Slot;
 use crate::ledger::access::{FolderAt, Folders};
 use crate::ledger::object::{Identity, Observed, Seq};
@@ -44,6 +47,8 @@ use doubts::Doubts;
 pub use doubts::Reread;
 use gaps::Gaps;
 pub use gaps::OpenGap;
+use guard::Guard;
+pub use guard::{MassDelete, TooMuch};
 use listing::Listings;
 use pending::Pending;
 use unseen::Unseen;
@@ -165,6 +170,10 @@ pub struct CoalescerConfig {
     pub gaps_max: usize,
     /// How many names one round looks at.
     pub looks_max: usize,
+    /// Fewer deletes than this within a second go at once; or than 1 % of the files, if that is more.
+    pub free_deletes: u64,
+    /// How many deletes at once halt the job.
+    pub guard: GuardBounds,
 }
 
 impl Default for CoalescerConfig {
@@ -178,6 +187,8 @@ impl Default for CoalescerConfig {
             pending_max: 65_536,
             gaps_max: 1024,
             looks_max: 2048,
+            free_deletes: 10,
+            guard: GuardBounds::default(),
         }
     }
 }
@@ -203,6 +214,7 @@ pub struct Coalescer {
     unseen: Unseen,
     gaps: Gaps,
     doubts: Doubts,
+    guard: Guard,
     /// What waited when the scan ended is being looked at, before everything is said.
     closing: bool,
     /// Objects that vanished from a name and wait for a flush, by identity: a listing that meets
@@ -256,6 +268,7 @@ impl Coalescer {
             unseen: Unseen::default(),
             gaps: Gaps::default(),
             doubts: Doubts::open(t)?,
+            guard: Guard::new(&config),
             closing: false,
             vanished: BTreeMap::new(),
             flush: FlushState::Idle,
@@ -310,7 +323,10 @@ impl Coalescer {
     /// Nor does what the disk fails to show: [`Self::held`] names that.
     #[must_use]
     pub fn is_settled(&self, now: Instant) -> bool {
-        self.listings.is_idle() && self.pending.is_settled(now) && self.doubts.is_empty()
+        self.listings.is_idle()
+            && self.pending.is_settled(now)
+            && self.doubts.is_empty()
+            && !self.is_holding()
     }
 
     /// Names that wait for something else than their turn, at most `most`.
@@ -359,7 +375,11 @@ impl Coalescer {
         if self.listings.has_deferred() {
             return Some(Instant::default());
         }
-        let others = [self.unseen.next_due(), self.doubts.next_due()];
+        let others = [
+            self.unseen.next_due(),
+            self.doubts.next_due(),
+            self.guard_due(),
+        ];
         let others = others.into_iter().flatten();
         self.pending.next_due().into_iter().chain(others).min()
     }
@@ -373,6 +393,7 @@ impl Coalescer {
         if self.listings.is_idle() && self.pending.len() == self.unseen.names_count() {
             self.listings.end_scan();
             self.gaps.close();
+            self.guard.end_scan();
         }
         self.ledger.save(t)?;
         Ok(std::mem::take(&mut self.written))

@@ -260,7 +260,7 @@ pub(super) fn climb(
 }
 
 /// The names, and all that chains of moves tie to them: none of a chain can be told by itself.
-fn linked(mut slots: BTreeSet<Slot>, moves: &Moves) -> BTreeSet<Slot> {
+pub(super) fn linked(mut slots: BTreeSet<Slot>, moves: &Moves) -> BTreeSet<Slot> {
     let back: BTreeMap<&Slot, &Slot> = moves.iter().map(|(to, from)| (from, to)).collect();
     let mut next: Vec<Slot> = slots.iter().cloned().collect();
     while let Some(slot) = next.pop() {

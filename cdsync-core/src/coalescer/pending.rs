@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::guard::Weight;
 use super::{Coalescer, FlushState, FolderKey, Hint, LookRequest, Slot, What};
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, folder_by_handle};
@@ -48,6 +49,19 @@ pub(super) struct Waiting {
     pub(super) asked: bool,
     /// A folder was seen here that came from a name which is looked at with it.
     pub(super) moved: bool,
+    /// What the guard says of the delete that was seen here.
+    pub(super) guarded: Guarded,
+}
+
+/// What the guard against mass deletes says of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Guarded {
+    #[default]
+    No,
+    /// What was seen here waits until the guard has judged.
+    Held(Weight),
+    /// It may go if it is still so.
+    Free,
 }
 
 /// How sure it is that what vanished from a name is gone.
@@ -102,6 +116,8 @@ pub(super) struct Pending {
     /// Names at which something was written that was not there any more when it was looked at: the
     /// move that took it away is told by the next flush at the latest.
     missed_writes: BTreeSet<Slot>,
+    /// Names that the guard holds.
+    pub(super) held: BTreeSet<Slot>,
 }
 
 impl Pending {
@@ -128,6 +144,11 @@ impl Pending {
         slot.into_iter().chain(folder).min()
     }
 
+    /// Whether deletes may still come out of what waits for the kernel's queue.
+    pub(super) fn is_confirming(&self) -> bool {
+        self.confirming > 0
+    }
+
     pub(super) fn is_settled(&self, now: Instant) -> bool {
         self.folders.is_empty()
             && self.confirming == 0
@@ -136,7 +157,8 @@ impl Pending {
     }
 
     pub(super) fn hurry(&mut self, now: Instant) {
-        let slots: Vec<Slot> = self.slots.keys().cloned().collect();
+        let slots = self.slots.keys().filter(|slot| !self.held.contains(*slot));
+        let slots: Vec<Slot> = slots.cloned().collect();
         for slot in slots {
             let mut waiting = self.take(&slot).expect("the slot was listed just now");
             waiting.held = true;
@@ -162,8 +184,16 @@ impl Pending {
         self.slots.get(slot)
     }
 
+    pub(super) fn is_held(&self, slot: &Slot) -> bool {
+        self.held.contains(slot)
+    }
+
+    /// Takes a name out. What the guard holds is held no more: something happens there.
     pub(super) fn take(&mut self, slot: &Slot) -> Option<Waiting> {
-        let waiting = self.slots.remove(slot)?;
+        let mut waiting = self.slots.remove(slot)?;
+        if self.held.remove(slot) {
+            waiting.guarded = Guarded::No;
+        }
         self.due.remove(&(waiting.due, slot.clone()));
         self.confirming -= usize::from(waiting.confirm.waits());
         self.asked -= usize::from(waiting.is_asked());
@@ -171,12 +201,15 @@ impl Pending {
         Some(waiting)
     }
 
-    /// Puts a name in, replacing what waited there. What waits for a flush is not due by time.
+    /// Puts a name in, replacing what waited there. What waits for a flush or for the guard is not
+    /// due by time.
     pub(super) fn put(&mut self, slot: Slot, waiting: Waiting) {
         self.take(&slot);
         self.asked += usize::from(waiting.is_asked());
         self.moved += usize::from(waiting.moved);
-        if waiting.confirm.waits() {
+        if matches!(waiting.guarded, Guarded::Held(_)) {
+            self.held.insert(slot.clone());
+        } else if waiting.confirm.waits() {
             self.confirming += 1;
         } else {
             self.due.insert((waiting.due, slot.clone()));
@@ -254,6 +287,7 @@ impl Waiting {
             fails: 0,
             asked: false,
             moved: false,
+            guarded: Guarded::No,
         }
     }
 
@@ -358,10 +392,14 @@ impl Coalescer {
         if self.pending.len() >= self.config.pending_max && self.pending.get(&slot).is_none() {
             return self.open_gap(now, t, slot.0);
         }
+        if self.pending.is_held(&slot) {
+            self.guard.stir(now);
+        }
         let mut waiting = self
             .pending
             .take(&slot)
             .unwrap_or_else(|| Waiting::new(what, now));
+        waiting.guarded = Guarded::No;
         waiting.what.merge(what);
         waiting.partner = partner.or(waiting.partner);
         // Something new happened here: an earlier flush proves nothing about it.
@@ -410,6 +448,7 @@ impl Coalescer {
     ) -> Result<Vec<LookRequest>, TableError> {
         self.list_unseen(now);
         self.close_gaps(now);
+        self.judge_burst(now, t)?;
         if self.pending.next_due().is_none_or(|due| due > now) {
             self.release_deferred(now);
         }

@@ -233,7 +233,32 @@ impl Folders {
     }
 }
 
-/// Removes the names and objects below a folder, leaving tombstones. Returns how many objects.
+/// How many files are below a folder: everything there that is no folder.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn files_below(t: &dyn TablesRead, folder: ObjectId) -> Result<u64, TableError> {
+    let mut files = 0;
+    let mut stack = vec![folder];
+    while let Some(at) = stack.pop() {
+        let mut found = Vec::new();
+        children(t, at, &mut |_, row| {
+            found.extend(row.object);
+            ControlFlow::Continue(())
+        })?;
+        for id in found {
+            match live(t, id)?.map(|row| row.state.kind) {
+                Some(super::object::Kind::Folder) => stack.push(id),
+                Some(_) => files += 1,
+                None => {}
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Removes the names and objects below a folder, leaving tombstones. Returns how many files: objects
+/// that are no folders.
 ///
 /// # Errors
 /// [`TableError`]; not retryable within the transaction.
@@ -262,9 +287,9 @@ pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, 
             }
             t.remove(Table::Parked, &id.to_key())?;
             put_gone(t, id, by)?;
-            buried += 1;
-            if child.state.kind == super::object::Kind::Folder {
-                stack.push(id);
+            match child.state.kind {
+                super::object::Kind::Folder => stack.push(id),
+                _ => buried += 1,
             }
         }
     }

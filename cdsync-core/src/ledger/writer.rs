@@ -31,6 +31,7 @@ struct Counters {
     number: u64,
     hlc: Hlc,
     bytes: u64,
+    files: u64,
 }
 
 impl LedgerWriter {
@@ -124,6 +125,23 @@ impl LedgerWriter {
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.counters.bytes
+    }
+
+    /// How many objects that are no folders have been told of and are there: the files, for people
+    /// and for whoever judges how much of them goes.
+    #[must_use]
+    pub const fn files(&self) -> u64 {
+        self.counters.files
+    }
+
+    /// A file was entered.
+    pub const fn file_came(&mut self) {
+        self.counters.files += 1;
+    }
+
+    /// So many files are gone.
+    pub const fn files_went(&mut self, files: u64) {
+        self.counters.files = self.counters.files.saturating_sub(files);
     }
 
     /// A new object's id.

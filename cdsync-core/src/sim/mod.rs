@@ -5,6 +5,8 @@
 //! seed gives the same run. [`World::run`] is the whole of it; the parts serve unit tests.
 
 mod apply;
+#[cfg(test)]
+mod bursts;
 mod check;
 mod disk;
 mod link;

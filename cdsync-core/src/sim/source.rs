@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::disk::{Disk, EPOCH_NANOS, NodeId, ROOT};
 use super::rng::Rng;
 use super::tables::{Durability, MemTables};
-use crate::coalescer::{Coalescer, CoalescerConfig, Hint, LookError, LookRequest, Looked, Reread};
+use crate::coalescer::{
+    Coalescer, CoalescerConfig, Hint, LookError, LookRequest, Looked, MassDelete, Reread,
+};
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::Folders;
@@ -37,6 +39,8 @@ pub struct SourceTuning {
     /// How many hints the agent's buffer takes at once, before they collapse to gaps of their
     /// folders; zero for any number.
     pub buffer: usize,
+    /// Fewer deletes go at once; zero for the default.
+    pub free: u64,
 }
 
 #[derive(Debug)]
@@ -61,6 +65,10 @@ pub struct SourceSim {
     pub filter: Filter,
     /// Whether the first scan has ended.
     pub complete: bool,
+    /// Why the guard halted it, until what it held is decided.
+    pub halted: Option<MassDelete>,
+    /// Whether the next start lets go what was held.
+    pub accepts: bool,
     /// Hints, looks and listings so far, newest last, for a failed run's report.
     pub history: VecDeque<String>,
     queue: VecDeque<(u64, Hint)>,
@@ -86,6 +94,8 @@ impl SourceSim {
             tuning,
             filter,
             complete: false,
+            halted: None,
+            accepts: true,
             history: VecDeque::new(),
             queue: VecDeque::new(),
             listings: Vec::new(),
@@ -113,13 +123,19 @@ impl SourceSim {
         self.disk.take_events();
         self.queue.clear();
         let root = self.disk.observe(ROOT);
+        let defaults = CoalescerConfig::default();
         let config = CoalescerConfig {
             large: 24,
+            free_deletes: match self.tuning.free {
+                0 => defaults.free_deletes,
+                free => free,
+            },
             pending_max: if self.tuning.tight { 6 } else { 65_536 },
             gaps_max: if self.tuning.tight { 2 } else { 1024 },
             looks_max: if self.tuning.tight { 3 } else { 2048 },
-            ..CoalescerConfig::default()
+            ..defaults
         };
+        let now = self.now();
         let mut machine = Coalescer::open(
             config,
             self.filter.clone(),
@@ -130,6 +146,11 @@ impl SourceSim {
             self.disk.wall(),
         )
         .expect("the ledger opens");
+        match &self.halted {
+            Some(last) if self.accepts => machine.accept_deletes(last.held),
+            Some(last) => machine.recall_deletes(now, last),
+            None => {}
+        }
         machine.start_scan();
         self.machine = Some(machine);
         self.complete = false;
@@ -206,6 +227,21 @@ impl SourceSim {
             (true, false) => self.commit(Durability::Durable),
             (false, _) if !self.tables.is_durable() && !lazy => self.commit(Durability::Durable),
             (false, _) => self.tables.commit(Durability::Lazy),
+        }
+        self.obey_guard();
+    }
+
+    /// Ends the machine when the guard halts it. What was held is decided once it is settled again.
+    fn obey_guard(&mut self) {
+        let now = self.now();
+        let machine = self.machine.as_ref().expect("nothing stopped it");
+        if let Some(halt) = machine.poll_halt().cloned() {
+            self.note(format!("halted: {halt:?}"));
+            self.commit(Durability::Durable);
+            self.machine = None;
+            self.halted = Some(halt);
+        } else if self.halted.is_some() && machine.is_settled(now) {
+            self.halted = None;
         }
     }
 

@@ -62,6 +62,7 @@ impl Scenario {
                 fail: some(&[0, 0, 0, 20]),
                 tight: some(&[0, 0, 0, 1]) == 1,
                 buffer: 0,
+                free: 0,
             },
             target: TargetTuning {
                 fail: some(&[0, 0, 10, 40]),
@@ -118,7 +119,10 @@ pub struct World {
     scenario: Scenario,
     filter: Filter,
     rng: Rng,
-    source_back: u64,
+    /// When a source that is down is started again.
+    pub source_back: u64,
+    /// How long it takes until a halted source goes on, in nanoseconds.
+    pub decided_after: u64,
     target_crashed: bool,
     target_back: u64,
     session_back: u64,
@@ -158,6 +162,7 @@ impl World {
             filter,
             rng: Rng::new(seed ^ 0xd4),
             source_back: 0,
+            decided_after: 1_000_000_000,
             target_crashed: false,
             target_back: 0,
             session_back: 0,
@@ -201,7 +206,8 @@ impl World {
         }
     }
 
-    fn advance(&mut self, micros: u64) {
+    /// Lets time pass.
+    pub fn advance(&mut self, micros: u64) {
         self.source.disk.clock += micros * 1000;
         self.target.disk.clock = self.source.disk.clock;
     }
@@ -261,6 +267,13 @@ impl World {
             });
         }
         target.disk.clock = source.disk.clock;
+        if self.source.machine.is_none() {
+            self.session = None;
+            if self.source.halted.is_some() && now >= self.source_back {
+                // Somebody looks at it after a while.
+                self.source_back = now.saturating_add(self.decided_after);
+            }
+        }
         self.deliver(now);
         let before = self.target.reported;
         for want in self.target.pump() {
