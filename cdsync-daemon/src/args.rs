@@ -301,9 +301,25 @@ pub(crate) enum JobCommand {
         name: Label,
     },
     /// Goes on after a pause or a halt.
+    ///
+    /// A job that halted because many files were deleted at once is only shown, with the first of
+    /// them, unless one of the options says what is to be done about these deletes.
     Resume {
         /// The job.
         name: Label,
+        /// Lets the deletes go: the files go to the trash of every target. As many as are shown and no
+        /// more; what comes back until then at the source stays.
+        #[arg(long, group = "decision")]
+        accept: bool,
+        /// Brings back at the targets, from their trash, what the source had already deleted there.
+        /// Nothing is written at the source, and the job stays halted: copy the files back there,
+        /// then say `--again`.
+        #[arg(long, group = "decision")]
+        restore: bool,
+        /// Looks at the source again: deletes of files that are back are forgotten, and what is still
+        /// gone is judged anew.
+        #[arg(long, group = "decision")]
+        again: bool,
     },
     /// Removes a job; the files stay.
     Remove {

@@ -127,6 +127,40 @@ impl Space {
         let at = self.mounted.iter().position(|path| path == from);
         self.mounted[at.expect("it was mounted here")] = to.to_owned();
     }
+    /// Shows a folder's filesystem at another folder too.
+    ///
+    /// # Panics
+    /// When mounting is not permitted.
+    pub fn bind(&mut self, from: &Path, to: &Path) {
+        rustix::mount::mount_bind(from, to).unwrap();
+        self.mounted.push(to.to_owned());
+    }
+
+    /// Mounts an empty filesystem over a folder. Only as root.
+    ///
+    /// # Panics
+    /// When mounting is not permitted.
+    pub fn cover(&mut self, path: &Path) {
+        mount(
+            "cdsync-e2e",
+            path,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"size=1m"),
+        )
+        .unwrap();
+        self.mounted.push(path.to_owned());
+    }
+
+    /// Takes away what was mounted over a folder last.
+    ///
+    /// # Panics
+    /// When nothing was.
+    pub fn uncover(&mut self, path: &Path) {
+        unmount(path, UnmountFlags::DETACH).unwrap();
+        let at = self.mounted.iter().rposition(|mounted| mounted == path);
+        self.mounted.remove(at.expect("it was mounted here"));
+    }
 }
 
 impl Default for Space {

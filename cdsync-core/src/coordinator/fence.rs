@@ -7,6 +7,7 @@ use super::status::{JobState, shown};
 use super::{Coordinator, Job};
 use crate::ids::{Label, ServerId};
 use crate::job::Mode;
+use crate::path::RelPath;
 use crate::wire::{FenceAnswer, SourceState, TargetReport, TargetState};
 
 /// How many parked paths are named.
@@ -116,7 +117,11 @@ impl Coordinator {
             }
             SourceState::Halted { reason } => {
                 let why = format!("the source is halted: {}", shown(reason));
-                return FenceStart::Never(Laggard::server(server, JobState::Halted, why));
+                let deletes = report.deletes.iter().flat_map(|deletes| &deletes.names);
+                return FenceStart::Never(Laggard {
+                    paths: deletes.take(PARKED_NAMED).map(deleted).collect(),
+                    ..Laggard::server(server, JobState::Halted, why)
+                });
             }
             SourceState::Failed { reason } => {
                 return later(&format!("the source cannot run: {}", shown(reason)));
@@ -228,6 +233,10 @@ impl Coordinator {
         };
         Err((laggard, hopeless))
     }
+}
+
+fn deleted(path: &RelPath) -> String {
+    format!("{path}: gone, and the delete is held")
 }
 
 /// Why a target does not hold everything, and whether only a person can change that.

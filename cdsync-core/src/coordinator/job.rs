@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::coalescer::MassDelete;
 use crate::ids::{JobId, Label, ServerId};
 use crate::job::{JobSpec, RootPath, Who};
+use crate::wire::{Decision, Restore};
 
 /// A job as the master keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,10 @@ pub struct Job {
     pub run: u64,
     /// How often it was resumed.
     pub resume: u64,
+    /// What was decided by the last time.
+    pub decision: Decision,
+    /// The deletes whose files come back, if that was decided.
+    pub restore: Option<Restore>,
 }
 
 impl Job {
@@ -37,6 +43,8 @@ impl Job {
             accepted: BTreeMap::new(),
             run: 0,
             resume: 0,
+            decision: Decision::Again,
+            restore: None,
         }
     }
 
@@ -73,7 +81,24 @@ impl Job {
     pub const fn with_resume(mut self) -> Self {
         self.paused = false;
         self.resume += 1;
+        self.decision = Decision::Again;
+        self.restore = None;
         self
+    }
+
+    /// Going on after deletes that halted it, as it was decided about them.
+    #[must_use]
+    pub fn with_decision(self, decision: Decision, deletes: &MassDelete) -> Self {
+        let restore = (decision == Decision::Restore).then_some(Restore {
+            origin: deletes.origin,
+            after: deletes.after,
+            upto: deletes.upto,
+        });
+        Self {
+            decision,
+            restore,
+            ..self.with_resume()
+        }
     }
 
     /// Run once more.

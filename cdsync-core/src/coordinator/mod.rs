@@ -23,8 +23,8 @@ pub use outranked::Outranked;
 pub use places::Problem;
 pub use plan::{LEASE, OrdersFor};
 pub use status::{
-    GapStatus, JobState, JobStatus, ParkedStatus, PreviewStatus, ServerState, ServerStatus,
-    SourceStatus, TargetStatus,
+    DeletesStatus, GapStatus, JobState, JobStatus, ParkedStatus, PreviewStatus, ServerState,
+    ServerStatus, SourceStatus, TargetStatus,
 };
 
 use std::collections::{BTreeMap, BTreeSet};

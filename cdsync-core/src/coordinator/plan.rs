@@ -201,6 +201,7 @@ fn job_orders(job: &Job, resolved: &Resolved<'_>) -> BTreeMap<ServerId, JobOrder
         root: source.path.clone(),
         run: job.run,
         resume: job.resume,
+        decision: job.decision,
     });
     for target in &resolved.targets {
         let accepted = job.is_accepted(target.server.id, target.path);
@@ -213,6 +214,7 @@ fn job_orders(job: &Job, resolved: &Resolved<'_>) -> BTreeMap<ServerId, JobOrder
             }],
             adopt: if accepted { Adopt::Accept } else { Adopt::Ask },
             resume: job.resume,
+            restore: job.restore,
             grant: Signed::default(),
         });
     }

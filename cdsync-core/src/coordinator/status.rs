@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::places::{Root, resolve};
 use super::{Coordinator, Job};
+use crate::coalescer::{MassDelete, TooMuch};
 use crate::ids::{Label, OriginId, ServerId};
 use crate::job::Mode;
 use crate::ledger::object::Seq;
@@ -124,6 +125,8 @@ pub struct SourceStatus {
     pub listed: u64,
     /// When the last safety scan ended, in milliseconds since 1970.
     pub scanned_ms: Option<u64>,
+    /// The deletes that halted it, until somebody has decided.
+    pub deletes: Option<DeletesStatus>,
     /// What went wrong last.
     pub last_error: Option<String>,
 }
@@ -135,6 +138,23 @@ pub struct GapStatus {
     pub path: String,
     /// Since when, in milliseconds since 1970.
     pub since_ms: u64,
+}
+
+/// Deletes that halted a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletesStatus {
+    /// Whether no file would be left, or none with bytes in it; else the job's bounds are exceeded.
+    pub emptied: bool,
+    /// How many files there were before.
+    pub files: u64,
+    /// How many of them are deleted at the targets, or will be.
+    pub gone: u64,
+    /// How many are held.
+    pub held: u64,
+    /// The first of the held, escaped; a folder stands for all that was in it.
+    pub names: Vec<String>,
+    /// Whether what is deleted at the targets is being brought back there.
+    pub restored: bool,
 }
 
 /// Where a target stands.
@@ -372,6 +392,12 @@ impl Coordinator {
         self.report(server.id, job.id)?.source.as_ref()
     }
 
+    /// The deletes that halted a job's source, for which somebody has to decide.
+    #[must_use]
+    pub fn deletes(&self, job: &Job) -> Option<&MassDelete> {
+        self.source_of(job)?.deletes.as_ref()
+    }
+
     /// What a target of a job last reported.
     pub(super) fn target_of(&self, job: &Job, server: ServerId) -> Option<&TargetReport> {
         self.report(server, job.id)?.target.as_ref()
@@ -408,6 +434,9 @@ impl Coordinator {
             status.listed = report.listed;
             status.scanned_ms = report.scanned.map(|at| at.0);
         }
+        status.deletes = self
+            .deletes(job)
+            .map(|deletes| deletes_status(job, deletes));
         status
     }
 
@@ -495,6 +524,18 @@ fn preview_status(preview: &Preview) -> PreviewStatus {
     }
 }
 
+fn deletes_status(job: &Job, deletes: &MassDelete) -> DeletesStatus {
+    let names = deletes.names.iter().take(20);
+    DeletesStatus {
+        emptied: deletes.why == TooMuch::Emptied,
+        files: deletes.files,
+        gone: deletes.gone,
+        held: deletes.held,
+        names: names.map(ToString::to_string).collect(),
+        restored: job.restore.is_some(),
+    }
+}
+
 /// A source that has not joined.
 fn missing_source(job: &Job) -> Option<SourceStatus> {
     let (name, root) = job.source()?;
@@ -519,6 +560,7 @@ fn unknown_source(server: Label, root: &str) -> SourceStatus {
         doubts: 0,
         listed: 0,
         scanned_ms: None,
+        deletes: None,
         last_error: None,
     }
 }

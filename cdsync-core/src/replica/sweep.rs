@@ -54,6 +54,16 @@ impl Replica {
         }
     }
 
+    /// Compares the whole root once more when everything that the source has was taken in: something
+    /// may be there that is not the source's.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn sweep_again(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        self.adopting = true;
+        put_meta(t, super::ADOPTING, &true)
+    }
+
     /// Whether a sweep is under way: whether [`Replica::poll_sweep`] has anything to say.
     #[must_use]
     pub fn is_sweeping(&self) -> bool {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Epoch, Signed};
 use crate::bounds;
+use crate::coalescer::MassDelete;
 use crate::ids::{JobId, OriginId, ServerId};
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
@@ -173,6 +174,8 @@ pub struct SourceReport {
     pub listed: u64,
     /// When the last safety scan ended.
     pub scanned: Option<WallMillis>,
+    /// The deletes that halted it, until somebody has decided.
+    pub deletes: Option<MassDelete>,
     /// What went wrong last, for people.
     #[serde(deserialize_with = "bounds::maybe_text")]
     pub last_error: Option<String>,

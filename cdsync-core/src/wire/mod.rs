@@ -22,8 +22,8 @@ pub use peer::{
     batch_cost,
 };
 pub use signed::{
-    Adopt, Epoch, Grant, JobOrder, Orders, SIGNED_MAX_BYTES, SignError, Signed, SigningKey,
-    SourceOrder, Standing, TargetOrder, Upstream, VerifyingKey,
+    Adopt, Decision, Epoch, Grant, JobOrder, Orders, Restore, SIGNED_MAX_BYTES, SignError, Signed,
+    SigningKey, SourceOrder, Standing, TargetOrder, Upstream, VerifyingKey,
 };
 
 use serde::Serialize;

@@ -9,8 +9,9 @@ use thiserror::Error;
 
 use super::{WireError, decode, encode};
 use crate::filter::FilterSpec;
-use crate::ids::{JobId, Label, ServerId};
+use crate::ids::{JobId, Label, OriginId, ServerId};
 use crate::job::{Mode, RootPath, Settings};
+use crate::ledger::object::Seq;
 use crate::time::WallMillis;
 
 /// The largest signed payload, in bytes.
@@ -103,6 +104,32 @@ pub struct SourceOrder {
     pub run: u64,
     /// How often a manager said `job resume`: a rise lets a halted source look again.
     pub resume: u64,
+    /// What is to be done about the deletes that halted it before the last of these.
+    pub decision: Decision,
+}
+
+/// What a manager decides about deletes that halted a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// Look at the disk again: what is still gone is judged anew.
+    #[default]
+    Again,
+    /// As many deletes as were held may go.
+    Accept,
+    /// What had gone comes back at the targets; the source stays halted.
+    Restore,
+}
+
+/// Deletes that are to be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Restore {
+    /// The source's ledger.
+    pub origin: OriginId,
+    /// Those of records behind this one,
+    pub after: Seq,
+    /// up to this one.
+    pub upto: Seq,
 }
 
 /// A server's work as a target of a job.
@@ -116,6 +143,8 @@ pub struct TargetOrder {
     pub adopt: Adopt,
     /// How often a manager said `job resume`: a rise lets a stopped target look again at once.
     pub resume: u64,
+    /// Deletes whose files come back from the trash, while the source stays halted.
+    pub restore: Option<Restore>,
     /// The leave to fetch, shown to upstreams: a signed [`Grant`].
     pub grant: Signed,
 }

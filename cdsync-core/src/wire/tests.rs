@@ -3,13 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::coalescer::{MassDelete, TooMuch};
 use crate::filter::FilterSpec;
 use crate::ids::{IncarnationId, JobId, Label, ObjectId, OriginId, ServerId};
 use crate::job::{Mode, RootPath, Settings};
 use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::xattrs::Xattrs;
-use crate::path::Name;
+use crate::path::{Name, RelPath};
 use crate::time::{Hlc, Timestamp, WallMillis};
 
 /// Proves that a body of another version, a cut one and one with bytes behind it are refused.
@@ -359,6 +360,16 @@ fn control_messages() -> Vec<Golden> {
         doubts: 6,
         listed: 7,
         scanned: Some(WallMillis(8)),
+        deletes: Some(MassDelete {
+            why: TooMuch::Beyond,
+            files: 1,
+            gone: 2,
+            origin: ORIGIN,
+            after: Seq(3),
+            upto: Seq(4),
+            held: 5,
+            names: vec![RelPath::new(b"d".to_vec()).unwrap()],
+        }),
         last_error: None,
     };
     let report = Report {
@@ -404,7 +415,9 @@ fn control_messages() -> Vec<Golden> {
              01 01 11 09 01 02       ; source: watching, origin, head, run
              03 04 01 01 68          ; resume, held, the first of it
              01 01 01 67 05 06 07    ; gaps, the first: path, since; doubts, listed
-             01 08 00                ; scanned, no error
+             01 08                   ; scanned
+             01 01 01 02 11 03 04    ; deletes: why, files, gone, origin, after, up to
+             05 01 01 64 00          ; held, names; no error
              01 03 01 06 02 11       ; target: in sync, upstream, resume, origin
              07 08 09 0a 01          ; claim, head, pending bytes, oldest, parked
              01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try
@@ -470,6 +483,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
                 root: RootPath::new("/s").unwrap(),
                 run: 1,
                 resume: 2,
+                decision: Decision::Accept,
             }),
             target: Some(TargetOrder {
                 root: RootPath::new("/t").unwrap(),
@@ -480,6 +494,11 @@ fn signed_and_enrolment() -> Vec<Golden> {
                 }],
                 adopt: Adopt::Accept,
                 resume: 3,
+                restore: Some(Restore {
+                    origin: ORIGIN,
+                    after: Seq(4),
+                    upto: Seq(5),
+                }),
                 grant: Signed::default(),
             }),
         }],
@@ -510,10 +529,10 @@ fn signed_and_enrolment() -> Vec<Golden> {
              00 e807 e0d403 14       ; drift, retry: first, most, jitter
              32 e807 e0d403 00 00    ; guard: percent, least, within; unsettled, owners
              01 01 00 00 80b89929    ; specials, adopt check, scan every
-             01 02 2f73 01 02        ; source: root, run, resume
+             01 02 2f73 01 02 01     ; source: root, run, resume, decision
              01 02 2f74              ; target: root
              01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt
-             03 00 00                ; resume, grant
+             03 01 11 04 05 00 00    ; resume, restore: origin, after, up to; grant
              01 04 00 00             ; revoked, standing",
         ),
         Golden::of(

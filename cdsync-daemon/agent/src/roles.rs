@@ -410,6 +410,7 @@ mod tests {
                 upstreams: Vec::new(),
                 adopt: Adopt::Ask,
                 resume: 0,
+                restore: None,
                 grant: Signed::default(),
             }),
         }

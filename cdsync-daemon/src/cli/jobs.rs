@@ -14,7 +14,7 @@ use cdsync_master::api::types::{Applied, ApplyRequest, Explained, JobBody, RunAs
 use hyper::Method;
 
 use super::client::Client;
-use super::{connect, jobfile, log, show};
+use super::{connect, jobfile, log, resume, show};
 use crate::args::{JobArgs, JobCommand};
 use crate::failure::{Failure, Result};
 use crate::output::{hint, json, say};
@@ -64,9 +64,14 @@ pub(crate) async fn run(args: JobArgs) -> Result<()> {
             let next = format!("cdsync job resume {name}");
             command(&client, &name, "pause", "paused", &next, as_json).await
         }
-        JobCommand::Resume { name } => {
-            let next = format!("cdsync job status {name}");
-            command(&client, &name, "resume", "resumed", &next, as_json).await
+        JobCommand::Resume {
+            name,
+            accept,
+            restore,
+            again,
+        } => {
+            let decision = resume::decision(accept, restore, again);
+            resume::resume(&client, &name, decision, as_json).await
         }
         JobCommand::List => {
             let jobs: Vec<JobStatus> = client.get("/jobs").await?;

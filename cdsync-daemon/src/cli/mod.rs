@@ -5,6 +5,7 @@ mod connect;
 mod jobfile;
 pub(crate) mod jobs;
 mod log;
+mod resume;
 pub(crate) mod servers;
 mod settings;
 mod show;

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use cdsync_core::coordinator::{JobState, JobStatus, PreviewStatus, SourceStatus, TargetStatus};
+use cdsync_core::coordinator::{
+    DeletesStatus, JobState, JobStatus, PreviewStatus, SourceStatus, TargetStatus,
+};
 use cdsync_core::ids::Label;
 use cdsync_core::job::Mode;
 use cdsync_core::path::Escaped;
@@ -94,6 +96,11 @@ pub(super) fn job(job: &JobStatus) -> String {
         ]);
     }
     text.push_str(&targets.text());
+    for source in &job.sources {
+        if let Some(held) = &source.deletes {
+            let _ = write!(text, "\n{}: {}", source.server, deletes(held));
+        }
+    }
     for target in &job.targets {
         text.push_str(&parked(target));
         if let Some(preview) = &target.preview
@@ -140,6 +147,30 @@ fn troubles(source: &SourceStatus) -> String {
         for held in &source.held {
             let _ = writeln!(text, "  {held}");
         }
+    }
+    text
+}
+
+/// Deletes that halted a source, on lines of their own.
+pub(super) fn deletes(held: &DeletesStatus) -> String {
+    let left = held.files.saturating_sub(held.gone + held.held);
+    let mut text = format!(
+        "{} of {} are gone or emptied at the source, {} would be left\n",
+        held.gone + held.held,
+        count(held.files, "file", "files"),
+        left
+    );
+    let back = match held.restored {
+        true => ", and come back there from the trash",
+        false => "",
+    };
+    let _ = writeln!(text, "  {} went on to the targets{back}", held.gone);
+    let _ = writeln!(text, "  {} are held:", held.held);
+    for name in &held.names {
+        let _ = writeln!(text, "    {name}");
+    }
+    if held.held > held.names.len() as u64 {
+        text.push_str("    ..\n");
     }
     text
 }

@@ -8,6 +8,7 @@
 mod adoption;
 mod changes;
 mod commands;
+mod deletes;
 mod filters;
 mod full_disks;
 mod open_files;

@@ -103,3 +103,75 @@ fn an_unmounted_source_halts_the_job() {
     cluster.space.move_mount(&away, &source);
     goes_on(&cluster, &source, &target);
 }
+
+/// Whether a root is a filesystem of its own, so that a test can go on.
+fn is_mountable(cluster: &Cluster, path: &Path) -> bool {
+    let mountable = cluster.space.is_mounted(path);
+    if !mountable {
+        let why = if is_root() { "mounting" } else { "root" };
+        eprintln!("SKIPPED: roots that are mounted (needs {why})");
+    }
+    mountable
+}
+
+/// Proves that another filesystem which is mounted over a source, running or not, halts its job and
+/// deletes nothing, and that the job goes on when it is away.
+#[test]
+fn a_filesystem_mounted_over_a_source_halts_the_job() {
+    let (mut cluster, source, target) = start(true);
+    if !is_mountable(&cluster, &source) {
+        return;
+    }
+    let hidden = cluster.space.plain_folder("hidden");
+    cluster.space.bind(&source, &hidden);
+    cluster.space.cover(&source);
+    halted(&cluster, &hidden, &target);
+    // A word alone does not make it the right one.
+    cluster.cdsync(["job", "resume", "site"]).expect(0);
+    halted(&cluster, &hidden, &target);
+    cluster.space.uncover(&source);
+    goes_on(&cluster, &source, &target);
+
+    cluster.stop("origin");
+    cluster.space.cover(&source);
+    cluster.up("origin");
+    halted(&cluster, &hidden, &target);
+    cluster.space.uncover(&source);
+    goes_on(&cluster, &source, &target);
+}
+
+/// Proves that a target whose filesystem is not mounted, running or not, halts its job and that
+/// nothing at all is written where it belongs; that the job goes on by itself when it is mounted
+/// again.
+#[test]
+fn a_target_that_is_not_mounted_is_not_filled() {
+    let (mut cluster, source, target) = start(true);
+    if !is_mountable(&cluster, &target) {
+        return;
+    }
+    let away = target.with_file_name("away-target");
+    for running in [true, false] {
+        if !running {
+            cluster.stop("edge");
+        }
+        cluster.space.move_mount(&target, &away);
+        if !running {
+            cluster.up("edge");
+        }
+        fs::write(source.join(format!("folder/while-{running}")), "new").unwrap();
+        let status = cluster.wait_state("site", "halted");
+        assert!(
+            status["reason"].as_str().unwrap().contains("edge"),
+            "{status}"
+        );
+        cluster
+            .cdsync(["job", "wait", "site", "--timeout", "2s"])
+            .expect(1);
+        let there = fs::read_dir(&target).unwrap().count();
+        assert_eq!(there, 0, "something was written under the missing mount");
+        cluster.space.move_mount(&away, &target);
+        cluster.wait_state("site", "in-sync");
+        cluster.wait("site");
+        cluster.assert_equal("site", &source, &target);
+    }
+}

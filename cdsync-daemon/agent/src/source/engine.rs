@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cdsync_core::change::changes;
 use cdsync_core::coalescer::{
-    Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, OpenGap, Trouble, What,
+    Coalescer, CoalescerConfig, FolderKey, Hint, ListRequest, MassDelete, OpenGap, Trouble, What,
 };
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{IncarnationId, OriginId};
@@ -16,7 +16,9 @@ use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::record::Record;
 use cdsync_core::ledger::tables::{TableError, Tables, TablesRead};
 use cdsync_core::time::WallMillis;
-use cdsync_core::wire::{FenceAnswer, GapReport, JobOrder, LogLine, SourceReport, SourceState};
+use cdsync_core::wire::{
+    Decision, FenceAnswer, GapReport, JobOrder, LogLine, SourceReport, SourceState,
+};
 use cdsync_fs::{Durability, FlushError, LedgerStore, Root, Watch};
 use tokio::sync::{oneshot, watch};
 
@@ -54,6 +56,9 @@ const IDENTITY: &str = "root-identity";
 const COMPLETE: &str = "source-complete";
 const RUN_DONE: &str = "run-done";
 const RUN_HELD: &str = "run-held";
+/// The deletes that halted this source, with the resume that the engine then knew; kept until what
+/// was decided about them is done.
+const DELETES: &str = "mass-delete";
 /// How many paths that the disk does not show are named in a report, and in a fence's answer.
 const REPORT_HELD: usize = 20;
 /// How many gaps are named in a report.
@@ -82,6 +87,8 @@ pub(super) struct Engine {
     /// When the clock started.
     opened: WallMillis,
     complete: bool,
+    /// What was decided about deletes is being done.
+    deciding: bool,
     /// The run that is under way, for manual jobs.
     running: Option<u64>,
     run_done: (u64, Seq),
@@ -122,6 +129,7 @@ impl Engine {
             other => other?,
         };
         let store = Arc::new(LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?);
+        let deletes = held_deletes(context, &store)?;
         check_identity(context, &store, &root)?;
         let hints = Arc::new(HintBuffer::new(context.hints_max));
         let watch = if is_watched(&context.order) {
@@ -143,7 +151,16 @@ impl Engine {
         };
         let lists = start_scanner(&root, &mailbox)?;
         let rereader = Rereader::start(&root, &mailbox)?;
-        let (coalescer, complete, run_done, held) = open_ledger(context, &store, &root)?;
+        let (mut coalescer, mut complete, run_done, held) = open_ledger(context, &store, &root)?;
+        let (clock, opened) = (Stopwatch::start(), wall());
+        if let Some(deletes) = &deletes {
+            // Absence means nothing before the scan has shown what is still gone.
+            complete = false;
+            match context.part()?.decision {
+                Decision::Accept => coalescer.accept_deletes(deletes.held),
+                _ => coalescer.recall_deletes(clock.now(), deletes),
+            }
+        }
         let (announce, announced) = watch::channel(Announced::default());
         let head = coalescer.head();
         let restless = Arc::new(Restless::default());
@@ -165,9 +182,10 @@ impl Engine {
             hints,
             lists,
             announce,
-            clock: Stopwatch::start(),
-            opened: wall(),
+            clock,
+            opened,
             complete,
+            deciding: deletes.is_some(),
             running: None,
             run_done,
             held,
@@ -325,6 +343,7 @@ impl Engine {
         if self.uncommitted && !grouped {
             self.commit()?;
         }
+        self.obey_guard(part.resume)?;
         self.end_scan()?;
         self.write_log(context)?;
         self.answer_fences()?;
@@ -529,11 +548,29 @@ impl Engine {
         Ok(())
     }
 
+    /// Ends this engine when there are deletes for which somebody has to decide. What is in the log
+    /// by now is announced all the same.
+    fn obey_guard(&mut self, resume: u64) -> Result<(), SourceError> {
+        let Some(deletes) = self.coalescer.poll_halt().cloned() else {
+            return Ok(());
+        };
+        self.commit()?;
+        self.store.write(Durability::Durable, |t| {
+            put_meta(t, DELETES, &Some((&deletes, resume)))
+        })?;
+        Err(SourceError::Deletes(Box::new(deletes)))
+    }
+
     /// The end of a scan: of the first one, everything has been said; of a run, it is over.
     fn end_scan(&mut self) -> Result<(), SourceError> {
         let now = self.clock.now();
         if self.coalescer.is_scanning() || !self.coalescer.is_settled(now) {
             return Ok(());
+        }
+        if std::mem::take(&mut self.deciding) {
+            self.store.write(Durability::Lazy, |t| {
+                put_meta(t, DELETES, &None::<(MassDelete, u64)>)
+            })?;
         }
         if let Some(run) = self.running.take() {
             return self.end_run(run);
@@ -660,6 +697,7 @@ impl Engine {
             doubts: self.coalescer.doubt_count(),
             listed: self.coalescer.listed_folders(),
             scanned: None,
+            deletes: None,
             last_error: self.last_error.clone(),
         };
         if self.reported.as_ref() != Some(&report) {
@@ -750,6 +788,21 @@ fn check_identity(
     Ok(())
 }
 
+/// The deletes that halted this source before, if it is to go on now.
+fn held_deletes(
+    context: &SourceContext,
+    store: &LedgerStore,
+) -> Result<Option<MassDelete>, SourceError> {
+    let part = context.part()?;
+    let held: Option<Option<(MassDelete, u64)>> = meta(&store.read()?, DELETES)?;
+    match held.flatten() {
+        Some((deletes, resume)) if part.resume <= resume || part.decision == Decision::Restore => {
+            Err(SourceError::Deletes(Box::new(deletes)))
+        }
+        held => Ok(held.map(|(deletes, _)| deletes)),
+    }
+}
+
 fn open_ledger(
     context: &SourceContext,
     store: &LedgerStore,
@@ -760,6 +813,7 @@ fn open_ledger(
     let max_age = Duration::from_millis(u64::from(context.order.settings.max_age_ms));
     let config = CoalescerConfig {
         max_age,
+        guard: context.order.settings.guard,
         ..CoalescerConfig::default()
     };
     let fresh = OriginId(random_id());

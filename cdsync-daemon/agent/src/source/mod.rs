@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cdsync_core::coalescer::{LookError, Reread};
+use cdsync_core::coalescer::{LookError, MassDelete, Reread, TooMuch};
 use cdsync_core::filter::FilterError;
 use cdsync_core::ids::{IncarnationId, ObjectId, OriginId};
 use cdsync_core::job::{Mode, RootPath};
@@ -113,8 +113,17 @@ impl SourceContext {
     }
 
     /// Reports that no engine runs; `known` is what the last one had announced.
-    fn report(&self, state: SourceState, known: (OriginId, Seq), error: Option<String>) {
-        let (origin, head) = known;
+    fn report(
+        &self,
+        state: SourceState,
+        known: (OriginId, Seq),
+        error: Option<String>,
+        deletes: Option<MassDelete>,
+    ) {
+        let (origin, head) = match &deletes {
+            Some(deletes) => (deletes.origin, deletes.upto),
+            None => known,
+        };
         self.board.source(
             self.order.job,
             Some(SourceReport {
@@ -122,6 +131,7 @@ impl SourceContext {
                 origin,
                 head,
                 resume: self.order.source.as_ref().map_or(0, |part| part.resume),
+                deletes,
                 last_error: error,
                 ..SourceReport::default()
             }),
@@ -166,6 +176,9 @@ pub(crate) enum SourceError {
     /// Stops until a manager resumes the job.
     #[error("{0}")]
     Halt(String),
+    /// Stops until a manager decides.
+    #[error("{}", deletes_text(.0))]
+    Deletes(Box<MassDelete>),
 }
 
 impl SourceError {
@@ -237,7 +250,12 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox
         match outcome {
             Ok(Ended::Stop) => break,
             Ok(Ended::Again) => {}
-            Err(SourceError::Halt(reason)) => {
+            Err(error @ (SourceError::Halt(_) | SourceError::Deletes(_))) => {
+                let reason = error.to_string();
+                let deletes = match error {
+                    SourceError::Deletes(deletes) => Some(*deletes),
+                    _ => None,
+                };
                 tracing::error!(job = %context.order.name, reason, "source halted");
                 context.log.note(format!("halted: {reason}"));
                 context.report(
@@ -246,6 +264,7 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox
                     },
                     known,
                     Some(reason.clone()),
+                    deletes,
                 );
                 if !wait_for_resume(&mut context, inbox, &reason) {
                     break;
@@ -260,6 +279,7 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox
                     },
                     known,
                     Some(reason.clone()),
+                    None,
                 );
                 if !pause(&mut context, inbox, RETRY, &reason) {
                     break;
@@ -304,6 +324,22 @@ fn pause(context: &mut SourceContext, inbox: &Inbox<Input>, wait: Duration, reas
             Err(RecvTimeoutError::Timeout) => return true,
         }
     }
+}
+
+/// Why deletes halted a source, with what to do next.
+fn deletes_text(deletes: &MassDelete) -> String {
+    let MassDelete {
+        files, gone, held, ..
+    } = deletes;
+    let what = match deletes.why {
+        TooMuch::Emptied => "no file would be left",
+        TooMuch::Beyond => "that is more than the job's guard lets go",
+    };
+    format!(
+        "{} of {files} files are gone here, and {what}: {held} of these deletes are held, {gone} \
+         had gone on to the targets. Say `cdsync job resume`, which shows what it will do",
+        held + gone
+    )
 }
 
 /// An error with everything behind it, on one line.

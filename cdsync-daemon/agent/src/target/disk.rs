@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::restore::Removed;
 use bytes::Bytes;
 use cdsync_core::filter::{Filter, Verdict};
 use cdsync_core::ids::ObjectId;
@@ -20,7 +21,7 @@ use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
     Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, Move, MoveOutcome,
-    Root, StagedWriter, Stager, write_unseen,
+    Root, StagedWriter, Stager, Trashed, write_unseen,
 };
 use second::{Second, Shard};
 use whole::{Unseen, WholeFolders};
@@ -49,6 +50,8 @@ pub(super) struct Disk {
     unseen: Unseen,
     /// Some owner could not be set.
     owners_kept: AtomicBool,
+    /// What went to the trash for records since it was last asked for.
+    removed: Mutex<Vec<Removed>>,
 }
 
 impl Disk {
@@ -70,7 +73,22 @@ impl Disk {
             second: Second::default(),
             unseen: Unseen::default(),
             owners_kept,
+            removed: Mutex::default(),
         })
+    }
+
+    /// What was removed for records since the last call.
+    pub(super) fn take_removed(&self) -> Vec<Removed> {
+        let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *removed)
+    }
+
+    fn note_removed(&self, id: ObjectId, path: &RelPath, trashed: Option<Trashed>) {
+        if let Some(trashed) = trashed {
+            let (path, kept_as) = (path.clone(), trashed.kept_as);
+            let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+            removed.push(Removed { id, path, kept_as });
+        }
     }
 
     /// Where fetched content is staged.
@@ -476,19 +494,21 @@ impl Disk {
                 return Ok(Vec::new());
             };
             if seen.kind != Kind::Folder {
-                self.applier
-                    .trash(&dir, &at.name, Some(identity.into()), &path)?;
+                let expect = Some(identity.into());
+                let trashed = self.applier.trash(&dir, &at.name, expect, &path)?;
+                self.note_removed(id, &path, trashed);
             }
             return Ok(Vec::new());
         }
         self.root.forget(id);
         match self.applier.trash_folder(&dir, &at.name, identity, below) {
-            Ok(_) => {
+            Ok(trashed) => {
+                self.note_removed(id, &path, trashed);
                 self.root.forget_all();
                 Ok(Vec::new())
             }
             Err(ApplyError::ForeignContent { .. }) => {
-                self.remove_but_foreign(&dir, &at.name, &path, identity)
+                self.remove_but_foreign(id, &dir, &at.name, &path, identity)
             }
             Err(error) => Err(error),
         }
@@ -498,12 +518,13 @@ impl Disk {
     /// everything else goes to the trash.
     fn remove_but_foreign(
         &self,
+        id: ObjectId,
         dir: &Dir,
         name: &Name,
         path: &RelPath,
         identity: Identity,
     ) -> Result<Vec<Observed>, ApplyError> {
-        let kept = self.clear(dir, name, path)?;
+        let kept = self.clear(id, dir, name, path)?;
         self.root.forget_all();
         if let Some(kept) = kept {
             return Err(ApplyError::ForeignContent {
@@ -512,12 +533,20 @@ impl Disk {
                 found: 1,
             });
         }
-        self.applier.trash(dir, name, Some(identity.into()), path)?;
+        let expect = Some(identity.into());
+        let trashed = self.applier.trash(dir, name, expect, path)?;
+        self.note_removed(id, path, trashed);
         Ok(Vec::new())
     }
 
     /// Moves what the filter carries below a folder into the trash. Returns something that stays.
-    fn clear(&self, dir: &Dir, name: &Name, path: &RelPath) -> Result<Option<RelPath>, ApplyError> {
+    fn clear(
+        &self,
+        id: ObjectId,
+        dir: &Dir,
+        name: &Name,
+        path: &RelPath,
+    ) -> Result<Option<RelPath>, ApplyError> {
         let folder = dir.open_folder(name)?;
         let mut entries = Vec::new();
         folder.list_names(&mut |name, _| {
@@ -533,14 +562,17 @@ impl Disk {
             let is_folder = seen.kind == Kind::Folder;
             match self.filter.judge(&below, is_folder) {
                 Verdict::Excluded => kept = Some(below),
-                _ if is_folder => match self.clear(&folder, &entry, &below)? {
-                    Some(inner) => kept = Some(inner),
-                    None => {
-                        self.applier.trash(&folder, &entry, None, &below)?;
-                    }
-                },
                 _ => {
-                    self.applier.trash(&folder, &entry, None, &below)?;
+                    let inner = match is_folder {
+                        true => self.clear(id, &folder, &entry, &below)?,
+                        false => None,
+                    };
+                    if inner.is_some() {
+                        kept = inner;
+                        continue;
+                    }
+                    let trashed = self.applier.trash(&folder, &entry, None, &below)?;
+                    self.note_removed(id, &below, trashed);
                 }
             }
         }

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use super::disk::{Contents, Disk};
 use super::link::{self, LinkContext};
 use super::preview::PreviewRun;
+use super::restore::{self, Removals};
 use super::{
     Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
     Verdict,
@@ -54,6 +55,9 @@ const ENDED: &str = "target-ended";
 /// The path of the root that the ledger speaks of, and whether a manager had accepted it.
 const FILLED: &str = "target-root";
 
+/// Whether the root got its marker.
+const MARKED: &str = "target-marked";
+
 pub(super) struct Engine {
     root: Root,
     disk: Arc<Disk>,
@@ -65,6 +69,8 @@ pub(super) struct Engine {
     /// What the link shows the upstream.
     grant: Arc<Mutex<Signed>>,
     syncer: Syncer,
+    /// What went to the trash, for a while.
+    removals: Removals,
     preview: Option<PreviewRun>,
     batches: VecDeque<(bool, Bytes)>,
     decompressor: Decompressor,
@@ -104,11 +110,12 @@ impl Engine {
         };
         let foreign = !root.top().is_empty_but_reserved()?;
         let store = LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?;
-        let applier = Arc::new(Applier::open(&root, context.order.name.as_str())?);
+        let job = context.order.name.as_str();
         let marker = context.order.job.0.to_le_bytes();
-        let marked = applier.marker()?.as_deref() == Some(&marker[..]);
+        // Looked at before anything is made: this may be the place of a mount that is missing.
+        let marked = Applier::marker_of(&root, job)?.as_deref() == Some(&marker[..]);
         let adopted = part.adopt == Adopt::Accept;
-        if known && !marked && store_has_claim(&store)? {
+        if known && !marked && was_marked(&store)? {
             let before: Option<(String, bool)> = meta(&store.read()?, FILLED)?;
             let own = part.root.as_str();
             let (path, accepted) = before.unwrap_or_else(|| (own.to_owned(), false));
@@ -130,6 +137,7 @@ impl Engine {
             // The ledger speaks of the other root.
             empty(&store)?;
         }
+        let applier = Arc::new(Applier::open(&root, job)?);
         let filter = Filter::new(&context.order.filter)?;
         // A marker alone says that the job was here once: what came since is people's own.
         let waiting = foreign && !(marked && known) && !adopted;
@@ -140,13 +148,16 @@ impl Engine {
         store.write(Durability::Durable, |t| put_meta(t, FILLED, &filled))?;
         if !waiting && !marked {
             applier.write_marker(&marker)?;
+            store.write(Durability::Durable, |t| put_meta(t, MARKED, &true))?;
         }
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
             Replica::open(t, filter.clone(), foreign)
         };
-        let replica: Replica = store
+        let mut replica: Replica = store
             .write(Durability::Durable, fresh)
             .map_err(TargetError::Tables)?;
+        take_back(context, &root, &store, &mut replica)?;
+        let removals = Removals::open(&store.read()?)?;
         let disk = Arc::new(Disk::open(
             root.clone(),
             Arc::clone(&applier),
@@ -174,6 +185,7 @@ impl Engine {
             resume,
             grant,
             syncer,
+            removals,
             preview,
             batches: VecDeque::new(),
             decompressor: Decompressor::new(),
@@ -455,6 +467,7 @@ impl Engine {
         order: &mut MoveOrder,
     ) -> Result<Option<Step>, TargetError> {
         let (replica, disk) = (&mut self.replica, &self.disk);
+        let removals = &mut self.removals;
         let mut applied = 0;
         let next = self.store.write(Durability::Lazy, |t| {
             let mut next = waiting;
@@ -463,6 +476,7 @@ impl Engine {
                     applied += step.ops.len() as u64;
                     let results = disk.run(&step, contents);
                     drop(step);
+                    removals.note(t, disk.take_removed())?;
                     replica.handle_applied(steady(), t, results)?;
                 }
                 next = replica.poll_step(steady(), t)?;
@@ -653,6 +667,40 @@ impl Engine {
     }
 }
 
+/// Takes deletes back, if that was ordered and not done; once the source goes on, what came back and
+/// the source does not have goes again.
+fn take_back(
+    context: &TargetContext,
+    root: &Root,
+    store: &LedgerStore,
+    replica: &mut Replica,
+) -> Result<(), TargetError> {
+    let Some(ordered) = &context.part()?.restore else {
+        return store.write(Durability::Durable, |t| {
+            if restore::take_sweep(t)? {
+                replica.sweep_again(t)?;
+            }
+            Ok(())
+        });
+    };
+    let view = store.read()?;
+    let same = replica.origin() == Some(ordered.origin);
+    if !same || !restore::is_wanted(&view, ordered)? {
+        return Ok(());
+    }
+    let found = restore::bring_back(root, context.order.name.as_str(), &view, ordered)?;
+    drop(view);
+    store.write(Durability::Durable, |t| restore::done(t, ordered))?;
+    let why = found.why.map(|why| format!(" (the first: {why})"));
+    context.log.note(format!(
+        "deletes taken back: {} came from the trash, {} did not{}",
+        found.back,
+        found.failed,
+        why.unwrap_or_default()
+    ));
+    Ok(())
+}
+
 /// Which steps wait for a durable ledger: what moves, and what comes behind a move. So neither a
 /// kill nor a loss of power leaves a disk more than one set of moves apart from its ledger.
 #[derive(Debug, Default)]
@@ -745,7 +793,7 @@ pub(crate) fn open_batch(
 fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
     let facts = |order: &JobOrder| {
         let target = order.target.as_ref();
-        target.map(|t| (t.root.clone(), t.adopt, t.upstreams.clone()))
+        target.map(|t| (t.root.clone(), t.adopt, t.upstreams.clone(), t.restore))
     };
     // A renewed grant alone is no reason to begin anew: the link shows the newest one.
     old.filter == new.filter
@@ -780,11 +828,11 @@ fn empty(store: &LedgerStore) -> Result<(), TargetError> {
     })
 }
 
-fn store_has_claim(store: &LedgerStore) -> Result<bool, TargetError> {
+/// Whether the root of this ledger has a marker: where there is none, it is another one.
+fn was_marked(store: &LedgerStore) -> Result<bool, TargetError> {
     let view = store.read()?;
-    Ok(view
-        .last(cdsync_core::ledger::tables::Table::Objects)?
-        .is_some())
+    let filled = view.last(cdsync_core::ledger::tables::Table::Objects)?;
+    Ok(filled.is_some() || meta(&view, MARKED)?.unwrap_or(false))
 }
 
 fn start_link(

@@ -5,6 +5,7 @@ pub(crate) mod engine;
 mod link;
 mod preview;
 mod pull;
+mod restore;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use cdsync_core::coordinator::{Job, JobStatus};
+use cdsync_core::coordinator::{Job, JobRefused, JobStatus};
+use cdsync_core::wire::Decision;
 use tracing::info;
 
 use super::answers::ApiError;
 use super::servers::label;
-use super::types::RunAsked;
+use super::types::{ResumeRequest, RunAsked};
 use crate::shared::Shared;
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<JobStatus>> {
@@ -65,8 +66,26 @@ pub(super) async fn pause(
 pub(super) async fn resume(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
+    request: Option<Json<ResumeRequest>>,
 ) -> Result<Json<JobStatus>, ApiError> {
-    let job = change(&shared, &name, Job::with_resume, "resumed").await?;
+    let decision = request.map_or(Decision::Again, |Json(request)| request.decision);
+    if decision == Decision::Again {
+        let job = change(&shared, &name, Job::with_resume, "resumed").await?;
+        return Ok(status(&shared, &job));
+    }
+    let name = label(&name)?;
+    let _changing = shared.changing.lock().await;
+    let decided = shared.read(|plan| {
+        let job = plan.job(&name)?;
+        let decided = plan.deletes(job);
+        Ok::<_, JobRefused>(decided.map(|deletes| job.clone().with_decision(decision, deletes)))
+    })?;
+    let job = decided.ok_or_else(|| {
+        let text = format!("job {name} holds no deletes; next: cdsync job status {name}");
+        ApiError::new(StatusCode::CONFLICT, text)
+    })?;
+    shared.put_job(job.clone()).await?;
+    info!(%name, ?decision, "job resumed");
     Ok(status(&shared, &job))
 }
 

@@ -4,6 +4,7 @@ use cdsync_core::coordinator::{JobStatus, ServerStatus, TargetStatus};
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::Label;
 use cdsync_core::job::{JobSpec, Mode, Place, Settings};
+use cdsync_core::wire::Decision;
 use serde::{Deserialize, Serialize};
 
 /// A job as the API takes it: places are texts such as `edge-1:/srv/www` or `@asia/seoul:/srv/www`.
@@ -173,6 +174,14 @@ pub struct MasterStatus {
 pub struct RestoreAccepted {
     /// Under which it rules now.
     pub term: u64,
+}
+
+/// `POST /jobs/{name}/resume`; without a body the job looks again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// What is to be done about deletes that halted it: `again`, `accept` or `restore`.
+    pub decision: Decision,
 }
 
 /// `POST /jobs/{name}/run`.

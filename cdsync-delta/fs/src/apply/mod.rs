@@ -206,20 +206,24 @@ impl Applier {
     /// # Errors
     /// What the system said; a marker over 64 KiB is refused.
     pub fn marker(&self) -> Result<Option<Vec<u8>>, ApplyError> {
-        let name = name_of(b"root")?;
-        let file = match self.home.open_file(&name) {
-            Ok(file) => file,
-            Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
+        read_marker(&self.home)
+    }
+
+    /// The marker of a root for a job, `None` when it has none. Nothing is made there, so that a
+    /// root which is not what it was stays untouched.
+    ///
+    /// # Errors
+    /// As [`Self::marker`].
+    pub fn marker_of(root: &Root, job: &str) -> Result<Option<Vec<u8>>, ApplyError> {
+        let open = || {
+            let reserved = root.top().open_folder(&name_of(RESERVED_NAME)?)?;
+            reserved.open_folder(&name_of(job.as_bytes())?)
         };
-        let mut bytes = vec![0; MARKER_MAX_BYTES + 1];
-        let read = read_full(&file, &mut bytes)
-            .map_err(|errno| FsError::at("read", self.home.path(), &name, errno))?;
-        if read > MARKER_MAX_BYTES {
-            return Err(FsError::at("read", self.home.path(), &name, Errno::FBIG).into());
+        match open() {
+            Ok(home) => read_marker(&home),
+            Err(error) if error.kind() == FsErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        bytes.truncate(read);
-        Ok(Some(bytes))
     }
 
     /// Writes the marker, durable when this returns.
@@ -299,6 +303,23 @@ impl Applier {
         // Its counter only rises and its lines are whole, also after a panic elsewhere.
         self.trash.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn read_marker(home: &Dir) -> Result<Option<Vec<u8>>, ApplyError> {
+    let name = name_of(b"root")?;
+    let file = match home.open_file(&name) {
+        Ok(file) => file,
+        Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut bytes = vec![0; MARKER_MAX_BYTES + 1];
+    let read = read_full(&file, &mut bytes)
+        .map_err(|errno| FsError::at("read", home.path(), &name, errno))?;
+    if read > MARKER_MAX_BYTES {
+        return Err(FsError::at("read", home.path(), &name, Errno::FBIG).into());
+    }
+    bytes.truncate(read);
+    Ok(Some(bytes))
 }
 
 fn name_of(bytes: &[u8]) -> Result<Name, FsError> {
