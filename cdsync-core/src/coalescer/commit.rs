@@ -103,7 +103,11 @@ impl Coalescer {
 
     /// A folder comes in whose handle leads to another one: one of the two is gone. If it is the new
     /// one, the other must have its handle back, or hints of what happens in it are lost.
-    fn doubt_holder(&mut self, t: &dyn TablesRead, handle: &[u8]) -> Result<(), TableError> {
+    pub(super) fn doubt_holder(
+        &mut self,
+        t: &dyn TablesRead,
+        handle: &[u8],
+    ) -> Result<(), TableError> {
         if let Some(holder) = access::folder_by_handle(t, handle)?
             && let Some(slot) = live(t, holder)?.and_then(|row| row.names.into_iter().next())
         {

@@ -125,6 +125,7 @@ impl Coalescer {
         }
         self.recall_vanished(now, t, &mut round)?;
         let mut moves = self.pair(now, t, &mut round)?;
+        self.renew_folders(wall, t, &mut round, &moves)?;
         self.guard_round(now, wall, t, &mut round, &mut moves)?;
         self.record_round(wall, t, round, &moves)?;
         self.record_folders(wall, t)

@@ -25,6 +25,7 @@ mod guard;
 mod listing;
 mod pairing;
 mod pending;
+mod renewed;
 #[cfg(test)]
 mod tests;
 mod unseen;

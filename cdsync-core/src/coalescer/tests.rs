@@ -238,6 +238,64 @@ fn a_save_is_one_record() {
     assert_eq!(records[0].contents().count(), 1);
 }
 
+/// Proves that a folder which is removed and made anew stays the object that it was: its files are
+/// replaced one by one, what did not come back is removed, and what is new is told of.
+#[test]
+fn a_folder_made_anew_stays_what_it_was() {
+    let mut source = source(&[], &[]);
+    tree(&mut source.disk, 3);
+    settle(&mut source);
+    let folder = object_at(&source, root(), "dir").unwrap();
+    let kept = object_at(&source, folder, "f0").unwrap();
+    let gone = object_at(&source, folder, "f2").unwrap();
+    source.disk.remove_tree(ROOT, &name("dir"));
+    let made = tree(&mut source.disk, 2);
+    write(&mut source.disk, made, "new", b"n");
+    let records = settle(&mut source);
+    assert_eq!(object_at(&source, root(), "dir"), Some(folder));
+    let removed: BTreeSet<ObjectId> = records.iter().flat_map(|r| r.removed.clone()).collect();
+    assert!(removed.contains(&gone) && removed.contains(&kept));
+    assert!(!removed.contains(&folder), "the folder stays");
+    assert_ne!(object_at(&source, folder, "f0"), Some(kept));
+    for (file, there) in [("f1", true), ("f2", false), ("new", true)] {
+        assert_eq!(object_at(&source, folder, file).is_some(), there, "{file}");
+    }
+    // What happens in it from now on is heard.
+    write(&mut source.disk, made, "later", b"l");
+    settle(&mut source);
+    assert!(object_at(&source, folder, "later").is_some());
+}
+
+/// Proves that a burst of deletes is held, that names at which something comes back leave it, and
+/// that the rest goes once it has been judged.
+#[test]
+fn bursts_of_deletes_are_held_and_judged() {
+    let mut source = source(&[], &[]);
+    let dir = tree(&mut source.disk, 60);
+    settle(&mut source);
+    assert_eq!(source.machine.as_ref().unwrap().files(), 60);
+    for file in 0..30 {
+        source.disk.unlink(dir, &name(&format!("f{file}")));
+    }
+    let before = source.tables_head();
+    for _ in 0..20 {
+        source.disk.clock += 1_000_000;
+        source.pump(&mut |_| {});
+    }
+    let machine = source.machine.as_ref().unwrap();
+    assert!(machine.is_holding() && !machine.is_settled(source.now()));
+    assert_eq!(records_after(&source, before), [], "nothing has gone yet");
+    write(&mut source.disk, dir, "f0", b"back");
+    let records = settle(&mut source);
+    let folder = object_at(&source, root(), "dir").unwrap();
+    assert_eq!(source.machine.as_ref().unwrap().files(), 31);
+    assert!(object_at(&source, folder, "f0").is_some(), "it came back");
+    assert!(object_at(&source, folder, "f1").is_none(), "it is gone");
+    // It was replaced, not deleted.
+    let replaced = records.iter().position(|r| !r.removed.is_empty()).unwrap();
+    assert!(!records[replaced].objects.is_empty());
+}
+
 /// Proves that a name that vanished is removed only after the kernel's queue was read out.
 #[test]
 fn deletes_wait_for_a_flush() {
