@@ -65,6 +65,7 @@ impl Bed {
                 root,
                 run: 0,
                 resume: 0,
+                decision: cdsync_core::wire::Decision::default(),
             }),
             target: None,
         };
