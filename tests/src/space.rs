@@ -52,6 +52,21 @@ impl Space {
         self.top.path()
     }
 
+    /// Whether the filesystem of the newest folder clones files.
+    #[must_use]
+    pub fn clones_files(&self) -> bool {
+        let folder = self.mounted.last().map_or(self.path(), PathBuf::as_path);
+        let (file, clone) = (folder.join(".original"), folder.join(".clone"));
+        let made = fs::write(&file, b"x").is_ok();
+        let mut copy = Command::new("cp");
+        copy.arg("--reflink=always").args([&file, &clone]);
+        let cloned = made && copy.output().is_ok_and(|out| out.status.success());
+        for path in [file, clone] {
+            drop(fs::remove_file(path));
+        }
+        cloned
+    }
+
     /// Makes a folder, on a filesystem of its own if possible.
     ///
     /// # Panics

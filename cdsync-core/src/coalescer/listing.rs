@@ -62,6 +62,8 @@ pub(super) enum Depth {
     Deep,
     /// Only new folders below are.
     Shallow,
+    /// For the safety scan, which has an order of its own.
+    Patrol,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,8 @@ struct Listing {
 
 impl Listings {
     pub(super) fn is_quiet(&self) -> bool {
-        self.stack.is_empty() && self.outstanding.is_empty()
+        let mut outstanding = self.outstanding.values();
+        self.stack.is_empty() && outstanding.all(|listing| listing.depth == Depth::Patrol)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -195,6 +198,18 @@ impl Listings {
         self.owed.remove(&folder);
     }
 
+    /// A folder is asked for.
+    pub(super) fn begin(&mut self, folder: ObjectId, depth: Depth) {
+        self.listed += 1;
+        let listing = Listing {
+            depth,
+            seen: BTreeSet::new(),
+            blank: false,
+            failed: false,
+        };
+        self.outstanding.insert(folder, listing);
+    }
+
     fn push(&mut self, folder: ObjectId, depth: Depth) {
         if self.queued.insert(folder) {
             self.stack.push((folder, depth));
@@ -234,16 +249,7 @@ impl Coalescer {
                 }
                 _ => depth,
             };
-            self.listings.listed += 1;
-            self.listings.outstanding.insert(
-                id,
-                Listing {
-                    depth,
-                    seen: BTreeSet::new(),
-                    blank: false,
-                    failed: false,
-                },
-            );
+            self.listings.begin(id, depth);
             return Ok(Some(ListRequest { folder }));
         }
         Ok(None)
@@ -327,15 +333,21 @@ impl Coalescer {
             return Ok(());
         }
         self.note_left_out(t, &slot, &observed)?;
-        let Some(id) = known else {
-            return self.listed_new(now, wall, t, slot, &observed, verdict);
-        };
         let Some(depth) = self.listings.outstanding.get(&slot.0).map(|l| l.depth) else {
             return Ok(());
+        };
+        let Some(id) = known else {
+            if depth == Depth::Patrol {
+                return self.patrol_differs(now, t, slot);
+            }
+            return self.listed_new(now, wall, t, slot, &observed, verdict);
         };
         let Some(row) = live(t, id)? else {
             return Ok(());
         };
+        if depth == Depth::Patrol {
+            return self.patrol_known(now, t, slot, &row, &observed);
+        }
         let same = row.state.kind == observed.kind
             && row
                 .local
@@ -476,6 +488,10 @@ impl Coalescer {
         let Some(listing) = self.listings.outstanding.remove(&folder) else {
             return Ok(());
         };
+        let patrol = listing.depth == Depth::Patrol;
+        if patrol {
+            self.patrolled(now, folder, listing.seen.len());
+        }
         let Some(row) = live(t, folder)? else {
             self.unseen.folder_seen(folder);
             return Ok(());
@@ -502,6 +518,10 @@ impl Coalescer {
                     access::children(t, folder, &mut compare)?;
                 }
                 for (name, id) in missing {
+                    if patrol {
+                        self.patrol_differs(now, t, (folder, name))?;
+                        continue;
+                    }
                     if let Some(row) = live(t, id)? {
                         self.owe_deep(listing.depth, id, row.state.kind);
                     }
@@ -514,6 +534,8 @@ impl Coalescer {
                 self.record_folders(wall, t)?;
                 self.withdraw_folder(wall, t, folder)?;
             }
+            // It moved on with what is in it, and a hint tells.
+            Err(LookError::Moved) if patrol => {}
             Err(LookError::Moved) => {
                 // Whatever happened to it or above it, the names that led there tell.
                 if self.look_at_path(now, t, folder)? {
@@ -523,7 +545,12 @@ impl Coalescer {
                 }
             }
             Err(LookError::Failed(reason)) => {
-                self.folder_unseen(now, t, folder, listing.depth, &reason)?;
+                let depth = if patrol {
+                    Depth::Shallow
+                } else {
+                    listing.depth
+                };
+                self.folder_unseen(now, t, folder, depth, &reason)?;
             }
             Err(error) => {
                 self.unseen.folder_seen(folder);

@@ -6,7 +6,7 @@
 //!
 //! 1. [`Coalescer::handle_hints`], [`Coalescer::start_scan`]: inputs;
 //! 2. [`Coalescer::poll_looks`]: names to look at now; answer by [`Coalescer::handle_looked`];
-//! 3. [`Coalescer::poll_listing`]: a folder to list; answer by [`Coalescer::handle_listed`] and
+//! 3. [`Coalescer::poll_listing`], then [`Coalescer::poll_patrol`]: a folder to list; answer by [`Coalescer::handle_listed`] and
 //!    [`Coalescer::handle_list_end`];
 //! 4. [`Coalescer::poll_flush`]: whether the kernel's queue must be read out before what vanished
 //!    may be taken for gone; answer by [`Coalescer::handle_flushed`];
@@ -24,6 +24,7 @@ mod gaps;
 mod guard;
 mod listing;
 mod pairing;
+mod patrol;
 mod pending;
 mod renewed;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use gaps::OpenGap;
 use guard::Guard;
 pub use guard::{MassDelete, TooMuch};
 use listing::Listings;
+use patrol::Patrol;
 use pending::Pending;
 use unseen::Unseen;
 
@@ -175,6 +177,8 @@ pub struct CoalescerConfig {
     pub free_deletes: u64,
     /// How many deletes at once halt the job.
     pub guard: GuardBounds,
+    /// How long after the start, and after the end of one, a safety scan begins; `None` for never.
+    pub scan_every: Option<Duration>,
 }
 
 impl Default for CoalescerConfig {
@@ -190,6 +194,7 @@ impl Default for CoalescerConfig {
             looks_max: 2048,
             free_deletes: 10,
             guard: GuardBounds::default(),
+            scan_every: Some(Duration::from_secs(24 * 3600)),
         }
     }
 }
@@ -216,6 +221,7 @@ pub struct Coalescer {
     gaps: Gaps,
     doubts: Doubts,
     guard: Guard,
+    patrol: Patrol,
     /// What waited when the scan ended is being looked at, before everything is said.
     closing: bool,
     /// Objects that vanished from a name and wait for a flush, by identity: a listing that meets
@@ -270,6 +276,7 @@ impl Coalescer {
             gaps: Gaps::default(),
             doubts: Doubts::open(t)?,
             guard: Guard::new(&config),
+            patrol: Patrol::default(),
             closing: false,
             vanished: BTreeMap::new(),
             flush: FlushState::Idle,
@@ -380,6 +387,7 @@ impl Coalescer {
             self.unseen.next_due(),
             self.doubts.next_due(),
             self.guard_due(),
+            self.patrol.next_due(),
         ];
         let others = others.into_iter().flatten();
         self.pending.next_due().into_iter().chain(others).min()

@@ -932,3 +932,42 @@ fn gaps_merge_upwards() {
     let removed: usize = records.iter().map(|r| r.removed.len()).sum();
     assert_eq!(removed, 5);
 }
+
+/// Proves that a safety scan finds what no event told (a write, a new file, a deletion, in a folder
+/// below), once it still differs after `max_age`, and lists each folder once.
+#[test]
+fn a_safety_scan_finds_what_no_event_told() {
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let every = Duration::from_secs(600);
+    let tuning = SourceTuning {
+        scan_every: Some(every),
+        ..SourceTuning::default()
+    };
+    let mut source = SourceSim::new(filter, tuning, 1);
+    source.start();
+    let top = tree(&mut source.disk, 3);
+    settle(&mut source);
+    let listed = source.machine.as_ref().unwrap().listed_folders();
+    source.disk.clock += 1_000_000_000;
+    let file = source.disk.child(top, &name("f0")).unwrap();
+    source.disk.open_file(file);
+    source.disk.write(file, b"by a map");
+    source.disk.unlink(top, &name("f1"));
+    write(&mut source.disk, top, "new", b"from elsewhere");
+    source.disk.take_events();
+    assert!(settle(&mut source).is_empty(), "nobody knows");
+    let before = source.tables_head();
+    for _ in 0..700 {
+        source.disk.clock += 1_000_000_000;
+        source.pump(&mut |_| {});
+    }
+    let machine = source.machine.as_ref().unwrap();
+    assert_eq!(
+        (machine.patrols_ended(), machine.listed_folders() - listed),
+        (1, 2)
+    );
+    let records = records_after(&source, before);
+    let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+    let removed: usize = records.iter().map(|r| r.removed.len()).sum();
+    assert_eq!((contents, removed), (2, 1), "{records:#?}");
+}

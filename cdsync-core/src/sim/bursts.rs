@@ -34,6 +34,7 @@ impl Emptied {
         let mut some = |values: &[usize]| values[rng.below(values.len())];
         let source = SourceTuning {
             buffer: 0,
+            scan_every: None,
             delay_us: some(&[0, 300, 3000, 20_000]),
             reorder: some(&[0, 0, 5]),
             queue: some(&[0, 0, 0, 5]),

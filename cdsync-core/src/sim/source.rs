@@ -41,6 +41,8 @@ pub struct SourceTuning {
     pub buffer: usize,
     /// Fewer deletes go at once; zero for the default.
     pub free: u64,
+    /// How long after one safety scan the next one begins; `None` for never.
+    pub scan_every: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,7 @@ impl SourceSim {
             },
             pending_max: if self.tuning.tight { 6 } else { 65_536 },
             gaps_max: if self.tuning.tight { 2 } else { 1024 },
+            scan_every: self.tuning.scan_every,
             looks_max: if self.tuning.tight { 3 } else { 2048 },
             ..defaults
         };
@@ -395,9 +398,14 @@ impl SourceSim {
     }
 
     fn list(&mut self, meanwhile: &mut Meanwhile<'_>) {
+        let now = self.now();
         let machine = self.machine.as_mut().expect("it runs");
         while let Some(request) = machine
             .poll_listing(&self.tables)
+            .and_then(|next| match next {
+                None => machine.poll_patrol(now, &self.tables),
+                some => Ok(some),
+            })
             .expect("tables do not fail")
         {
             let mut node = self.disk.open(&request.folder);

@@ -63,6 +63,7 @@ impl Scenario {
                 tight: some(&[0, 0, 0, 1]) == 1,
                 buffer: 0,
                 free: 0,
+                scan_every: None,
             },
             target: TargetTuning {
                 fail: some(&[0, 0, 10, 40]),

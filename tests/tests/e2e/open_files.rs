@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -112,4 +113,75 @@ fn readers_never_see_a_torn_file() {
     });
     cluster.wait("site");
     cluster.assert_equal("site", &source, &target);
+}
+
+/// Proves that a log which is written to without a pause arrives as far as it had grown, and that a
+/// file which is written all over without a pause is held, named in the status and by a fence, until
+/// the job says that it is sent all the same; both arrive whole once nobody writes.
+#[test]
+fn files_that_never_rest_are_named() {
+    const SIZE: usize = 8 << 20;
+    let mut cluster = Cluster::start();
+    let [source, target] = ["source", "target"].map(|name| cluster.space.folder(name));
+    cluster.agent("origin", &source);
+    cluster.agent("edge", &target);
+    let places = [("edge", target.as_path())];
+    let job = |more: &str| job_file("site", ("origin", &source), &places, more);
+    let hurried = "max_age = \"300ms\"";
+    if cluster.space.clones_files() {
+        eprintln!("skipped: files are cloned here, so that each of them rests");
+        return;
+    }
+    cluster.apply(&job(hurried), &[]).expect(0);
+    cluster.wait("site");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = File::create(source.join("wild")).unwrap();
+            let mut log = File::create(source.join("log")).unwrap();
+            for round in 0_u64.. {
+                for at in 0..8 {
+                    let bytes = vec![u8::try_from(round % 251).unwrap(); SIZE / 8];
+                    file.write_all_at(&bytes, (at * SIZE / 8) as u64).unwrap();
+                    log.write_all(&bytes[..64]).unwrap();
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let stopped = Stopping(&stop);
+        wait_until(Duration::from_secs(90), "the wild file is held", || {
+            let status = cluster.json("job status site");
+            let held = status["sources"][0]["held"].to_string();
+            held.contains("wild: it is never at rest")
+        });
+        let said = cluster
+            .cdsync(["job", "wait", "site", "--timeout", "5s"])
+            .expect(1);
+        assert!(said.err.contains("wild"), "{said:?}");
+        wait_until(Duration::from_secs(60), "the log arrives", || {
+            fs::metadata(target.join("log")).is_ok_and(|meta| meta.len() > 0)
+        });
+        assert!(!target.join("wild").exists());
+        cluster
+            .apply(&job(&format!("{hurried}\nunsettled = \"send\"")), &[])
+            .expect(0);
+        wait_until(Duration::from_secs(90), "the wild file arrives", || {
+            fs::metadata(target.join("wild")).is_ok_and(|meta| meta.len() == SIZE as u64)
+        });
+        drop(stopped);
+    });
+    cluster.wait("site");
+    cluster.assert_equal("site", &source, &target);
+}
+
+/// Stops a writer, also when a test fails.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

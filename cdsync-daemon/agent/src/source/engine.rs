@@ -24,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::hashes::Hashes;
 use super::hints::{HintBuffer, Sink, Waiting};
+use super::polling::Polling;
 use super::reread::Rereader;
 use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watched, looks};
 use crate::clock::{Stopwatch, random_id, wall};
@@ -97,6 +98,9 @@ pub(super) struct Engine {
     held: Held,
     gaps: Vec<GapReport>,
     hashes: Hashes,
+    polling: Polling,
+    /// How many safety scans have ended, and when the last one did.
+    patrols: (u64, Option<WallMillis>),
     rereader: Rereader,
     restless: Arc<Restless>,
     fences: Vec<Reply>,
@@ -149,9 +153,11 @@ impl Engine {
         } else {
             None
         };
+        let polling = Polling::new(watch.as_ref());
         let lists = start_scanner(&root, &mailbox)?;
         let rereader = Rereader::start(&root, &mailbox)?;
-        let (mut coalescer, mut complete, run_done, held) = open_ledger(context, &store, &root)?;
+        let (mut coalescer, mut complete, run_done, held) =
+            open_ledger(polling.is_on(), context, &store, &root)?;
         let (clock, opened) = (Stopwatch::start(), wall());
         if let Some(deletes) = &deletes {
             // Absence means nothing before the scan has shown what is still gone.
@@ -191,6 +197,8 @@ impl Engine {
             held,
             gaps: Vec::new(),
             hashes: Hashes::default(),
+            polling,
+            patrols: (0, None),
             rereader,
             restless,
             fences: Vec::new(),
@@ -247,7 +255,8 @@ impl Engine {
         } else {
             HEARTBEAT
         };
-        let most = self.hashes.due_in().map_or(most, |due| due.min(most));
+        let due = [self.hashes.due_in(), self.polling.due_in()];
+        let most = due.into_iter().flatten().fold(most, Duration::min);
         match self.coalescer.poll_timeout() {
             Some(due) => self.clock.until(due).min(most),
             None => most,
@@ -305,6 +314,9 @@ impl Engine {
         let waiting = self.hints.take();
         if waiting.ended {
             return Err(SourceError::WatcherEnded);
+        }
+        if self.polling.is_due(self.coalescer.is_scanning()) {
+            self.coalescer.start_scan();
         }
         let idle = inputs.iter().all(|input| matches!(input, Input::Wake))
             && waiting.is_empty()
@@ -452,6 +464,9 @@ impl Engine {
     fn begin_fence(&mut self, t: &mut dyn Tables, reply: Reply) -> Result<(), TableError> {
         match self.flush(t) {
             Ok(()) => {
+                if self.polling.is_on() {
+                    self.coalescer.start_scan();
+                }
                 self.coalescer.hurry(self.clock.now());
                 self.fences.push(reply);
                 Ok(())
@@ -480,6 +495,7 @@ impl Engine {
             while let Some(request) = self.coalescer.poll_listing(t)? {
                 requests.push(request);
             }
+            requests.extend(self.coalescer.poll_patrol(now, t)?);
             // The scanner takes as many as may be outstanding, so this never waits.
             if !requests.is_empty() && self.lists.send(requests).is_err() {
                 return Err(SourceError::Thread(std::io::ErrorKind::BrokenPipe.into()));
@@ -679,7 +695,12 @@ impl Engine {
     }
 
     fn report(&mut self, context: &SourceContext) {
-        let scanning = self.coalescer.is_scanning();
+        // Who polls always scans.
+        let scanning = self.coalescer.is_scanning() && !(self.polling.is_on() && self.complete);
+        let patrols = self.coalescer.patrols_ended();
+        if patrols > self.patrols.0 {
+            self.patrols = (patrols, Some(wall()));
+        }
         let report = SourceReport {
             state: match (scanning, self.watch.is_some()) {
                 (true, _) => SourceState::Scanning,
@@ -696,7 +717,7 @@ impl Engine {
             gaps: self.gaps.clone(),
             doubts: self.coalescer.doubt_count(),
             listed: self.coalescer.listed_folders(),
-            scanned: None,
+            scanned: self.patrols.1,
             deletes: None,
             last_error: self.last_error.clone(),
         };
@@ -804,6 +825,7 @@ fn held_deletes(
 }
 
 fn open_ledger(
+    polling: bool,
     context: &SourceContext,
     store: &LedgerStore,
     root: &Root,
@@ -811,9 +833,13 @@ fn open_ledger(
     let filter = Filter::new(&context.order.filter)?;
     let observed = root.top().self_look()?;
     let max_age = Duration::from_millis(u64::from(context.order.settings.max_age_ms));
+    // Who is not watched, or polled, is compared whole anyway.
+    let every = context.order.settings.scan_every_ms;
+    let patrolled = is_watched(&context.order) && !polling && every > 0;
     let config = CoalescerConfig {
         max_age,
         guard: context.order.settings.guard,
+        scan_every: patrolled.then(|| Duration::from_millis(every)),
         ..CoalescerConfig::default()
     };
     let fresh = OriginId(random_id());

@@ -4,6 +4,7 @@ mod engine;
 mod hashes;
 mod hints;
 mod looks;
+mod polling;
 mod reread;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ struct Bed {
     log: Arc<JobLog>,
     hints_max: usize,
     settings: Settings,
+    hub: Arc<WatchHub>,
     source: Option<Source>,
 }
 
@@ -38,6 +39,7 @@ impl Bed {
             log: Arc::new(JobLog::default()),
             hints_max,
             settings: Settings::default(),
+            hub: Arc::new(WatchHub::new()),
             source: None,
         }
     }
@@ -73,7 +75,7 @@ impl Bed {
             order,
             allowed: vec![self.space.path().to_owned()],
             ledger: self.space.path().join("ledger.redb"),
-            hub: Arc::new(WatchHub::new()),
+            hub: Arc::clone(&self.hub),
             board: Arc::clone(&self.board),
             log: Arc::clone(&self.log),
             serving: Arc::new(Mutex::new(None)),
@@ -333,4 +335,93 @@ fn bytes_are_compared_after_downtime() {
         );
     }
     assert_eq!(bed.report().doubts, 0, "a fence waits for them");
+}
+
+/// Proves that a root from which no events come is compared again and again: changes, deletes and
+/// renames are found, those before a fence by that fence, and nothing is sent again for a rename.
+#[test]
+fn where_no_events_come_it_is_polled() {
+    let mut bed = Bed::new(crate::HINTS_MAX);
+    bed.hub = Arc::new(WatchHub::without_events());
+    for file in ["a/kept", "a/gone", "a/moved"] {
+        bed.write(file, b"x");
+    }
+    bed.start();
+    bed.send_all();
+    let moved = bed.object("a/moved");
+    fs::remove_file(bed.at("a/gone")).unwrap();
+    fs::create_dir(bed.at("b")).unwrap();
+    fs::rename(bed.at("a/moved"), bed.at("b/here")).unwrap();
+    bed.write("b/new", b"y");
+    bed.fence();
+    bed.assert_equal();
+    let now = bed.object("b/here").state;
+    assert_eq!(
+        (now.id, now.content_seq),
+        (moved.state.id, moved.state.content_seq)
+    );
+    bed.write("later", b"z");
+    bed.until("it is found without a fence", |bed| {
+        bed.ledger().iter().any(|(path, _)| path == "later")
+    });
+}
+
+/// Proves that what is mounted below a root is reported and not entered, and that nothing is deleted
+/// when it comes or goes.
+#[test]
+fn mounts_come_and_go_and_delete_nothing() {
+    let mut bed = Bed::new(crate::HINTS_MAX);
+    bed.write("disk/below/f", b"x");
+    bed.write("other", b"x");
+    let mount = |what: &str, path: &Path| {
+        let mut command = std::process::Command::new(what);
+        if what == "mount" {
+            command.args(["-t", "tmpfs", "cdsync-test"]);
+        }
+        command
+            .arg(path)
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    let at = bed.at("disk");
+    if !mount("mount", &at) {
+        eprintln!("skipped: only root mounts");
+        return;
+    }
+    fs::write(at.join("foreign"), b"not ours").unwrap();
+    assert!(mount("umount", &at));
+    bed.start();
+    bed.assert_equal();
+    let before = bed.ledger();
+    assert!(mount("mount", &at));
+    struct Unmounted(PathBuf);
+    impl Drop for Unmounted {
+        fn drop(&mut self) {
+            drop(std::process::Command::new("umount").arg(&self.0).output());
+        }
+    }
+    let mounted = Unmounted(at.clone());
+    fs::write(at.join("foreign"), b"not ours").unwrap();
+    bed.write("other", b"changed");
+    bed.fence();
+    // A start compares everything.
+    bed.stop();
+    bed.start();
+    let error = bed.report().last_error.unwrap_or_default();
+    assert!(error.contains("another filesystem is mounted"), "{error}");
+    let paths = |ledger: Vec<(String, LiveObject)>| {
+        let mut ids: Vec<_> = ledger
+            .into_iter()
+            .map(|(p, row)| (p, row.state.id))
+            .collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(paths(bed.ledger()), paths(before.clone()));
+    drop(mounted);
+    bed.write("disk/below/g", b"x");
+    bed.stop();
+    bed.start();
+    bed.assert_equal();
+    assert_eq!(paths(bed.ledger()).len(), before.len() + 1);
 }

@@ -109,6 +109,8 @@ pub enum Backend {
     Fanotify,
     /// The `notify` crate, by the named interface of the system.
     Notify(&'static str),
+    /// Nobody: neither of them works here. The root is to be compared again and again.
+    Polling,
 }
 
 /// Why a root cannot be watched.
@@ -130,6 +132,12 @@ pub enum WatchError {
         /// What the system said.
         reason: String,
     },
+    /// No event came. The root is polled instead.
+    #[error("no events come from '{root}'")]
+    Silent {
+        /// The root, escaped.
+        root: String,
+    },
     /// The probe in `.cdsync/` failed for another reason than missing leave. Retryable.
     #[error("the watcher's probe failed")]
     Probe(#[source] FsError),
@@ -150,11 +158,14 @@ pub enum FlushError {
     NoSentinel(#[source] FsError),
 }
 
+type SharedSink = Arc<Mutex<Box<dyn HintSink>>>;
+
 /// Watches roots; those on one filesystem share what they can.
 #[derive(Debug, Default)]
 pub struct WatchHub {
     groups: Mutex<HashMap<u64, Weak<Group>>>,
     without_fanotify: bool,
+    without_notify: bool,
 }
 
 impl WatchHub {
@@ -173,13 +184,24 @@ impl WatchHub {
         }
     }
 
+    /// A hub that behaves as if no events came from anywhere.
+    #[must_use]
+    pub fn without_events() -> Self {
+        Self {
+            without_fanotify: true,
+            without_notify: true,
+            ..Self::default()
+        }
+    }
+
     /// Begins to watch a root. Hints come from before this returns on, so that a scan started
     /// afterwards misses nothing. Proves itself by a probe file in `.cdsync/` where it may write.
+    /// Where no events come by any way there are no hints: [`Backend::Polling`].
     ///
     /// # Errors
     /// [`WatchError`], retryable as its variants say.
     pub fn watch(&self, root: &Root, sink: Box<dyn HintSink>) -> Result<Watch, WatchError> {
-        let sink: Arc<Mutex<Box<dyn HintSink>>> = Arc::new(Mutex::new(sink));
+        let sink: SharedSink = Arc::new(Mutex::new(sink));
         if !self.without_fanotify
             && let Some(member) = self.join_group(root, &sink)?
         {
@@ -187,23 +209,36 @@ impl WatchHub {
                 inner: Inner::Fanotify(member),
             });
         }
+        let inner = match self.by_folder(root, sink) {
+            Ok(watch) => Inner::Notify(watch),
+            Err(error @ WatchError::Probe(_)) => return Err(error),
+            Err(error) => {
+                tracing::warn!(root = root.display(), %error, "no events here: polling");
+                Inner::Polling
+            }
+        };
+        Ok(Watch { inner })
+    }
+
+    /// Watches by `notify`, if it gives events here.
+    fn by_folder(&self, root: &Root, sink: SharedSink) -> Result<NotifyWatch, WatchError> {
+        if self.without_notify {
+            return Err(WatchError::Silent {
+                root: root.display(),
+            });
+        }
         let watch = NotifyWatch::start(root, sink)?;
-        tracing::info!(
-            root = root.display(),
-            backend = "inotify",
-            "watching folder by folder"
-        );
-        Ok(Watch {
-            inner: Inner::Notify(watch),
-        })
+        match watch.flush(probe::PATIENCE) {
+            // Nothing can be written there to prove it.
+            Ok(()) | Err(FlushError::NoSentinel(_)) => Ok(watch),
+            Err(_) => Err(WatchError::Silent {
+                root: root.display(),
+            }),
+        }
     }
 
     /// `None` when fanotify is not allowed, refused, or gives no events here.
-    fn join_group(
-        &self,
-        root: &Root,
-        sink: &Arc<Mutex<Box<dyn HintSink>>>,
-    ) -> Result<Option<Member>, WatchError> {
+    fn join_group(&self, root: &Root, sink: &SharedSink) -> Result<Option<Member>, WatchError> {
         let group = match self.group(root) {
             Ok(group) => group,
             Err(errno) => {
@@ -251,6 +286,7 @@ pub struct Watch {
 enum Inner {
     Fanotify(Member),
     Notify(NotifyWatch),
+    Polling,
 }
 
 impl Watch {
@@ -260,6 +296,7 @@ impl Watch {
         match &self.inner {
             Inner::Fanotify(_) => Backend::Fanotify,
             Inner::Notify(_) => Backend::Notify("inotify"),
+            Inner::Polling => Backend::Polling,
         }
     }
 
@@ -272,6 +309,7 @@ impl Watch {
         match &self.inner {
             Inner::Fanotify(member) => member.flush(patience),
             Inner::Notify(watch) => watch.flush(patience),
+            Inner::Polling => Ok(()),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::error::{FsError, FsErrorKind};
 
 /// How long events may take. They are queued before the calls return; this only bounds a reader
 /// that has much to do.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the probe showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
