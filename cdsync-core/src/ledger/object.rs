@@ -56,6 +56,20 @@ pub enum Kind {
     Socket,
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::File => "file",
+            Self::Folder => "folder",
+            Self::Symlink => "symbolic link",
+            Self::Fifo => "named pipe",
+            Self::CharDevice => "character device",
+            Self::BlockDevice => "block device",
+            Self::Socket => "socket",
+        })
+    }
+}
+
 /// Metadata that is kept identical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Metadata {

@@ -223,6 +223,11 @@ fn watching(findings: &mut Findings, root: &Root) {
     match WatchHub::new().watch(root, Box::new(Nobody)) {
         Ok(watch) => match watch.backend() {
             Backend::Fanotify => findings.ok(CHECK, "by fanotify, for the whole filesystem"),
+            Backend::Polling => findings.warn(
+                CHECK,
+                "no events come here: the tree is compared every few seconds",
+                "nothing, for small trees; else use a filesystem that gives events",
+            ),
             Backend::Notify(by) => findings.warn(
                 CHECK,
                 format!("by {by}, folder by folder"),

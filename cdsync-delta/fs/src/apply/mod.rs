@@ -13,6 +13,7 @@ mod digest;
 mod folder;
 mod publish;
 mod relocate;
+mod sparse;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,14 @@ pub enum ApplyError {
         /// The name.
         path: RelPath,
     },
+    /// The job carries nothing of this kind. A mistake of the peer, or other orders than its.
+    #[error("'{path}' is a {kind}, which the job does not carry (specials)")]
+    NotCarried {
+        /// The name.
+        path: RelPath,
+        /// What it is.
+        kind: Kind,
+    },
     /// Bytes beyond the size that was announced for a large file. A mistake of the peer.
     #[error("range {index} of {bytes} bytes does not lie in a content of {size}")]
     OutOfRange {
@@ -92,7 +101,9 @@ impl ApplyError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Fs(error) => error.is_retryable(),
-            Self::ForeignContent { .. } | Self::OutOfRange { .. } => false,
+            Self::ForeignContent { .. } | Self::NotCarried { .. } | Self::OutOfRange { .. } => {
+                false
+            }
             Self::Overtaken { .. } | Self::Contended { .. } => true,
         }
     }
@@ -353,6 +364,15 @@ fn random_name() -> Result<Name, FsError> {
     let number = random_u64()?;
     let digit = |at: usize| b"0123456789abcdef"[(number >> (60 - 4 * at)) as usize & 15];
     name_of(&std::array::from_fn::<_, 16, _>(digit))
+}
+
+/// Writes all of a new file's bytes, with holes where they are zero.
+fn write_whole(file: impl AsFd, bytes: &[u8]) -> Result<(), Errno> {
+    sparse::write_sparse(file.as_fd(), bytes, 0, false)?;
+    if sparse::ends_in_hole(bytes) {
+        rustix::fs::ftruncate(file, bytes.len() as u64)?;
+    }
+    Ok(())
 }
 
 fn write_full(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<(), Errno> {

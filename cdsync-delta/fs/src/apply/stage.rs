@@ -9,7 +9,8 @@ use cdsync_core::path::Name;
 use cdsync_delta::{RANGE_BYTES, range_span};
 use rustix::io::Errno;
 
-use super::{ApplyError, random_name, write_full};
+use super::sparse::write_sparse;
+use super::{ApplyError, random_name, write_whole};
 use crate::dir::{Applied, Dir, LookWants, apply_to_fd, observe_fd};
 use crate::error::{FsError, FsErrorKind};
 
@@ -113,7 +114,7 @@ impl Stager {
     pub fn small(&self, bytes: &[u8], meta: &Metadata) -> Result<Staged, ApplyError> {
         let (mut temp, file) = self.create(meta)?;
         temp.armed = true;
-        write_full(&file, bytes, 0).map_err(|errno| self.fail("write", &temp, errno))?;
+        write_whole(&file, bytes).map_err(|errno| self.fail("write", &temp, errno))?;
         self.close(temp, file, meta)
     }
 
@@ -240,8 +241,8 @@ impl StagedWriter {
         self.size
     }
 
-    /// Writes range `index`, whose hash the caller has checked. May be called from several threads
-    /// for different ranges.
+    /// Writes range `index`, whose hash the caller has checked, once. What of it is zero becomes a
+    /// hole. May be called from several threads for different ranges.
     ///
     /// # Errors
     /// [`ApplyError::OutOfRange`] when the bytes are not exactly that range; else what the system
@@ -258,7 +259,8 @@ impl StagedWriter {
         }
         debug_assert!(bytes.len() <= RANGE_BYTES, "the span is at most one range");
         self.reserve(span.end)?;
-        write_full(&self.file, bytes, span.start).map_err(|errno| {
+        let reserved = self.size >= RESERVE_BYTES;
+        write_sparse(&self.file, bytes, span.start, reserved).map_err(|errno| {
             FsError::at("write", self.temp.folder.path(), &self.temp.name, errno).into()
         })
     }

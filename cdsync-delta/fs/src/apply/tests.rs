@@ -654,3 +654,35 @@ fn default_lists_are_not_inherited() {
         assert_eq!(seen.meta, meta(mode), "{path}");
     }
 }
+
+/// Proves that what is zero at the source takes no room at a target: in small files, in ranges
+/// where room had been reserved, and at the end of a file; and that all bytes are there.
+#[test]
+fn zeroes_become_holes() {
+    let (place, applier, stager) = setup();
+    let dir = place.root.top();
+    let mut small = vec![0; 100_000];
+    small[40_960..45_000].fill(7);
+    let staged = stager.small(&small, &meta(0o644)).unwrap();
+    applier.publish(staged, &dir, &name("small"), None).unwrap();
+    let staged = stager.small(&[0; 5000], &meta(0o644)).unwrap();
+    applier.publish(staged, &dir, &name("zero"), None).unwrap();
+    let size = 20_u64 << 20;
+    let writer = stager.large(size).unwrap();
+    for index in 0..size / RANGE_BYTES as u64 {
+        let mut range = vec![0; RANGE_BYTES];
+        range[8192..8200].fill(if index % 8 == 0 { 9 } else { 0 });
+        writer.write_range(index, &range).unwrap();
+    }
+    let staged = writer.finish(&meta(0o644)).unwrap();
+    applier.publish(staged, &dir, &name("large"), None).unwrap();
+    assert_eq!(place.read("small"), small);
+    assert_eq!(place.read("zero"), [0; 5000]);
+    let large = place.read("large");
+    assert_eq!(large.len() as u64, size);
+    assert_eq!(large.iter().filter(|b| **b == 9).count(), 80);
+    let room = |file: &str| std::fs::metadata(place.at(file)).unwrap().blocks() * 512;
+    assert!(room("small") <= 16 << 10, "{}", room("small"));
+    assert_eq!(room("zero"), 0);
+    assert!(room("large") <= 1 << 20, "{}", room("large"));
+}

@@ -10,7 +10,7 @@ use cdsync_core::ledger::object::{Metadata, Observed};
 use cdsync_core::path::Name;
 
 use super::stage::remove_tree;
-use super::{Applier, ApplyError, Stager, random_name, write_full};
+use super::{Applier, ApplyError, Stager, random_name, write_whole};
 use crate::dir::{Dir, apply_to_new};
 use crate::error::{FsError, FsErrorKind};
 
@@ -87,7 +87,7 @@ pub fn write_unseen(
     meta: &Metadata,
 ) -> Result<Observed, FsError> {
     let file = dir.create_exclusive(name, meta.mode & 0o777)?;
-    write_full(&file, bytes, 0)
+    write_whole(&file, bytes)
         .and_then(|()| apply_to_new(file.as_fd(), meta))
         .map_err(|errno| FsError::at("write", dir.path(), name, errno))
 }
