@@ -30,6 +30,8 @@ pub struct Job {
     pub decision: Decision,
     /// The deletes whose files come back, if that was decided.
     pub restore: Option<Restore>,
+    /// How often what its targets hold was accepted.
+    pub accepts: u64,
 }
 
 impl Job {
@@ -45,6 +47,7 @@ impl Job {
             resume: 0,
             decision: Decision::Again,
             restore: None,
+            accepts: 0,
         }
     }
 
@@ -59,13 +62,15 @@ impl Job {
         self
     }
 
-    /// Accepts the content that these targets hold.
+    /// Accepts the content that these targets hold: also what was kept there because others had
+    /// changed it may be replaced.
     #[must_use]
     pub fn with_accepted(
         mut self,
         targets: impl IntoIterator<Item = (ServerId, RootPath)>,
     ) -> Self {
         self.accepted.extend(targets);
+        self.accepts += 1;
         self
     }
 

@@ -23,8 +23,8 @@ pub use outranked::Outranked;
 pub use places::Problem;
 pub use plan::{LEASE, OrdersFor};
 pub use status::{
-    DeletesStatus, GapStatus, JobState, JobStatus, ParkedStatus, PreviewStatus, ServerState,
-    ServerStatus, SourceStatus, TargetStatus,
+    DeletesStatus, DriftStatus, GapStatus, JobState, JobStatus, ParkedStatus, PreviewStatus,
+    ServerState, ServerStatus, SourceStatus, TargetStatus, TrashStatus,
 };
 
 use std::collections::{BTreeMap, BTreeSet};

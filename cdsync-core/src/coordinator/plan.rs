@@ -215,6 +215,7 @@ fn job_orders(job: &Job, resolved: &Resolved<'_>) -> BTreeMap<ServerId, JobOrder
             adopt: if accepted { Adopt::Accept } else { Adopt::Ask },
             resume: job.resume,
             restore: job.restore,
+            accepts: job.accepts,
             grant: Signed::default(),
         });
     }

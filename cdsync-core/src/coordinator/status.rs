@@ -12,7 +12,8 @@ use crate::job::Mode;
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
 use crate::wire::{
-    GapReport, ParkedReport, Preview, SourceReport, SourceState, TargetReport, TargetState,
+    DRIFT_NAMES, DriftReport, GapReport, ParkedReport, Preview, SourceReport, SourceState,
+    TargetReport, TargetState, TrashReport,
 };
 
 /// The state of a job or of one of its targets. Ordered: of several targets, the one with the
@@ -28,6 +29,8 @@ pub enum JobState {
     AwaitingAccept,
     /// A server does not answer.
     Unreachable,
+    /// Others changed files at a target, and nobody has acknowledged it.
+    Alert,
     /// Something could not be applied.
     Parked,
     /// Comparing.
@@ -49,6 +52,7 @@ impl JobState {
             Self::Paused => "paused",
             Self::AwaitingAccept => "awaiting-accept",
             Self::Unreachable => "unreachable",
+            Self::Alert => "alert",
             Self::Parked => "parked",
             Self::Scanning => "scanning",
             Self::Copying => "copying",
@@ -184,6 +188,36 @@ pub struct TargetStatus {
     pub preview: Option<PreviewStatus>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// What its trash holds.
+    pub trash: TrashStatus,
+    /// What others changed there.
+    pub drift: DriftStatus,
+}
+
+/// What a target's trash holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TrashStatus {
+    /// Files, links and folders.
+    pub entries: u64,
+    /// What the filesystem has allocated for them, in bytes.
+    pub bytes: u64,
+    /// When the oldest of them came, in milliseconds since 1970.
+    pub oldest_ms: Option<u64>,
+    /// Why nothing is removed for its age, or why something cannot be removed.
+    pub trouble: Option<String>,
+}
+
+/// What others changed at a target.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// How many changes of others were met.
+    pub count: u64,
+    /// The first paths, escaped.
+    pub names: Vec<String>,
+    /// How many of others' versions stay, because the job says so.
+    pub kept: u64,
+    /// Whether a manager is to acknowledge it.
+    pub alert: bool,
 }
 
 /// A parked object.
@@ -471,6 +505,8 @@ impl Coordinator {
             parked: Vec::new(),
             preview: None,
             last_error,
+            trash: TrashStatus::default(),
+            drift: DriftStatus::default(),
         };
         if let Some(report) = report {
             self.fill(&mut status, report, self.source_of(job));
@@ -495,6 +531,11 @@ impl Coordinator {
         status.parked_count = report.parked_count;
         status.parked = report.parked.iter().take(100).map(parked_status).collect();
         status.preview = report.preview.as_ref().map(preview_status);
+        status.trash = trash_status(&report.trash);
+        status.drift = drift_status(&report.drift);
+        if status.drift.alert && status.state > JobState::Alert {
+            status.state = JobState::Alert;
+        }
         // What the source announced to the master may not have reached the target yet.
         if status.state == JobState::InSync && status.pending_changes > 0 {
             status.state = JobState::Lagging;
@@ -509,6 +550,24 @@ fn parked_status(parked: &ParkedReport) -> ParkedStatus {
         since_ms: parked.since.0,
         attempts: parked.attempts,
         next_try_ms: parked.next_try.0,
+    }
+}
+
+fn trash_status(trash: &TrashReport) -> TrashStatus {
+    TrashStatus {
+        entries: trash.entries,
+        bytes: trash.bytes,
+        oldest_ms: trash.oldest.map(|at| at.0),
+        trouble: trash.trouble.as_deref().map(peer_text),
+    }
+}
+
+fn drift_status(drift: &DriftReport) -> DriftStatus {
+    DriftStatus {
+        count: drift.count,
+        names: peer_names(&drift.names, DRIFT_NAMES),
+        kept: drift.kept,
+        alert: drift.alert,
     }
 }
 

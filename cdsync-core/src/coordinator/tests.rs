@@ -9,7 +9,8 @@ use crate::job::{Mode, Settings};
 use crate::ledger::object::Seq;
 use crate::topology::tests::server;
 use crate::wire::{
-    Adopt, FenceAnswer, Grant, Orders, Signed, SourceReport, SourceState, TargetReport, TargetState,
+    Adopt, DriftReport, FenceAnswer, Grant, Orders, Signed, SourceReport, SourceState,
+    TargetReport, TargetState, TrashReport,
 };
 
 const ORIGIN: OriginId = OriginId(77);
@@ -150,6 +151,8 @@ fn target(state: TargetState, claim: u64) -> TargetReport {
         parked: Vec::new(),
         preview: None,
         last_error: None,
+        trash: TrashReport::default(),
+        drift: DriftReport::default(),
     }
 }
 

@@ -166,6 +166,28 @@ impl Default for Retry {
     }
 }
 
+impl Retry {
+    /// How long to wait before an attempt, in milliseconds: `attempt` counts from one. The same for
+    /// the same `seed` and attempt, and spread evenly over the jitter with both, so that what
+    /// failed together does not come back together.
+    #[must_use]
+    pub fn wait_ms(&self, seed: u64, attempt: u32) -> u64 {
+        let doublings = attempt.saturating_sub(1).min(32);
+        let whole = (u64::from(self.first_ms) << doublings).min(u64::from(self.most_ms));
+        let spread = whole * u64::from(self.jitter_percent.min(100)) / 100;
+        let random = mix(seed ^ u64::from(attempt).rotate_left(48));
+        whole - spread + random % (2 * spread + 1)
+    }
+}
+
+/// Spreads a number over all bits (the finalizer of SplitMix64).
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// How many deletes at once halt a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -335,6 +357,37 @@ mod tests {
             jitter_percent,
         } = settings.retry;
         assert_eq!((first_ms, most_ms, jitter_percent), (1_000, 60_000, 20));
+    }
+
+    /// Proves that waits double from the first to the longest, stay within the jitter, use all of
+    /// it, and are the same each time.
+    #[test]
+    fn waits_double_within_the_jitter() {
+        let retry = Retry {
+            first_ms: 100,
+            most_ms: 1_000,
+            jitter_percent: 20,
+        };
+        for (attempt, whole) in [(1, 100), (2, 200), (4, 800), (5, 1_000), (u32::MAX, 1_000)] {
+            let waits: Vec<u64> = (0..500).map(|seed| retry.wait_ms(seed, attempt)).collect();
+            let (low, high) = (whole * 8 / 10, whole * 12 / 10);
+            assert!(waits.iter().all(|wait| (low..=high).contains(wait)));
+            let quarter = (high - low) / 4;
+            assert!(waits.iter().any(|wait| *wait < low + quarter));
+            assert!(waits.iter().any(|wait| *wait > high - quarter));
+            assert_eq!(waits[7], retry.wait_ms(7, attempt));
+        }
+        let exact = Retry {
+            jitter_percent: 0,
+            ..retry
+        };
+        assert_eq!(exact.wait_ms(3, 3), 400);
+        let longest = Retry {
+            first_ms: 3_600_000,
+            most_ms: 86_400_000,
+            jitter_percent: 50,
+        };
+        assert!(longest.wait_ms(1, 100) <= 86_400_000 * 3 / 2);
     }
 
     /// Proves that a setting beyond its bounds is refused by its name.

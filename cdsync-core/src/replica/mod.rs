@@ -18,6 +18,7 @@ mod fetch;
 mod op;
 mod parked;
 mod plan;
+mod policy;
 mod result;
 mod structure;
 mod sweep;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 pub use fetch::{FetchResult, FetchWant};
 pub use op::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
+pub use policy::Policy;
 pub use sweep::SweepEntry;
 
 use crate::filter::Filter;
@@ -92,6 +94,7 @@ pub struct Logged {
 /// The machine; one per target root.
 #[derive(Debug)]
 pub struct Replica {
+    policy: Policy,
     filter: Filter,
     origin: Option<OriginId>,
     progress: Progress,
@@ -230,6 +233,7 @@ impl Replica {
             }
         }
         Ok(Self {
+            policy: Policy::default(),
             filter,
             origin,
             progress,

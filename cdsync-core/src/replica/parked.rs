@@ -11,10 +11,6 @@ use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::NameSetDigest;
 use crate::time::WallMillis;
 
-/// The first wait, doubled with each attempt.
-const RETRY_FIRST_MS: u64 = 1_000;
-/// The longest wait.
-const RETRY_MAX_MS: u64 = 60_000;
 /// How many are tried at once.
 const RETRY_BATCH: usize = 256;
 
@@ -66,7 +62,7 @@ impl Replica {
             };
             // Whatever comes of it, not at once again.
             self.parked
-                .insert(id, WallMillis(wall.0 + wait_ms(id, row.attempts + 1)));
+                .insert(id, WallMillis(wall.0 + self.wait_ms(id, row.attempts + 1)));
             // What waits for a move may be a folder to move to; the rest comes behind.
             let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder);
             if !blocked || (folder && self.is_free(t, id, &leaving)?) {
@@ -150,7 +146,7 @@ impl Replica {
                 self.unpark(t, id)?;
                 continue;
             };
-            let next = WallMillis(wall.0 + wait_ms(id, row.attempts + 1));
+            let next = WallMillis(wall.0 + self.wait_ms(id, row.attempts + 1));
             self.parked.insert(id, next);
             self.touched.extend([from.0.id, to.0.id]);
             let place = |(folder, name)| Place { folder, name };
@@ -250,7 +246,7 @@ impl Replica {
             .as_ref()
             .map_or(1, |row| row.attempts.saturating_add(1));
         let since = before.map_or(wall, |row| row.since);
-        let next_try = WallMillis(wall.0 + wait_ms(id, attempts));
+        let next_try = WallMillis(wall.0 + self.wait_ms(id, attempts));
         self.parked.insert(id, next_try);
         self.intended.remove(&id);
         if matches!(what, ParkedWhat::Move { .. }) {
@@ -319,6 +315,10 @@ impl Replica {
         put_parked(t, id, &row)
     }
 
+    fn wait_ms(&self, id: ObjectId, attempts: u32) -> u64 {
+        self.policy.retry.wait_ms(id.number, attempts)
+    }
+
     /// Parked objects for a report, at most `most`.
     ///
     /// # Errors
@@ -333,12 +333,4 @@ impl Replica {
         rows.truncate(most);
         Ok(rows)
     }
-}
-
-/// Doubling from a second to a minute, spread by 20 % with the object's own number: many objects
-/// parked at once do not come back at once.
-fn wait_ms(id: ObjectId, attempts: u32) -> u64 {
-    let doubled = RETRY_FIRST_MS << attempts.saturating_sub(1).min(6);
-    let wait = doubled.min(RETRY_MAX_MS);
-    wait - wait / 10 + (id.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % (wait / 5).max(1)
 }

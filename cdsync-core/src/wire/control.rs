@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Epoch, Signed};
+use super::{DriftReport, Epoch, Signed, TrashReport};
 use crate::bounds;
 use crate::coalescer::MassDelete;
 use crate::ids::{JobId, OriginId, ServerId};
@@ -231,6 +231,10 @@ pub struct TargetReport {
     /// What went wrong last, for people.
     #[serde(deserialize_with = "bounds::maybe_text")]
     pub last_error: Option<String>,
+    /// What its trash holds.
+    pub trash: TrashReport,
+    /// What others changed in its root.
+    pub drift: DriftReport,
 }
 
 /// An object that could not be applied yet.

@@ -10,6 +10,7 @@ mod control;
 mod enrol;
 mod peer;
 mod signed;
+mod upkeep;
 
 pub use control::{
     AgentMessage, Answer, Ask, FenceAnswer, GapReport, Hello, JobReport, LogLine, MasterMessage,
@@ -25,6 +26,7 @@ pub use signed::{
     Adopt, Decision, Epoch, Grant, JobOrder, Orders, Restore, SIGNED_MAX_BYTES, SignError, Signed,
     SigningKey, SourceOrder, Standing, TargetOrder, Upstream, VerifyingKey,
 };
+pub use upkeep::{DRIFT_NAMES, DriftReport, TrashReport};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -145,6 +145,9 @@ pub struct TargetOrder {
     pub resume: u64,
     /// Deletes whose files come back from the trash, while the source stays halted.
     pub restore: Option<Restore>,
+    /// How often a manager said `job accept`: a rise lets the source's version replace what was
+    /// kept because others had changed it.
+    pub accepts: u64,
     /// The leave to fetch, shown to upstreams: a signed [`Grant`].
     pub grant: Signed,
 }

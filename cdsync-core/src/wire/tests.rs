@@ -343,6 +343,18 @@ fn control_messages() -> Vec<Golden> {
         parked: vec![parked],
         preview: None,
         last_error: None,
+        trash: TrashReport {
+            entries: 1,
+            bytes: 2,
+            oldest: Some(WallMillis(3)),
+            trouble: None,
+        },
+        drift: DriftReport {
+            count: 4,
+            names: vec!["d".into()],
+            kept: 5,
+            alert: true,
+        },
     };
     let source = SourceReport {
         state: SourceState::Watching,
@@ -421,7 +433,9 @@ fn control_messages() -> Vec<Golden> {
              01 03 01 06 02 11       ; target: in sync, upstream, resume, origin
              07 08 09 0a 01          ; claim, head, pending bytes, oldest, parked
              01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try
-             00 00                   ; preview, last error",
+             00 00                   ; preview, last error
+             01 02 01 03 00          ; trash: entries, bytes, oldest, trouble
+             04 01 01 64 05 01       ; drift: count, names, kept, alert",
         ),
         Golden::of(
             "answer",
@@ -499,6 +513,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
                     after: Seq(4),
                     upto: Seq(5),
                 }),
+                accepts: 4,
                 grant: Signed::default(),
             }),
         }],
@@ -532,7 +547,7 @@ fn signed_and_enrolment() -> Vec<Golden> {
              01 02 2f73 01 02 01     ; source: root, run, resume, decision
              01 02 2f74              ; target: root
              01 03 01 75 01 61 01    ; upstreams: server, name, address; adopt
-             03 01 11 04 05 00 00    ; resume, restore: origin, after, up to; grant
+             03 01 11 04 05 04 00 00 ; resume, restore: origin, after, up to; accepts, grant
              01 04 00 00             ; revoked, standing",
         ),
         Golden::of(

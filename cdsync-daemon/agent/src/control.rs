@@ -165,12 +165,12 @@ impl Control {
         answers: &mpsc::Sender<(u64, Result<Answer, String>)>,
     ) {
         match message {
-            MasterMessage::Welcome { .. } => {}
+            MasterMessage::Welcome { now } => self.serving.clock.told(now),
             MasterMessage::Orders(signed) => match self.keeper.take(&signed) {
                 Ok(orders) => {
                     // At once, not behind engines that end.
                     self.serving.revoke(&orders.revoked);
-                    self.serving.clock.seen(orders.issued);
+                    self.serving.clock.told(orders.issued);
                     self.newest.send_replace(Some(orders.clone()));
                     follow(&self.roles, self.serving.clock.in_force(orders.clone()));
                 }

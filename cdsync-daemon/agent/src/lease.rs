@@ -17,17 +17,63 @@ const STEP: Duration = Duration::from_secs(60);
 /// Time that never runs backwards: the larger of the clock, and the last time seen plus what passed
 /// since. A clock that is set back makes no lease longer.
 #[derive(Debug)]
-pub(crate) struct LeaseClock(Mutex<(Instant, WallMillis)>);
+pub(crate) struct LeaseClock(Mutex<(Instant, WallMillis)>, Mutex<Trust>);
+
+/// How far this server's own clock may be from the master's, or jump, for what is old to be
+/// removed by it.
+const APART_MAX_MS: u64 = 3_600_000;
+
+/// Whether this server's own clock is right.
+#[derive(Debug, Default)]
+struct Trust {
+    /// The master's clock agreed, and it did not jump since.
+    confirmed: bool,
+    /// When it was looked at last, and what it showed.
+    last: Option<(Instant, WallMillis)>,
+}
+
+impl Trust {
+    /// Looks whether the clock jumped since the last time.
+    fn look(&mut self, now: Instant, clock: WallMillis) {
+        if let Some((at, before)) = self.last.replace((now, clock)) {
+            let passed = now.saturating_duration_since(at).as_millis();
+            let due = before
+                .0
+                .saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
+            self.confirmed &= due.abs_diff(clock.0) <= APART_MAX_MS;
+        }
+    }
+}
 
 impl LeaseClock {
     pub(crate) fn start() -> Self {
-        Self(Mutex::new((Instant::now(), wall())))
+        Self(Mutex::new((Instant::now(), wall())), Mutex::default())
     }
 
     /// It is at least so late: the master said so.
     pub(crate) fn seen(&self, at: WallMillis) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *last = (Instant::now(), step(*last, Instant::now(), at));
+    }
+
+    /// The master says now how late it is.
+    pub(crate) fn told(&self, at: WallMillis) {
+        self.seen(at);
+        self.judge(Instant::now(), wall(), Some(at));
+    }
+
+    /// How late it is by this server's clock, for removing what is old; `None` from a jump of more
+    /// than an hour on until the master's clock agrees, and before it has agreed once.
+    pub(crate) fn trusted(&self) -> Option<WallMillis> {
+        let clock = wall();
+        self.judge(Instant::now(), clock, None).then_some(clock)
+    }
+
+    fn judge(&self, now: Instant, clock: WallMillis, master: Option<WallMillis>) -> bool {
+        let mut trust = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        trust.look(now, clock);
+        trust.confirmed |= master.is_some_and(|at| at.0.abs_diff(clock.0) <= APART_MAX_MS);
+        trust.confirmed
     }
 
     pub(crate) fn now(&self) -> WallMillis {
@@ -138,6 +184,28 @@ mod tests {
         clock.seen(ahead);
         assert!(clock.now() >= ahead);
         assert!(clock.left(ahead).is_zero());
+    }
+
+    /// Proves that nothing is too old by a clock that nobody confirmed, or that jumped by more than
+    /// an hour since, until the master's clock agrees with it.
+    #[test]
+    fn a_clock_that_jumps_is_not_trusted() {
+        let clock = LeaseClock::start();
+        let began = Instant::now();
+        let after = |secs| began + Duration::from_secs(secs);
+        let at = |secs: u64| WallMillis(1_000_000_000 + secs * 1000);
+        assert!(!clock.judge(after(0), at(0), None), "never confirmed");
+        assert!(!clock.judge(after(1), at(1), Some(at(4000))), "far from it");
+        assert!(clock.judge(after(2), at(2), Some(at(30))));
+        assert!(
+            clock.judge(after(50_000), at(53_000), None),
+            "drifted a bit"
+        );
+        for jumped in [70_000, 40_000] {
+            assert!(!clock.judge(after(50_001), at(jumped), None), "{jumped}");
+            assert!(!clock.judge(after(50_002), at(jumped + 1), None), "still");
+            assert!(clock.judge(after(50_003), at(jumped + 2), Some(at(jumped))));
+        }
     }
 
     /// Proves that the end of a lease is noticed without new orders, that nothing moves from then

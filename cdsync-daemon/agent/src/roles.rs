@@ -240,6 +240,7 @@ fn follow_target(
         runtime: context.runtime.clone(),
         board: Arc::clone(&context.board),
         log: Arc::clone(&running.log),
+        clock: Arc::clone(&context.serving.clock),
         overlaps,
     });
     match started {
@@ -411,6 +412,7 @@ mod tests {
                 adopt: Adopt::Ask,
                 resume: 0,
                 restore: None,
+                accepts: 0,
                 grant: Signed::default(),
             }),
         }

@@ -103,6 +103,8 @@ pub(super) fn job(job: &JobStatus) -> String {
     }
     for target in &job.targets {
         text.push_str(&parked(target));
+        text.push_str(&drift(job, target));
+        text.push_str(&trash(target));
         if let Some(preview) = &target.preview
             && target.state == JobState::AwaitingAccept
         {
@@ -195,6 +197,60 @@ fn parked(target: &TargetStatus) -> String {
             time(one.next_try_ms),
         );
     }
+    text
+}
+
+/// What others changed at a target.
+fn drift(job: &JobStatus, target: &TargetStatus) -> String {
+    let drift = &target.drift;
+    if drift.count == 0 && drift.kept == 0 {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n{}: {} by others met, {} kept",
+        target.server,
+        count(drift.count, "change", "changes"),
+        drift.kept
+    );
+    if !drift.names.is_empty() {
+        let _ = write!(text, ": {}", drift.names.join(", "));
+        if drift.count > drift.names.len() as u64 {
+            text.push_str(", ..");
+        }
+    }
+    text.push('\n');
+    if drift.alert {
+        let _ = writeln!(text, "  to acknowledge it: cdsync job resume {}", job.name);
+    }
+    if drift.kept > 0 {
+        let _ = writeln!(
+            text,
+            "  to have the source's version: cdsync job accept {}",
+            job.name
+        );
+    }
+    text
+}
+
+/// What a target's trash holds.
+fn trash(target: &TargetStatus) -> String {
+    let trash = &target.trash;
+    if trash.entries == 0 && trash.trouble.is_none() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n{}: {} in the trash, {}",
+        target.server,
+        count(trash.entries, "entry", "entries"),
+        bytes(trash.bytes)
+    );
+    if let Some(oldest) = trash.oldest_ms {
+        let _ = write!(text, ", the oldest since {}", time(oldest));
+    }
+    if let Some(trouble) = &trash.trouble {
+        let _ = write!(text, " ({trouble})");
+    }
+    text.push('\n');
     text
 }
 

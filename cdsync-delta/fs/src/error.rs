@@ -128,6 +128,12 @@ impl FsError {
         self.errno.map(Errno::raw_os_error)
     }
 
+    /// Whether the filesystem has no room left: not a quota, and not a file that is too large.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        self.errno == Some(Errno::NOSPC)
+    }
+
     /// Whether trying again later can help without anybody changing anything at this path.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

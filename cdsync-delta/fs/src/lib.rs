@@ -29,9 +29,9 @@ mod testing;
 pub mod watch;
 
 pub use apply::{
-    Applier, ApplyError, Displaced, Expected, MadeFolder, Move, MoveOutcome, NameSetDigest,
-    Published, Relocated, Staged, StagedWriter, Stager, Trashed, WHOLE_DEPTH_MAX, WholeFolder,
-    make_private, write_unseen,
+    Applier, ApplyError, Displaced, Expected, MadeFolder, Move, MoveOutcome, NameSetDigest, Pace,
+    Published, Relocated, Staged, StagedWriter, Stager, TrashLimits, TrashUse, Trashed,
+    WHOLE_DEPTH_MAX, Weight, WholeFolder, make_private, write_unseen,
 };
 pub use dir::{Applied, Dir, DirRef, Listed, LookWants, Root, RootIdentity, RootLost};
 pub use error::{FsError, FsErrorKind};

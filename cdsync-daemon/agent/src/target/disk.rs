@@ -21,7 +21,7 @@ use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
     Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, Move, MoveOutcome,
-    Root, StagedWriter, Stager, Trashed, write_unseen,
+    Root, StagedWriter, Stager, Trashed, Weight, write_unseen,
 };
 use second::{Second, Shard};
 use whole::{Unseen, WholeFolders};
@@ -33,6 +33,9 @@ const ALONE_BELOW: usize = 16;
 
 /// How many paths are tried to find a folder that interrupted moves have taken along.
 const TRIED_MAX: usize = 1024;
+
+/// How often room is made for one thing.
+const ROOM_ATTEMPTS: usize = 8;
 
 /// The inline contents of the batch being applied: the bytes with the hash that they must have.
 pub(super) type Contents = Vec<Option<(Bytes, Hash)>>;
@@ -52,6 +55,8 @@ pub(super) struct Disk {
     owners_kept: AtomicBool,
     /// What went to the trash for records since it was last asked for.
     removed: Mutex<Vec<Removed>>,
+    /// What went from the trash because the disk was full, since it was asked last.
+    freed: Mutex<Weight>,
 }
 
 impl Disk {
@@ -74,6 +79,7 @@ impl Disk {
             unseen: Unseen::default(),
             owners_kept,
             removed: Mutex::default(),
+            freed: Mutex::default(),
         })
     }
 
@@ -106,6 +112,35 @@ impl Disk {
     /// Whether this process may not give files their owners, as seen so far.
     pub(super) fn owners_kept(&self) -> bool {
         self.owners_kept.load(Ordering::Relaxed)
+    }
+
+    /// What went from the trash because the disk was full, since the last call.
+    pub(super) fn take_freed(&self) -> Weight {
+        std::mem::take(&mut *self.freed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tries something that needs so many bytes; while the disk is full and the trash holds
+    /// anything, room is made and it is tried again.
+    pub(super) fn with_room<T>(
+        &self,
+        bytes: u64,
+        mut attempt: impl FnMut() -> Result<T, ApplyError>,
+    ) -> Result<T, ApplyError> {
+        for _ in 0..ROOM_ATTEMPTS {
+            match attempt() {
+                Err(ApplyError::Fs(error)) if error.is_disk_full() => {
+                    let freed = self.applier.make_room(bytes)?;
+                    if freed.entries == 0 {
+                        return Err(error.into());
+                    }
+                    let mut all = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.entries += freed.entries;
+                    all.bytes += freed.bytes;
+                }
+                other => return other,
+            }
+        }
+        attempt()
     }
 
     fn note(&self, seen: &[Observed]) {
@@ -181,7 +216,9 @@ impl Disk {
 
     fn one(&self, op: &ApplyOp, contents: &Contents, stager: &Stager) -> ApplyResult {
         let outcome = match op {
-            ApplyOp::MakeFolder { at, meta, .. } => self.make_folder(at, meta),
+            ApplyOp::MakeFolder { at, meta, .. } => {
+                self.with_room(0, || self.make_folder(at, meta))
+            }
             ApplyOp::WriteFile {
                 at,
                 body,
@@ -189,7 +226,14 @@ impl Disk {
                 over,
                 adopt,
                 ..
-            } => self.write_file(at, *body, meta, *over, *adopt, contents, stager),
+            } => {
+                let write = || self.write_file(at, *body, meta, *over, *adopt, contents, stager);
+                match body {
+                    Body::Inline(_) => self.with_room(0, write),
+                    // What was staged is gone with a failed attempt: it is fetched again.
+                    Body::Staged(_) => write(),
+                }
+            }
             ApplyOp::AdoptFile {
                 at,
                 size,
@@ -213,7 +257,7 @@ impl Disk {
                 meta,
                 over,
                 ..
-            } => self.make_link(at, target, meta, *over, stager),
+            } => self.with_room(0, || self.make_link(at, target, meta, *over, stager)),
             ApplyOp::SetMeta {
                 at,
                 identity,

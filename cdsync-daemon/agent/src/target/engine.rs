@@ -13,8 +13,8 @@ use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{Replica, Step, SweepEntry};
 use cdsync_core::wire::{
-    Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, ParkedReport, Signed,
-    TargetReport, TargetState, batch_cost, decode,
+    Accepted, Adopt, BatchHeader, Cursor, DriftReport, Inline, JobOrder, LogLine, ParkedReport,
+    Signed, TargetReport, TargetState, batch_cost, decode,
 };
 use cdsync_fs::{Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root};
 use cdsync_transport::compress::Decompressor;
@@ -24,6 +24,7 @@ use super::disk::{Contents, Disk};
 use super::link::{self, LinkContext};
 use super::preview::PreviewRun;
 use super::restore::{self, Removals};
+use super::trash::{self, Cleaner};
 use super::{
     Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
     Verdict,
@@ -71,6 +72,7 @@ pub(super) struct Engine {
     syncer: Syncer,
     /// What went to the trash, for a while.
     removals: Removals,
+    cleaner: Cleaner,
     preview: Option<PreviewRun>,
     batches: VecDeque<(bool, Bytes)>,
     decompressor: Decompressor,
@@ -137,7 +139,8 @@ impl Engine {
             // The ledger speaks of the other root.
             empty(&store)?;
         }
-        let applier = Arc::new(Applier::open(&root, job)?);
+        let limits = trash::limits(&context.order.settings);
+        let applier = Arc::new(Applier::open(&root, job)?.with_trash(limits));
         let filter = Filter::new(&context.order.filter)?;
         // A marker alone says that the job was here once: what came since is people's own.
         let waiting = foreign && !(marked && known) && !adopted;
@@ -151,7 +154,8 @@ impl Engine {
             store.write(Durability::Durable, |t| put_meta(t, MARKED, &true))?;
         }
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
-            Replica::open(t, filter.clone(), foreign)
+            let replica = Replica::open(t, filter.clone(), foreign)?;
+            Ok(replica.with_policy((&context.order.settings).into()))
         };
         let mut replica: Replica = store
             .write(Durability::Durable, fresh)
@@ -163,6 +167,8 @@ impl Engine {
             Arc::clone(&applier),
             filter.clone(),
         )?);
+        let name = context.order.name.to_string();
+        let cleaner = Cleaner::start(Arc::clone(&applier), Arc::clone(&context.clock), name)?;
         let syncer = Syncer::start(applier, mailbox.clone())?;
         let was_copying = replica.claim().0 == 0;
         let resume = Resume {
@@ -186,6 +192,7 @@ impl Engine {
             grant,
             syncer,
             removals,
+            cleaner,
             preview,
             batches: VecDeque::new(),
             decompressor: Decompressor::new(),
@@ -566,6 +573,13 @@ impl Engine {
                 .log
                 .note("owners are not kept: the agent may not set them (it is not root)");
         }
+        let freed = self.disk.take_freed();
+        if freed.entries > 0 {
+            context.log.note(format!(
+                "the disk is full: {} entries of the trash ({} bytes) went before their time",
+                freed.entries, freed.bytes
+            ));
+        }
         if self.was_copying && self.replica.is_in_sync() {
             self.was_copying = false;
             context
@@ -630,6 +644,8 @@ impl Engine {
             parked,
             preview,
             last_error: self.trouble.clone().or(sweep),
+            trash: self.cleaner.report(),
+            drift: DriftReport::default(),
         })
     }
 
@@ -854,6 +870,7 @@ fn start_link(
         paused: context.order.paused,
         resume: Arc::clone(resume),
         credit: CREDIT_BYTES,
+        retry: context.order.settings.retry,
         transport: Arc::clone(&context.transport),
         engine: mailbox,
         disk: Arc::clone(disk),

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cdsync_core::job::Retry;
 use cdsync_core::wire::{
     PeerMessage, RefusedWhy, Signed, Subscribe, Upstream, batch_cost, decode, encode, kind,
 };
@@ -21,10 +22,11 @@ use super::{Input, JobRef, LinkOrder, Resume, Verdict, pull};
 use crate::clock::random_id;
 use crate::mailbox::{Gone, Mailbox};
 
-/// The first wait before an upstream is tried again, doubled with each failure.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-/// The longest wait.
-const RETRY_MAX: Duration = Duration::from_secs(10);
+/// The first wait before an upstream is tried again, doubled with each failure up to the job's
+/// longest one: most connections that end are there again at once.
+const RETRY_FIRST_MS: u32 = 20;
+/// A subscription that held for so long begins with the first wait again.
+const CALM: Duration = Duration::from_secs(10);
 /// How long an upstream may take to let a stream be opened.
 pub(super) const OPEN_MAX: Duration = Duration::from_secs(30);
 /// How long an upstream may say nothing: three of its ticks and a bit. A batch that comes slowly is
@@ -40,6 +42,7 @@ pub(super) struct LinkContext {
     pub(super) paused: bool,
     pub(super) resume: Arc<Mutex<Resume>>,
     pub(super) credit: u32,
+    pub(super) retry: Retry,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) engine: Mailbox<Input>,
     pub(super) disk: Arc<Disk>,
@@ -95,8 +98,12 @@ pub(super) async fn run(mut context: LinkContext, mut orders: mpsc::Receiver<Lin
         let _ = context.engine.deliver(Input::Unlinked(reason)).await;
         return;
     }
-    let mut wait = RETRY_FIRST;
-    let mut next = 0;
+    let retry = Retry {
+        first_ms: RETRY_FIRST_MS.min(context.retry.first_ms),
+        ..context.retry
+    };
+    let longest = Duration::from_millis(u64::from(retry.most_ms));
+    let (mut next, mut failures) = (0, 0_u32);
     while let Some(upstream) = context
         .upstreams
         .get(next % context.upstreams.len().max(1))
@@ -109,8 +116,8 @@ pub(super) async fn run(mut context: LinkContext, mut orders: mpsc::Receiver<Lin
             Err(error) => error,
             Ok(never) => match never {},
         };
-        if before.elapsed() > RETRY_MAX {
-            wait = RETRY_FIRST;
+        if before.elapsed() > longest.min(CALM) {
+            failures = 0;
         }
         let reason = format!("{}: {}", upstream.name, crate::source::chain(&error));
         tracing::debug!(job = context.job.name, reason, "no subscription");
@@ -123,10 +130,9 @@ pub(super) async fn run(mut context: LinkContext, mut orders: mpsc::Receiver<Lin
             return;
         }
         while orders.try_recv().is_ok() {}
-        // Spread by a fifth, so that many targets do not come back at once.
-        let spread = wait.mul_f64(0.9 + (random_id() % 1000) as f64 / 5000.0);
-        tokio::time::sleep(spread).await;
-        wait = (wait * 2).min(RETRY_MAX);
+        failures = failures.saturating_add(1);
+        let wait = retry.wait_ms(random_id(), failures);
+        tokio::time::sleep(Duration::from_millis(wait)).await;
         next += 1;
     }
     let reason = "the orders name no upstream".to_owned();

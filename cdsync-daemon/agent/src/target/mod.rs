@@ -6,6 +6,7 @@ mod link;
 mod preview;
 mod pull;
 mod restore;
+mod trash;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -21,7 +22,10 @@ use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{FetchResult, FetchWant, ReplicaError};
-use cdsync_core::wire::{Accepted, Cursor, JobOrder, TargetOrder, TargetReport, TargetState, Tick};
+use cdsync_core::wire::{
+    Accepted, Cursor, DriftReport, JobOrder, TargetOrder, TargetReport, TargetState, Tick,
+    TrashReport,
+};
 use cdsync_fs::{Applier, ApplyError, FsError, StagedWriter, StoreError};
 use cdsync_transport::Transport;
 use thiserror::Error;
@@ -29,6 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::board::Board;
 use crate::joblog::JobLog;
+use crate::lease::LeaseClock;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots::RootError;
 use engine::Engine;
@@ -115,6 +120,8 @@ pub(crate) struct TargetContext {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) board: Arc<Board>,
     pub(crate) log: Arc<JobLog>,
+    /// Tells when things in the trash are too old.
+    pub(crate) clock: Arc<LeaseClock>,
     /// Another target root of this server that overlaps with this one.
     pub(crate) overlaps: Option<String>,
 }
@@ -140,6 +147,8 @@ impl TargetContext {
                 parked: Vec::new(),
                 preview: None,
                 last_error: Some(error),
+                trash: TrashReport::default(),
+                drift: DriftReport::default(),
             }),
         );
     }

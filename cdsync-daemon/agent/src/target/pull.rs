@@ -214,11 +214,8 @@ fn stage(
     mut inbox: mpsc::Receiver<Bytes>,
 ) -> Result<(StagedWriter, Option<Hash>), String> {
     let told = |error: ApplyError| chain(&error);
-    let writer = disk
-        .fetch_stager()
-        .map_err(told)?
-        .large(size)
-        .map_err(told)?;
+    let stager = disk.fetch_stager().map_err(told)?;
+    let writer = disk.with_room(size, || stager.large(size)).map_err(told)?;
     let mut root = RootBuilder::new();
     let single = size <= RANGE_BYTES as u64;
     while let Some(payload) = inbox.blocking_recv() {
@@ -230,7 +227,9 @@ fn stage(
         if hash.0 != said {
             return Err(format!("range {index} does not match its hash"));
         }
-        writer.write_range(index, bytes).map_err(told)?;
+        let left = size.saturating_sub(index * RANGE_BYTES as u64);
+        disk.with_room(left, || writer.write_range(index, bytes))
+            .map_err(told)?;
         root.push(hash);
     }
     let root = root.finish(size).ok().map(Hash);

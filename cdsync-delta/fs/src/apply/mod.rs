@@ -7,12 +7,16 @@
 //!                                           links, and new folders with what is in them
 //! .cdsync/JOB/spare/<16 hex digits>         what is being swapped: may be another's at any moment
 //! .cdsync/JOB/trash/<time>-<8 hex digits>/  what was removed or displaced, and its `manifest`
+//!                                           and, once it is counted, its `total`
 //! ```
 
 mod digest;
 mod folder;
 mod publish;
 mod relocate;
+mod retention;
+#[cfg(test)]
+mod retention_tests;
 mod sparse;
 mod stage;
 #[cfg(test)]
@@ -37,10 +41,12 @@ pub use digest::NameSetDigest;
 pub use folder::MadeFolder;
 pub use publish::{Displaced, Published};
 pub use relocate::{Move, MoveOutcome, Relocated};
+pub use retention::{Pace, TrashLimits, TrashUse, Weight};
 pub use stage::{Staged, StagedWriter, Stager};
 pub use trash::Trashed;
 pub use whole::{WHOLE_DEPTH_MAX, WholeFolder, make_private, write_unseen};
 
+use retention::Weights;
 use trash::Trash;
 
 /// The longest marker, in bytes.
@@ -161,6 +167,11 @@ pub struct Applier {
     stage: Arc<Dir>,
     spare: Arc<Dir>,
     trash: Mutex<Trash>,
+    limits: TrashLimits,
+    /// Of closed trash folders.
+    weights: Mutex<Weights>,
+    /// Older versions of our own that are replaced go to the trash too.
+    keep_replaced: bool,
 }
 
 impl Applier {
@@ -183,11 +194,24 @@ impl Applier {
             home: Arc::new(home),
             stage: Arc::new(stage),
             spare: Arc::new(spare),
-            trash: Mutex::new(Trash::new(trash)),
+            trash: Mutex::new(Trash::new(trash, TrashLimits::default().span())),
+            limits: TrashLimits::default(),
+            weights: Mutex::default(),
+            keep_replaced: false,
         };
         stage::clear(&applier.stage)?;
         applier.keep_spares()?;
         Ok(applier)
+    }
+
+    /// Says what the trash keeps, which is everything by default, and has older versions that are
+    /// replaced kept there too, which are dropped by default.
+    #[must_use]
+    pub fn with_trash(mut self, limits: TrashLimits) -> Self {
+        self.trash_lock().set_span(limits.span());
+        self.keep_replaced = !limits.erase;
+        self.limits = limits;
+        self
     }
 
     /// The root whose tree it changes.
@@ -313,6 +337,15 @@ impl Applier {
     fn trash_lock(&self) -> MutexGuard<'_, Trash> {
         // Its counter only rises and its lines are whole, also after a panic elsewhere.
         self.trash.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trash_top(&self) -> (Arc<Dir>, Option<Name>) {
+        self.trash_lock().top()
+    }
+
+    fn weights(&self) -> MutexGuard<'_, Weights> {
+        // Each weight is whole.
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 16;
 pub enum Displaced {
     /// Nothing.
     None,
-    /// What the caller expected; it is gone.
+    /// What the caller expected; it is gone, or in the trash where that keeps what is replaced.
     Expected,
     /// Something else; it is in the trash.
     Foreign(Box<Trashed>),
@@ -126,15 +126,18 @@ impl Applier {
         staged.temp.disarm();
         let (folder, temp) = (&staged.temp.folder, &staged.temp.name);
         let out = folder.look_existing(temp)?;
-        if expect.is_some_and(|e| e.is_met_by(&out)) && folder.unlink(temp).is_ok() {
+        let expected = expect.is_some_and(|e| e.is_met_by(&out));
+        if expected && !self.keep_replaced && folder.unlink(temp).is_ok() {
             return Ok(Displaced::Expected);
         }
         let path = dir.path().join(name);
         let slot = self.trash_lock().slot(name)?;
         folder.rename_new(temp, &slot.folder, &slot.name)?;
-        Ok(Displaced::Foreign(Box::new(
-            self.settle(&slot, expect, &path)?,
-        )))
+        let kept = self.settle(&slot, expect, &path)?;
+        if expected {
+            return Ok(Displaced::Expected);
+        }
+        Ok(Displaced::Foreign(Box::new(kept)))
     }
 
     fn published(

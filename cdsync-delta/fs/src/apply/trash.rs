@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 use cdsync_core::ledger::object::{Identity, Kind, Observed};
 use cdsync_core::path::{Escaped, NAME_MAX_BYTES, Name, RelPath};
 
+use super::retention::{MANIFEST, Weight, own_weight};
 use super::{
     Applier, ApplyError, Expected, NameSetDigest, digest, name_of, random_u64, write_full,
 };
 use crate::dir::Dir;
 use crate::error::{FsError, FsErrorKind};
 
-/// How long one trash folder is used. Retention then removes whole folders.
-const FOLDER_AGE: Duration = Duration::from_secs(3600);
+/// How many things one trash folder takes in: so many names are held at once to remove the oldest.
+const FOLDER_ENTRIES: u64 = 10_000;
 
 /// Manifest lines held back before they are written.
 const PENDING_MAX_BYTES: usize = 64 * 1024;
@@ -34,8 +35,12 @@ pub struct Trashed {
 /// The trash of one job.
 #[derive(Debug)]
 pub(super) struct Trash {
-    top: Dir,
+    top: Arc<Dir>,
     current: Option<Current>,
+    /// How long one folder takes things in.
+    span: Duration,
+    /// Folders that are closed, while something may still be on its way into them.
+    closed: Vec<(Name, Arc<Dir>)>,
 }
 
 #[derive(Debug)]
@@ -47,6 +52,9 @@ struct Current {
     written: u64,
     pending: Vec<u8>,
     counter: u64,
+    weight: Weight,
+    /// Whole folders that came and were not counted yet.
+    unweighed: Vec<Name>,
 }
 
 /// A free place in the trash.
@@ -58,19 +66,77 @@ pub(super) struct Slot {
 }
 
 impl Trash {
-    pub(super) fn new(top: Dir) -> Self {
-        Self { top, current: None }
+    pub(super) fn new(top: Dir, span: Duration) -> Self {
+        Self {
+            top: Arc::new(top),
+            current: None,
+            span,
+            closed: Vec::new(),
+        }
+    }
+
+    pub(super) fn set_span(&mut self, span: Duration) {
+        self.span = span;
+    }
+
+    /// The folder of all of it, and the name of the one in use.
+    pub(super) fn top(&self) -> (Arc<Dir>, Option<Name>) {
+        let current = self.current.as_ref().map(|current| current.name.clone());
+        (Arc::clone(&self.top), current)
+    }
+
+    /// Closes the folder in use: what comes next goes to a new one.
+    pub(super) fn close(&mut self) -> Result<(), FsError> {
+        self.flush()?;
+        let closed = self.current.take().map(|c| (c.name, c.folder));
+        self.closed.extend(closed);
+        // Nothing is on its way into what nobody else holds.
+        self.closed.retain(|(_, dir)| Arc::strong_count(dir) > 1);
+        Ok(())
+    }
+
+    /// Closes the folder in use if it is due, or holds anything and `at_once` is said.
+    pub(super) fn close_old(&mut self, at_once: bool) -> Result<(), FsError> {
+        let due = |c: &Current| c.opened.elapsed() > self.span || (at_once && c.counter > 0);
+        if self.current.as_ref().is_some_and(due) {
+            return self.close();
+        }
+        Ok(())
+    }
+
+    /// Whether something may still come into a folder.
+    pub(super) fn is_in_use(&mut self, name: &Name) -> bool {
+        self.closed.retain(|(_, dir)| Arc::strong_count(dir) > 1);
+        let current = self.current.as_ref().map(|current| &current.name);
+        current == Some(name) || self.closed.iter().any(|(closed, _)| closed == name)
+    }
+
+    /// What the folder in use holds.
+    pub(super) fn live_weight(&self) -> Weight {
+        self.current.as_ref().map(|c| c.weight).unwrap_or_default()
+    }
+
+    /// A whole folder in the folder in use whose content is not counted yet.
+    pub(super) fn next_unweighed(&mut self) -> Option<(Arc<Dir>, Name)> {
+        let current = self.current.as_mut()?;
+        let name = current.unweighed.pop()?;
+        Some((Arc::clone(&current.folder), name))
+    }
+
+    /// What came to a folder, if it is the one in use.
+    pub(super) fn add_weight(&mut self, folder: &Dir, weight: Weight) {
+        if let Some(current) = &mut self.current
+            && current.folder.identity() == folder.identity()
+        {
+            current.weight.add(weight);
+        }
     }
 
     /// Reserves a place for something called `basename`.
     pub(super) fn slot(&mut self, basename: &Name) -> Result<Slot, FsError> {
-        if self
-            .current
-            .as_ref()
-            .is_some_and(|c| c.opened.elapsed() > FOLDER_AGE)
-        {
-            self.flush()?;
-            self.current = None;
+        let full = |c: &Current| c.opened.elapsed() > self.span || c.counter >= FOLDER_ENTRIES;
+        if self.current.as_ref().is_some_and(full) {
+            self.close()?;
         }
         let current = match &mut self.current {
             Some(current) => current,
@@ -92,11 +158,17 @@ impl Trash {
         })
     }
 
-    /// Notes where the thing in a slot came from.
-    pub(super) fn note(&mut self, slot: &Slot, from: &RelPath) -> Result<(), FsError> {
-        let Some(current) = &mut self.current else {
+    /// Notes what is in a slot and where it came from.
+    fn note(&mut self, slot: &Slot, from: &RelPath, kind: Kind) -> Result<(), FsError> {
+        let current = self.current.as_mut();
+        let Some(current) = current.filter(|c| c.folder.identity() == slot.folder.identity())
+        else {
+            // It was closed meanwhile: its manifest too.
             return Ok(());
         };
+        if kind == Kind::Folder {
+            current.unweighed.push(slot.name.clone());
+        }
         let line = format!("{}\t{}\n", slot.counter, Escaped(from.as_bytes()));
         current.pending.extend_from_slice(line.as_bytes());
         if current.pending.len() > PENDING_MAX_BYTES {
@@ -128,7 +200,7 @@ impl Current {
         let name = format!("{}-{:08x}", utc_stamp(now.as_secs()), random_u64()? >> 32);
         let name = name_of(name.as_bytes())?;
         let folder = top.private_folder(&name)?;
-        let manifest = folder.create_exclusive(&name_of(b"manifest")?, 0o600)?;
+        let manifest = folder.create_exclusive(&name_of(MANIFEST)?, 0o600)?;
         Ok(Self {
             folder: Arc::new(folder),
             name,
@@ -137,6 +209,8 @@ impl Current {
             written: 0,
             pending: Vec::new(),
             counter: 0,
+            weight: Weight::default(),
+            unweighed: Vec::new(),
         })
     }
 }
@@ -205,8 +279,15 @@ impl Applier {
         expect: Option<Expected>,
         from: &RelPath,
     ) -> Result<Trashed, ApplyError> {
-        self.trash_lock().note(slot, from)?;
         let observed = slot.folder.look_existing(&slot.name)?;
+        if self.limits.erase && observed.kind != Kind::Folder {
+            slot.folder.unlink(&slot.name)?;
+        } else {
+            let weight = own_weight(&slot.folder, &slot.name)?;
+            let mut trash = self.trash_lock();
+            trash.note(slot, from, observed.kind)?;
+            trash.add_weight(&slot.folder, weight.map_or(Weight::default(), |w| w.1));
+        }
         let expected = expect.is_none_or(|e| e.is_met_by(&observed));
         Ok(Trashed {
             kept_as: slot.kept_as.clone(),
@@ -236,7 +317,7 @@ impl Applier {
 }
 
 /// `20260131T235959Z`, from seconds since 1970 (civil date by Hinnant's algorithm).
-fn utc_stamp(secs: u64) -> String {
+pub(super) fn utc_stamp(secs: u64) -> String {
     let (days, of_day) = (secs / 86_400, secs % 86_400);
     let shifted = days + 719_468;
     let (era, of_era) = (shifted / 146_097, shifted % 146_097);

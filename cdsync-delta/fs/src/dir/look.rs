@@ -61,6 +61,24 @@ impl Dir {
         }
     }
 
+    /// What is at a name and how many bytes the filesystem has allocated for it; `None` when there
+    /// is nothing.
+    ///
+    /// # Errors
+    /// As [`Dir::look`].
+    pub(crate) fn allocated(&self, name: &Name) -> Result<Option<(Kind, u64)>, FsError> {
+        let fail = |errno| FsError::at("look at", self.path(), name, errno);
+        let wanted = StatxFlags::TYPE.union(StatxFlags::BLOCKS);
+        match rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, wanted) {
+            Ok(stat) => {
+                self.check_mount(&stat).map_err(fail)?;
+                Ok(Some((kind_of(&stat).map_err(fail)?, stat.stx_blocks * 512)))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(fail(errno)),
+        }
+    }
+
     /// What this folder is itself, with its kernel handle.
     ///
     /// # Errors
