@@ -94,6 +94,10 @@ impl Agent {
             source,
         };
         let ledgers = config.data.join("ledgers");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the agent's own data, which nobody else may write to"
+        )]
         std::fs::create_dir_all(&ledgers).map_err(data_error)?;
         let readers = Readers::start().map_err(data_error)?;
         let transport = Arc::new(AutoTransport::bind(

@@ -238,6 +238,10 @@ impl Control {
 
 /// Which way of watching this process may use. A filesystem may still refuse it; the job's log says
 /// what each source came to.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the kernel's word on this process, not a job's tree"
+)]
 fn watching() -> &'static str {
     use std::os::unix::fs::MetadataExt as _;
     match std::fs::metadata("/proc/self") {

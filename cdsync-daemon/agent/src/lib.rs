@@ -12,6 +12,13 @@
 //! they are wired. The agent runs on the caller's tokio runtime and keeps its own few threads for
 //! files and tables, which end when it is dropped or its `run` ends.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and look at trees as others do: by paths"
+    )
+)]
 
 mod agent;
 mod board;

@@ -46,6 +46,10 @@ impl OrdersKeeper {
         keeper
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the agent's own data, which nobody else may write to"
+    )]
     fn load(&self) -> Result<Option<Orders>, OrdersError> {
         match fs::metadata(&self.file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

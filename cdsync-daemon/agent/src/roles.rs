@@ -1,7 +1,6 @@
 //! The jobs that this server takes part in, as the newest orders say.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +12,7 @@ use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{Answer, Ask, Epoch, JobOrder, LogLine, Orders};
-use cdsync_fs::WatchHub;
+use cdsync_fs::{FolderId, WatchHub, folders_above};
 use cdsync_transport::Transport;
 use tokio::sync::oneshot;
 
@@ -162,6 +161,10 @@ impl Roles {
     }
 
     /// Removes the ledgers of jobs that are no more. Files of people are never touched.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the agent's own data, which nobody else may write to"
+    )]
     fn forget_ledgers(&self, wanted: &[JobId]) {
         let Ok(entries) = std::fs::read_dir(&self.context.ledgers) else {
             return;
@@ -263,7 +266,7 @@ fn ledger_path(folder: &Path, job: JobId, role: &str) -> PathBuf {
 /// or, through links and mounts, on the disk.
 fn overlap(order: &JobOrder, targets: &[(JobId, RootPath)]) -> Option<String> {
     let own = Path::new(order.target.as_ref()?.root.as_str());
-    let own_chain = folder_ids(own);
+    let own_chain = folders_above(own);
     targets
         .iter()
         .filter(|(job, _)| *job < order.job)
@@ -272,29 +275,14 @@ fn overlap(order: &JobOrder, targets: &[(JobId, RootPath)]) -> Option<String> {
             let other = Path::new(root.as_str());
             own.starts_with(other)
                 || other.starts_with(own)
-                || chains_meet(&own_chain, &folder_ids(other))
+                || chains_meet(&own_chain, &folders_above(other))
         })
         .map(ToString::to_string)
 }
 
-/// A folder by device and inode; `None` where there is none (yet).
-type FolderId = Option<(u64, u64)>;
-
-/// A folder and all those that it lies in, itself first. Through links: what counts is where it
-/// really is.
-fn folder_ids(path: &Path) -> Vec<FolderId> {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    real.ancestors()
-        .map(|folder| {
-            let found = std::fs::metadata(folder).ok()?;
-            Some((found.dev(), found.ino()))
-        })
-        .collect()
-}
-
 /// Whether one folder is the other, or lies in it.
-fn chains_meet(a: &[FolderId], b: &[FolderId]) -> bool {
-    let within = |inner: &[FolderId], outer: &[FolderId]| {
+fn chains_meet(a: &[Option<FolderId>], b: &[Option<FolderId>]) -> bool {
+    let within = |inner: &[Option<FolderId>], outer: &[Option<FolderId>]| {
         let outer = outer.first().copied().flatten();
         outer.is_some() && inner.contains(&outer)
     };

@@ -52,7 +52,8 @@ fn find<'a>(allowed: &'a [PathBuf], path: &RootPath) -> Option<(&'a Path, RelPat
     // The longest one, so that a mount below another allowed root is opened by itself.
     let top = allowed
         .iter()
-        .filter(|top| wanted.starts_with(top))
+        // A relative one would be looked for wherever the agent runs; an empty one is above all.
+        .filter(|top| top.is_absolute() && wanted.starts_with(top))
         .max_by_key(|top| top.as_os_str().len())?;
     let below = wanted.strip_prefix(top).ok()?;
     let below = RelPath::new(below.as_os_str().as_bytes().to_vec()).ok()?;
@@ -86,5 +87,18 @@ mod tests {
         );
         assert_eq!(found("/srvx"), None);
         assert_eq!(found("/data"), None);
+    }
+
+    /// Proves that rules which say nothing allow nothing, and that no way up leads out of one.
+    #[test]
+    fn rules_do_not_fail_open() {
+        let path = RootPath::new("/srv/www").unwrap();
+        for allowed in ["", ".", "srv", "./srv"] {
+            assert_eq!(find(&[PathBuf::from(allowed)], &path), None, "{allowed:?}");
+        }
+        assert_eq!(find(&[], &path), None);
+        for up in ["/srv/../etc", "/srv/./www", "/srv//www/..", "srv"] {
+            assert!(RootPath::new(up).is_err(), "{up}");
+        }
     }
 }

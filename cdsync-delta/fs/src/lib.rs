@@ -8,9 +8,18 @@
 //! # Known limits
 //! - Linux only for now.
 //! - Stores through a memory map give no event until they are written back; no look can tell.
+//! - `notify` watches by path: where it is used in place of fanotify, who owns a tree can have names
+//!   outside of it watched for a moment. The hints that come of it are looked up beneath the root.
 //! - [`Dir`] handles outlive renames of the folder. They are asked for by path and are re-resolved
 //!   after half a second; keep none for longer than one batch.
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests make and look at trees as others do: by paths"
+    )
+)]
 
 pub mod apply;
 #[cfg(test)]
@@ -33,7 +42,9 @@ pub use apply::{
     Published, Relocated, Staged, StagedWriter, Stager, TrashLimits, TrashUse, Trashed,
     WHOLE_DEPTH_MAX, Weight, WholeFolder, make_private, write_unseen,
 };
-pub use dir::{Applied, Dir, DirRef, Listed, LookWants, Root, RootIdentity, RootLost};
+pub use dir::{
+    Applied, Dir, DirRef, FolderId, Listed, LookWants, Root, RootIdentity, RootLost, folders_above,
+};
 pub use error::{FsError, FsErrorKind};
 pub use read::{ContentReader, ReadError, open_content};
 pub use restless::{RestlessReader, open_restless};

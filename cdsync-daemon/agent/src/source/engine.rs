@@ -123,8 +123,13 @@ impl Engine {
         mailbox: Mailbox<Input>,
     ) -> Result<Self, SourceError> {
         let part = context.part()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the agent's own data, which nobody else may write to"
+        )]
+        let known = context.ledger.exists();
         let root = match roots::open(&context.allowed, &part.root, false) {
-            Err(roots::RootError::Open { path, source }) if context.ledger.exists() => {
+            Err(roots::RootError::Open { path, source }) if known => {
                 return Err(SourceError::Halt(format!(
                     "the root {path} cannot be opened: {source}; nothing is deleted anywhere. \
                      Bring it back, then resume the job"

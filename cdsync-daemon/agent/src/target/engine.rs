@@ -101,6 +101,10 @@ impl Engine {
             )));
         }
         let part = context.part()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the agent's own data, which nobody else may write to"
+        )]
         let known = context.ledger.exists();
         let root = match roots::open(&context.allowed, &part.root, !known) {
             Err(roots::RootError::Open { path, source }) if known => {

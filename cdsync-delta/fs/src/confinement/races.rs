@@ -18,6 +18,9 @@ const NOBODY: u32 = 65_534;
 /// The folders whose paths are attacked, outermost first.
 const FOLDERS: [&str; 3] = ["a", "a/b", "a/b/c"];
 
+/// What is done, by which user.
+type Attacking = (fn(&mut Attack), u32);
+
 struct Random(u64);
 
 impl Random {
@@ -50,9 +53,6 @@ fn length() -> Duration {
         .and_then(|t| t.parse().ok());
     Duration::from_millis(told.unwrap_or(400))
 }
-
-/// One thing that an attacker does again and again, as this user.
-type Step = (fn(&mut Attack), u32);
 
 /// Swaps components until told to stop. What it cannot do at this moment it leaves.
 struct Attack {
@@ -165,7 +165,7 @@ fn arena() -> Place {
 /// Runs `work` again and again while others attack; gives how often.
 fn under_attack(
     place: &Place,
-    attacks: &[Step],
+    attacks: &[Attacking],
     random: &mut Random,
     mut work: impl FnMut(&mut Random),
 ) {
@@ -241,7 +241,7 @@ fn sending_reads_nothing_outside() {
     let canary = Canary::new(&place, false);
     let outside: Vec<u64> = inodes(&canary);
     let roots = both_ways(&place);
-    let attacks: &[Step] = &[(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
+    let attacks: &[Attacking] = &[(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
     under_attack(&place, attacks, &mut random, |random| {
         let Some(dir) = open(&roots[random.pick(&[0, 1])], random) else {
             return;
@@ -390,7 +390,7 @@ fn receiving_changes_nothing_outside() {
     let place = arena();
     let canary = Canary::new(&place, false);
     let mut writer = Writer::new(&place);
-    let attacks: &[Step] = &[(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
+    let attacks: &[Attacking] = &[(Attack::swap_folders, NOBODY), (Attack::swap_files, NOBODY)];
     under_attack(&place, attacks, &mut random, |random| writer.change(random));
     canary.assert_whole();
     assert_not_in(&place.at(""));
@@ -408,7 +408,7 @@ fn second_names_come_and_go() {
     let canary = Canary::new(&place, true);
     let mut writer = Writer::new(&place);
     // Both as root: the kernel's own protection against such links does not count here.
-    let attacks: &[Step] = &[(Attack::link_files, 0), (Attack::link_files, 0)];
+    let attacks: &[Attacking] = &[(Attack::link_files, 0), (Attack::link_files, 0)];
     under_attack(&place, attacks, &mut random, |random| {
         writer.change(random);
         // The narrowest place: a count of one that is the name outside.
@@ -432,7 +432,7 @@ fn roots_are_opened_inside() {
     let place = arena();
     let canary = Canary::new(&place, false);
     let outside = inodes(&canary);
-    let attacks: &[Step] = &[(Attack::swap_folders, NOBODY)];
+    let attacks: &[Attacking] = &[(Attack::swap_folders, NOBODY)];
     let allowed = place.at("");
     under_attack(&place, attacks, &mut random, |random| {
         let below = path(random.pick(&["a", "a/b", "a/b/c", "a/b/new/deep"]));
@@ -460,7 +460,7 @@ fn own_folders_are_not_given_away() {
     let applier = Applier::open(&place.root, "job").unwrap();
     let (top, new) = (place.root.top(), name("new"));
     let own = top.open_folder(&name(".cdsync")).unwrap();
-    let attacks: &[Step] = &[(Attack::swap_own, NOBODY)];
+    let attacks: &[Attacking] = &[(Attack::swap_own, NOBODY)];
     under_attack(&place, attacks, &mut random, |_| {
         if let Ok(made) = applier.make_folder(&top, &new, &meta(0o777)) {
             let identity = made.observed.fingerprint.identity;

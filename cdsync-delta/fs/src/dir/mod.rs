@@ -1,5 +1,6 @@
 //! The one layer through which everything below a root is reached: open handles of folders.
 
+mod above;
 mod adopt;
 mod beneath;
 mod cache;
@@ -14,6 +15,7 @@ mod root;
 mod tests;
 mod xattr;
 
+pub use above::{FolderId, folders_above};
 pub use folder::Dir;
 pub use list::Listed;
 pub use look::LookWants;

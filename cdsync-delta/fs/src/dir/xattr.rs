@@ -1,4 +1,8 @@
 //! Extended attributes and access lists of an object.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what a descriptor is open on is reached through /proc, with at most one name behind it"
+)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 

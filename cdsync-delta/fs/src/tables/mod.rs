@@ -117,6 +117,10 @@ impl LedgerStore {
     ///
     /// # Errors
     /// [`StoreError::InUse`] and [`StoreError::Open`].
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the agent's own data, which nobody else may write to"
+    )]
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
         let failed = |error| StoreError::not_opened(path, &error);
         // Made here, because redb would make it readable for everybody.

@@ -10,11 +10,12 @@ use ::notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind
 use ::notify::{
     Config, ErrorKind, Event, EventKind, EventKindMask, INotifyWatcher, RecursiveMode, Watcher,
 };
+use cdsync_core::ledger::object::Kind;
 use cdsync_core::path::{Name, RESERVED_NAME, RelPath};
 
 use super::probe::{passing_name, reserved_folder};
 use super::{FlushError, FolderRef, Gap, Hint, HintFlags, HintSink, WatchError};
-use crate::dir::Root;
+use crate::dir::{LookWants, Root};
 use crate::error::{FsError, FsErrorKind};
 
 type SharedSink = Arc<Mutex<Box<dyn HintSink>>>;
@@ -65,7 +66,8 @@ impl NotifyWatch {
         let sentinels = Arc::new(Sentinels::default());
         let sink = Arc::new(Mutex::new(Some(sink)));
         let translator = Translator {
-            root: path.clone(),
+            root: root.clone(),
+            path: path.clone(),
             sink: Arc::clone(&sink),
             sentinels: Arc::clone(&sentinels),
             moved_from: None,
@@ -140,18 +142,10 @@ impl Drop for NotifyWatch {
     }
 }
 
-/// A moved folder is not watched for a moment, nor is anything below it. Looking at the path is good
-/// enough: if something else is there by now, that is told too.
-fn arrived(path: &Path) -> Result<(), Gap> {
-    match path.symlink_metadata() {
-        Ok(found) if found.is_dir() => Err(Gap::NotWatched),
-        // A folder that is not there any more was moved again or removed: told as well.
-        _ => Ok(()),
-    }
-}
-
 struct Translator {
-    root: PathBuf,
+    root: Root,
+    /// The root as it is named in events.
+    path: PathBuf,
     sink: Arc<Mutex<Option<SharedSink>>>,
     sentinels: Arc<Sentinels>,
     /// The last rename seen leaving a name: its other half follows at once if it has one.
@@ -266,7 +260,7 @@ impl Translator {
             }
             (RenameMode::To, [path]) => {
                 self.push(path, created, hints)?;
-                arrived(path)
+                self.arrived(path)
             }
             (RenameMode::Both, [from, to]) => {
                 self.moved_from = None;
@@ -280,7 +274,7 @@ impl Translator {
                     pid: 0,
                     renamed_to,
                 });
-                arrived(to)
+                self.arrived(to)
             }
             (_, paths) => paths.iter().try_for_each(|path| {
                 self.push(
@@ -296,8 +290,22 @@ impl Translator {
         }
     }
 
+    /// A moved folder is not watched for a moment, nor is anything below it. Looking at the path is
+    /// good enough: if something else is there by now, that is told too.
+    fn arrived(&self, path: &Path) -> Result<(), Gap> {
+        let (FolderRef::Path(folder), name) = self.split(path)? else {
+            return Ok(());
+        };
+        let found = self.root.top().open_below(&folder);
+        match found.and_then(|dir| dir.look(&name, LookWants::default())) {
+            Ok(Some(found)) if found.kind == Kind::Folder => Err(Gap::NotWatched),
+            // A folder that is not there any more was moved again or removed: told as well.
+            _ => Ok(()),
+        }
+    }
+
     fn push(&self, path: &Path, what: HintFlags, hints: &mut Vec<Hint>) -> Result<(), Gap> {
-        if path == self.root {
+        if path == self.path {
             if what.removed {
                 return Err(Gap::RootChanged);
             }
@@ -330,7 +338,7 @@ impl Translator {
     }
 
     fn relative(&self, path: &Path) -> Result<RelPath, Gap> {
-        let below = path.strip_prefix(&self.root).map_err(|_| Gap::Malformed)?;
+        let below = path.strip_prefix(&self.path).map_err(|_| Gap::Malformed)?;
         RelPath::new(below.as_os_str().as_bytes().to_vec()).map_err(|_| Gap::Malformed)
     }
 }
