@@ -200,7 +200,7 @@ impl Guard {
         let recent = self.gone_within(now, FREE_WITHIN);
         let free = self.free.max((files + recent.removed) / FREE_PART);
         more.files() == 0
-            || recent.files() + more.files() < free && self.beyond(now, files, more).is_none()
+            || recent.files() + more.files() < free && self.verdict(now, files, more).is_none()
     }
 
     fn beyond(&self, now: Instant, files: u64, more: Weight) -> Option<TooMuch> {
@@ -393,7 +393,13 @@ impl Coalescer {
                 held += weight;
             }
         }
-        let verdict = self.guard.verdict(now, self.ledger.files(), held);
+        let mut verdict = self.guard.verdict(now, self.ledger.files(), held);
+        if verdict.is_none() && self.unseen.count() > 0 {
+            // What the disk fails to show may be gone as well, and would go a little at a time.
+            let mut all = held;
+            all.removed += self.unseen_files(t)?;
+            verdict = self.guard.verdict(now, self.ledger.files(), all);
+        }
         match verdict.filter(|_| held.files() > self.guard.accepted) {
             None => self.release(now, held),
             Some(why) => self.halt(t, now, why, held)?,
@@ -422,12 +428,7 @@ impl Coalescer {
         why: TooMuch,
         held: Weight,
     ) -> Result<(), TableError> {
-        let began = self.guard.burst.as_ref().map_or(now, |burst| burst.began);
-        let since = match why {
-            TooMuch::Emptied => before(began, FREE_WITHIN),
-            TooMuch::Beyond => before(now, self.guard.within()),
-        };
-        let (gone, after) = self.guard.gone_since(since);
+        let (gone, after) = self.guard.gone_since(before(now, self.guard.within()));
         let mut names = Vec::new();
         for slot in self.pending.held.iter().take(NAMES_MAX) {
             if let Some(folder) = self.folders.at(t, slot.0)? {

@@ -12,6 +12,7 @@ use super::{Coalescer, LookError, Slot, Trouble};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access;
+use crate::ledger::object::Kind;
 use crate::ledger::tables::{TableError, TablesRead};
 use crate::path::{Name, RelPath};
 use crate::time::Instant;
@@ -98,6 +99,26 @@ impl Coalescer {
             }
         }
         Ok(held)
+    }
+
+    /// How many files the ledger has at and below what the disk fails to show; some perhaps twice.
+    pub(super) fn unseen_files(&self, t: &dyn TablesRead) -> Result<u64, TableError> {
+        let mut files = 0;
+        for folder in self.unseen.folders.keys() {
+            files += access::files_below(t, *folder)?;
+        }
+        for (folder, name) in self.unseen.names.keys() {
+            let known = access::name(t, *folder, name)?.and_then(|row| row.object);
+            let row = known.map(|id| access::live(t, id)).transpose()?.flatten();
+            files += match row {
+                Some(row) if row.state.kind == Kind::Folder => {
+                    access::files_below(t, row.state.id)?
+                }
+                Some(_) => 1,
+                None => 0,
+            };
+        }
+        Ok(files)
     }
 
     /// Gives up what the disk failed to show, until the next scan meets it: for sources that are

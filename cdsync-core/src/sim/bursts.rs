@@ -189,7 +189,12 @@ fn emptied(seed: u64) {
     let (gone, files) = (bed.gone(), bed.files);
     let story = format!("seed {seed}: {how:?}, down {down}, {gone} of {files} files gone");
     let halted = bed.world.source.halted.clone();
-    let halt = halted.unwrap_or_else(|| panic!("{story}: it was to halt"));
+    let halt = halted.unwrap_or_else(|| {
+        if std::env::var("CDSYNC_SEED").is_ok() {
+            println!("{}", bed.world.story());
+        }
+        panic!("{story}: it was to halt")
+    });
     assert!(gone <= most, "{story}, {most} may");
     assert!(halt.held + halt.gone >= gone, "{story}: {halt:?}");
     assert!(!halt.names.is_empty(), "{story}: {halt:?}");

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use cdsync_tests::{Churn, Cluster, Random, is_root, make_tree, seed};
+use cdsync_tests::{Churn, Cluster, Random, is_root, job_file, make_tree, seed};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// A cluster of a source and two targets, and the job `site`.
@@ -28,7 +28,10 @@ impl Site {
         cluster.agent("edge-1", &one);
         cluster.agent("edge-2", &two);
         let targets: [(&str, &Path); 2] = [("edge-1", &one), ("edge-2", &two)];
-        cluster.job("site", ("origin", &source), &targets);
+        // Nearly everything is deleted at once here, which is somebody else's test.
+        let more = "guard = { percent = 100 }";
+        let job = job_file("site", ("origin", &source), &targets, more);
+        cluster.apply(&job, &[]).expect(0);
         let site = Self {
             cluster,
             source,

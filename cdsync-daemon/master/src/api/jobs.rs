@@ -66,9 +66,10 @@ pub(super) async fn pause(
 pub(super) async fn resume(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
-    request: Option<Json<ResumeRequest>>,
+    request: Option<Json<Option<ResumeRequest>>>,
 ) -> Result<Json<JobStatus>, ApiError> {
-    let decision = request.map_or(Decision::Again, |Json(request)| request.decision);
+    let request = request.and_then(|Json(request)| request);
+    let decision = request.map_or(Decision::Again, |request| request.decision);
     if decision == Decision::Again {
         let job = change(&shared, &name, Job::with_resume, "resumed").await?;
         return Ok(status(&shared, &job));
