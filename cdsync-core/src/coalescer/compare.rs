@@ -150,10 +150,15 @@ impl Coalescer {
             let Some(waiting) = self.listings.looking.remove(&slot) else {
                 continue;
             };
+            let wrote = waiting.what.written || waiting.what.closed;
             if !self.look_again(now, slot.clone(), waiting) {
                 // From here on the listing that the folder is owed stands for it.
                 self.unseen.name_seen(&slot);
                 lost = true;
+                if wrote {
+                    // It does not know of the write.
+                    self.listings.lost();
+                }
             }
         }
         if lost && self.look_at_path(now, t, folder)? {

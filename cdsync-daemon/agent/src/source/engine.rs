@@ -57,14 +57,34 @@ const IDENTITY: &str = "root-identity";
 const COMPLETE: &str = "source-complete";
 const RUN_DONE: &str = "run-done";
 const RUN_HELD: &str = "run-held";
-/// The deletes that halted this source, with the resume that the engine then knew; kept until what
-/// was decided about them is done.
+/// [`Halting`]; kept until what was decided about it is done.
 const DELETES: &str = "mass-delete";
 /// How many paths that the disk does not show are named in a report, and in a fence's answer.
 const REPORT_HELD: usize = 20;
 /// How many gaps are named in a report.
 const REPORT_GAPS: usize = 20;
 const FENCE_HELD: usize = 1000;
+
+/// The deletes that halted this source.
+#[derive(Debug)]
+struct Halting {
+    deletes: MassDelete,
+    /// The resume that the engine then knew.
+    resume: u64,
+    /// What had gone came back at the targets since.
+    restored: bool,
+}
+
+/// A [`Halting`] as the ledger has it.
+type HaltingRow = Option<(MassDelete, u64, bool)>;
+
+impl Halting {
+    fn note(&self, store: &LedgerStore) -> Result<(), SourceError> {
+        let row: HaltingRow = Some((self.deletes.clone(), self.resume, self.restored));
+        store.write(Durability::Durable, |t| put_meta(t, DELETES, &row))?;
+        Ok(())
+    }
+}
 
 type Reply = oneshot::Sender<Result<FenceAnswer, String>>;
 
@@ -164,12 +184,13 @@ impl Engine {
         let (mut coalescer, mut complete, run_done, held) =
             open_ledger(polling.is_on(), context, &store, &root)?;
         let (clock, opened) = (Stopwatch::start(), wall());
-        if let Some(deletes) = &deletes {
+        if let Some(halting) = &deletes {
             // Absence means nothing before the scan has shown what is still gone.
             complete = false;
             match context.part()?.decision {
-                Decision::Accept => coalescer.accept_deletes(deletes.held),
-                _ => coalescer.recall_deletes(clock.now(), deletes),
+                Decision::Accept => coalescer.accept_deletes(halting.deletes.held),
+                _ if halting.restored => {}
+                _ => coalescer.recall_deletes(clock.now(), &halting.deletes),
             }
         }
         let (announce, announced) = watch::channel(Announced::default());
@@ -576,10 +597,13 @@ impl Engine {
             return Ok(());
         };
         self.commit()?;
-        self.store.write(Durability::Durable, |t| {
-            put_meta(t, DELETES, &Some((&deletes, resume)))
-        })?;
-        Err(SourceError::Deletes(Box::new(deletes)))
+        let halting = Halting {
+            deletes,
+            resume,
+            restored: false,
+        };
+        halting.note(&self.store)?;
+        Err(SourceError::Deletes(Box::new(halting.deletes)))
     }
 
     /// The end of a scan: of the first one, everything has been said; of a run, it is over.
@@ -590,7 +614,7 @@ impl Engine {
         }
         if std::mem::take(&mut self.deciding) {
             self.store.write(Durability::Lazy, |t| {
-                put_meta(t, DELETES, &None::<(MassDelete, u64)>)
+                put_meta(t, DELETES, &HaltingRow::None)
             })?;
         }
         if let Some(run) = self.running.take() {
@@ -818,14 +842,24 @@ fn check_identity(
 fn held_deletes(
     context: &SourceContext,
     store: &LedgerStore,
-) -> Result<Option<MassDelete>, SourceError> {
+) -> Result<Option<Halting>, SourceError> {
     let part = context.part()?;
-    let held: Option<Option<(MassDelete, u64)>> = meta(&store.read()?, DELETES)?;
-    match held.flatten() {
-        Some((deletes, resume)) if part.resume <= resume || part.decision == Decision::Restore => {
-            Err(SourceError::Deletes(Box::new(deletes)))
+    let row: Option<HaltingRow> = meta(&store.read()?, DELETES)?;
+    let held = row.flatten().map(|(deletes, resume, restored)| Halting {
+        deletes,
+        resume,
+        restored,
+    });
+    match held {
+        Some(halting) if part.resume <= halting.resume => {
+            Err(SourceError::Deletes(Box::new(halting.deletes)))
         }
-        held => Ok(held.map(|(deletes, _)| deletes)),
+        Some(mut halting) if part.decision == Decision::Restore => {
+            halting.restored = true;
+            halting.note(store)?;
+            Err(SourceError::Deletes(Box::new(halting.deletes)))
+        }
+        held => Ok(held),
     }
 }
 
