@@ -73,6 +73,14 @@ fn change_of<'a>(record: &'a Record, state: &ObjectState) -> Option<Change<'a>> 
             change(Op::Update, None)
         } else if only_times || state.id.is_root() {
             None
+        } else if let Some(left) = record.names.iter().find(|n| n.object.is_none()) {
+            // One of several names went.
+            Some(Change {
+                op: Op::Delete,
+                object: state.id,
+                name: Some(left),
+                from: None,
+            })
         } else {
             change(Op::Attributes, None)
         };
@@ -87,6 +95,8 @@ fn change_of<'a>(record: &'a Record, state: &ObjectState) -> Option<Change<'a>> 
         .or_else(|| others().next());
     match from {
         Some(from) if from.parent == at.parent => change(Op::Rename, Some(from)),
-        from => change(Op::Move, from),
+        Some(from) => change(Op::Move, Some(from)),
+        // It got one more name.
+        None => change(Op::Create, None),
     }
 }

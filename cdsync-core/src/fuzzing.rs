@@ -154,6 +154,8 @@ fn seen(op: &ApplyOp) -> Vec<Observed> {
             mode: 0,
             uid: 0,
             gid: 0,
+            user: Vec::new(),
+            group: Vec::new(),
             mtime: Timestamp::default(),
             xattrs: Xattrs::NONE,
         },
@@ -161,7 +163,7 @@ fn seen(op: &ApplyOp) -> Vec<Observed> {
         device: 0,
         link: None,
         handle: None,
-        left_out: false,
+        left_out: None,
         losses: Losses::NONE,
     };
     match op {

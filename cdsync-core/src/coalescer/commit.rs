@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::compare::{Bytes, Found, Lost, Moves, Round, UNANNOUNCED, moved_bytes};
+use super::links;
 use super::pairing::{climb, is_folder, left};
 use super::{Coalescer, Slot};
 use crate::filter::Verdict;
@@ -35,6 +36,9 @@ impl Coalescer {
         if verdict == Verdict::Descend {
             let id = self.ledger.new_object();
             return self.enter(t, id, slot, seen, unannounced(id, seen));
+        }
+        if self.enter_link(wall, t, &slot, seen)? {
+            return Ok(());
         }
         self.announce_folder(wall, t, slot.0)?;
         let mut record = self.begin(wall, t)?;
@@ -75,6 +79,7 @@ impl Coalescer {
             t.put(Table::Handles, handle, &id.to_key())?;
             self.listings.heard(id, handle);
         }
+        self.note_identity(t, id, seen)?;
         put_name(
             t,
             slot.0,
@@ -181,9 +186,23 @@ impl Coalescer {
         self.ledger.append(t, &record)
     }
 
-    fn renew(&self, row: &mut LiveObject, record: &Record, seen: &Observed, content: bool) {
-        row.state.replaces = row.is_announced().then_some(row.state.version);
-        row.state.version = record.version(self.ledger.origin());
+    /// The version of an object is that of a record.
+    pub(super) fn stamp(&self, row: &mut LiveObject, record: &Record) {
+        let version = record.version(self.ledger.origin());
+        if row.state.version != version {
+            row.state.replaces = row.is_announced().then_some(row.state.version);
+            row.state.version = version;
+        }
+    }
+
+    pub(super) fn renew(
+        &self,
+        row: &mut LiveObject,
+        record: &Record,
+        seen: &Observed,
+        content: bool,
+    ) {
+        self.stamp(row, record);
         row.state.meta = seen.meta.clone();
         if content {
             row.state.content = seen.content();
@@ -272,7 +291,7 @@ impl Coalescer {
             for slot in &slots {
                 // A folder removed by an earlier group took what was below it along.
                 if let Some(l) = lost.get(slot)
-                    && live(t, l.id)?.is_none()
+                    && access::name(t, slot.0, &slot.1)?.and_then(|row| row.object) != Some(l.id)
                 {
                     lost.remove(slot);
                 }
@@ -319,19 +338,22 @@ impl Coalescer {
             if moves.values().any(|from| from == slot) {
                 moving.insert(slot.clone(), gone);
             } else {
-                removed.push(gone);
+                removed.push((slot, gone));
             }
         }
-        for gone in removed {
-            self.remove(t, &mut record, gone)?;
+        for (slot, gone) in removed {
+            if !self.drop_name(t, &mut record, slot, gone.id)? {
+                self.remove(t, &mut record, gone)?;
+            }
         }
         for slot in slots {
             let Some(seen) = found.remove(slot) else {
                 continue;
             };
-            match moves.get(slot).and_then(|from| moving.remove(from)) {
-                Some(gone) => {
-                    let told = self.move_to(t, &mut record, slot, gone, &seen)?;
+            let from = moves.get(slot);
+            match from.and_then(|from| Some((from, moving.remove(from)?))) {
+                Some((from, gone)) => {
+                    let told = self.move_to(t, &mut record, (from, slot), gone, &seen)?;
                     if let Some(id) = told {
                         new_names.insert(slot.clone(), Some(id));
                     }
@@ -346,10 +368,17 @@ impl Coalescer {
                         unannounced(id, &seen.observed),
                     )?;
                 }
-                None => {
-                    new_names.remove(slot);
-                    self.add_new(t, &mut record, slot.clone(), &seen.observed)?;
-                }
+                None => match self.linked(t, &seen.observed)? {
+                    Some(known) => {
+                        let (observed, what) = (&seen.observed, seen.what);
+                        let id = self.link_to(t, &mut record, slot, known, observed, what)?;
+                        new_names.insert(slot.clone(), Some(id));
+                    }
+                    None => {
+                        new_names.remove(slot);
+                        self.add_new(t, &mut record, slot.clone(), &seen.observed)?;
+                    }
+                },
             }
         }
         record
@@ -406,9 +435,14 @@ impl Coalescer {
         gone: Lost,
     ) -> Result<(), TableError> {
         let Lost { id, row, .. } = gone;
-        if let Some(handle) = row.local.as_ref().and_then(|l| l.handle.as_ref()) {
-            access::remove_handle(t, handle, id)?;
+        if let Some(local) = &row.local {
+            if let Some(handle) = &local.handle {
+                access::remove_handle(t, handle, id)?;
+            }
+            access::remove_identity(t, local.fingerprint.identity, id)?;
         }
+        // It may have lost another name in this very record.
+        record.objects.retain(|state| state.id != id);
         if row.state.kind == Kind::Folder {
             self.listings.gone(id);
             self.unseen.folder_seen(id);
@@ -444,20 +478,22 @@ impl Coalescer {
         &mut self,
         t: &mut dyn Tables,
         record: &mut Record,
-        slot: &Slot,
+        (from, slot): (&Slot, &Slot),
         gone: Lost,
         seen: &Found,
     ) -> Result<Option<ObjectId>, TableError> {
         let mut what = seen.what;
         what.merge(gone.what());
-        let Lost { id, mut row, .. } = gone;
+        let Lost { id, row, .. } = gone;
+        // One of its other names may have been recorded since it was read.
+        let mut row = live(t, id)?.unwrap_or(row);
         let bytes = moved_bytes(&row, &seen.observed, what, self.listings.is_deaf(slot.0));
-        match bytes {
-            Bytes::InDoubt => self.doubt_content(t, id)?,
-            Bytes::Differ => self.settle_doubt(t, &id.to_key())?,
-            Bytes::Same => {}
-        }
-        row.names = vec![slot.clone()];
+        self.heed(t, id, bytes)?;
+        row.names.retain(|name| name != from && name != slot);
+        row.names.insert(0, slot.clone());
+        // It may have been met at its new name before it was missed at the old one, as another
+        // object.
+        self.note_identity(t, id, &seen.observed)?;
         put_name(
             t,
             slot.0,
@@ -479,7 +515,7 @@ impl Coalescer {
         let told = row.is_announced() || seen.verdict == Verdict::Included;
         if told {
             self.renew(&mut row, record, &seen.observed, bytes == Bytes::Differ);
-            record.objects.push(row.state.clone());
+            links::tell(record, &row);
         } else {
             note_local(&mut row, &seen.observed);
         }
@@ -526,7 +562,7 @@ impl Coalescer {
     }
 }
 
-fn name_state(slot: &Slot, object: Option<ObjectId>) -> NameState {
+pub(super) fn name_state(slot: &Slot, object: Option<ObjectId>) -> NameState {
     NameState {
         parent: slot.0,
         name: slot.1.clone(),

@@ -124,6 +124,7 @@ impl Coalescer {
             }
         }
         self.recall_vanished(now, t, &mut round)?;
+        self.prepare_links(t, &round)?;
         let mut moves = self.pair(now, t, &mut round)?;
         self.renew_folders(wall, t, &mut round, &moves)?;
         self.guard_round(now, wall, t, &mut round, &mut moves)?;
@@ -298,14 +299,10 @@ impl Coalescer {
         slot: &Slot,
         seen: &Observed,
     ) -> Result<(), TableError> {
-        if seen.left_out
+        if let Some(what) = seen.left_out
             && let Some(folder) = self.folders.at(t, slot.0)?
         {
-            let path = folder.path.join(&slot.1);
-            self.trouble(
-                path,
-                "its extended attributes are larger than 64 KiB: some are not carried",
-            );
+            self.trouble(folder.path.join(&slot.1), what);
         }
         Ok(())
     }
@@ -319,24 +316,23 @@ impl Coalescer {
         if slot.1.is_reserved() {
             return Ok(Verdict::Excluded);
         }
-        if !matches!(kind, Kind::File | Kind::Folder | Kind::Symlink) {
-            if let Some(folder) = self.folders.at(t, slot.0)? {
-                self.trouble(
-                    folder.path.join(&slot.1),
-                    "pipes, sockets and devices are not carried",
-                );
-            }
-            return Ok(Verdict::Excluded);
-        }
-        if self.filter.is_trivial() {
+        let carried = self.config.specials.carries(kind);
+        if carried && self.filter.is_trivial() {
             return Ok(Verdict::Included);
         }
         let Some(folder) = self.folders.at(t, slot.0)? else {
             return Ok(Verdict::Excluded);
         };
-        Ok(self
-            .filter
-            .judge(&folder.path.join(&slot.1), kind == Kind::Folder))
+        let path = folder.path.join(&slot.1);
+        let verdict = self.filter.judge(&path, kind == Kind::Folder);
+        if carried || verdict == Verdict::Excluded {
+            return Ok(verdict);
+        }
+        self.trouble(
+            path,
+            format!("it is a {kind}, which the job does not carry (specials)"),
+        );
+        Ok(Verdict::Excluded)
     }
 
     /// Compares an object with a look at the same inode behind the same name.

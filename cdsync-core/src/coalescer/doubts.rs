@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::Coalescer;
-use super::compare::{RACY_MS, is_racy};
+use super::compare::{Bytes, RACY_MS, is_racy};
 use crate::ids::ObjectId;
 use crate::ledger::access::{live, put_live};
 use crate::ledger::object::{Content, Hash, Seq};
@@ -220,6 +220,20 @@ impl Coalescer {
             self.written = true;
         }
         Ok(())
+    }
+
+    /// Raises or ends a doubt by what a comparison showed.
+    pub(super) fn heed(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        bytes: Bytes,
+    ) -> Result<(), TableError> {
+        match bytes {
+            Bytes::InDoubt => self.doubt_content(t, id),
+            Bytes::Differ => self.settle_doubt(t, &id.to_key()),
+            Bytes::Same => Ok(()),
+        }
     }
 
     /// The bytes of a file may be other ones than recorded.

@@ -337,7 +337,7 @@ impl Coalescer {
             let found = round.found.get(slot);
             let renamed = moves.contains_key(slot);
             if lost.waiting.guarded != Guarded::Free
-                && let Some(weight) = weigh(t, lost, found, renamed)?
+                && let Some(weight) = weigh(t, (slot, lost), found, renamed)?
             {
                 weights.insert(slot.clone(), weight);
             }
@@ -488,10 +488,11 @@ impl Coalescer {
     }
 }
 
-/// What goes with a name that something left: `None` where nothing does.
+/// What goes with a name that something left: `None` where nothing does. A file of several names
+/// counts at its first one.
 fn weigh(
     t: &dyn TablesRead,
-    lost: &Lost,
+    (slot, lost): (&Slot, &Lost),
     found: Option<&Found>,
     renamed: bool,
 ) -> Result<Option<Weight>, TableError> {
@@ -505,6 +506,9 @@ fn weigh(
             emptied: 0,
         };
         return Ok((found.is_none() || removed > 0).then_some(weight));
+    }
+    if lost.row.slot() != Some(slot) {
+        return Ok(None);
     }
     Ok(match found {
         None => Some(Weight::ONE_REMOVED),

@@ -22,6 +22,7 @@ mod compare;
 mod doubts;
 mod gaps;
 mod guard;
+mod links;
 mod listing;
 mod pairing;
 mod patrol;
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
-use crate::job::Guard as GuardBounds;
+use crate::job::{Guard as GuardBounds, Specials};
 pub use crate::ledger::access::Slot;
 use crate::ledger::access::{FolderAt, Folders};
 use crate::ledger::object::{Identity, Observed, Seq};
@@ -167,6 +168,8 @@ pub struct CoalescerConfig {
     pub linger_large: Duration,
     /// What counts as large, in bytes.
     pub large: u64,
+    /// Which special files are carried.
+    pub specials: Specials,
     /// How many names wait at most; beyond it hints become a gap of their folder.
     pub pending_max: usize,
     /// How many gaps are followed at most; beyond it those of the folders above stand for them.
@@ -189,6 +192,7 @@ impl Default for CoalescerConfig {
             linger: Duration::from_micros(300),
             linger_large: Duration::from_millis(10),
             large: 1 << 20,
+            specials: Specials::default(),
             pending_max: 65_536,
             gaps_max: 1024,
             looks_max: 2048,
@@ -235,6 +239,8 @@ pub struct Coalescer {
     /// The last record of a round, which still takes the metadata of its folders.
     open: Option<Record>,
     announced: Seq,
+    /// There is an index of objects by what the disk knows them by.
+    indexed: bool,
     written: bool,
     troubles: Vec<Trouble>,
     trouble_paths: BTreeSet<RelPath>,
@@ -265,6 +271,7 @@ impl Coalescer {
         now: WallMillis,
     ) -> Result<Self, TableError> {
         let ledger = LedgerWriter::open(t, fresh, incarnation, root, now)?;
+        let indexed = links::is_indexed(t)?;
         Ok(Self {
             config,
             filter,
@@ -284,6 +291,7 @@ impl Coalescer {
             told: BTreeSet::new(),
             open: None,
             announced: Seq(0),
+            indexed,
             written: true,
             troubles: Vec::new(),
             trouble_paths: BTreeSet::new(),

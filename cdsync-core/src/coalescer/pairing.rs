@@ -34,7 +34,11 @@ impl Coalescer {
                 continue;
             };
             let Some(row) = live(t, id)? else { continue };
-            let Some(slot) = row.slot().cloned() else {
+            let in_doubt = |slot: &&Slot| {
+                let waiting = self.pending.get(slot);
+                waiting.is_some_and(|w| row.names.len() == 1 || w.confirm != Confirm::No)
+            };
+            let Some(slot) = row.names.iter().find(in_doubt).cloned() else {
                 continue;
             };
             let Some(waiting) = self.pending.take(&slot) else {
@@ -56,7 +60,7 @@ impl Coalescer {
         round: &mut Round,
     ) -> Result<Moves, TableError> {
         loop {
-            let moves = by_identity(round);
+            let moves = by_identity(round, &self.owners(t, round)?);
             let unsure = unsure(t, round, &moves)?;
             if !unsure.is_empty() {
                 for slot in linked(unsure, &moves) {
@@ -116,21 +120,28 @@ impl Coalescer {
     }
 }
 
-fn by_identity(round: &Round) -> Moves {
-    let lost: BTreeMap<Identity, &Slot> = round
-        .lost
-        .iter()
-        .filter_map(|(slot, lost)| Some((identity(&lost.row)?, slot)))
-        .collect();
+fn by_identity(round: &Round, owners: &BTreeMap<Identity, ObjectId>) -> Moves {
+    // A file may have left several names, and come to several.
+    let mut lost: BTreeMap<Identity, Vec<&Slot>> = BTreeMap::new();
+    for (slot, gone) in round.lost.iter().rev() {
+        if let Some(identity) = identity(&gone.row) {
+            lost.entry(identity).or_default().push(slot);
+        }
+    }
     let mut moves = Moves::new();
-    let mut taken = BTreeSet::new();
     for (slot, found) in &round.found {
-        let Some(from) = lost.get(&found.observed.fingerprint.identity) else {
+        let identity = found.observed.fingerprint.identity;
+        let Some(left) = lost.get_mut(&identity) else {
             continue;
         };
-        let kind_fits = round.lost[*from].row.state.kind == found.observed.kind;
-        if kind_fits && taken.insert(*from) {
-            moves.insert(slot.clone(), (*from).clone());
+        // An older object of the same file is none any more.
+        let fits = |from: &&Slot| {
+            let gone = &round.lost[*from];
+            gone.row.state.kind == found.observed.kind
+                && owners.get(&identity).is_none_or(|owner| *owner == gone.id)
+        };
+        if let Some(at) = left.iter().rposition(|from| fits(from)) {
+            moves.insert(slot.clone(), left.remove(at).clone());
         }
     }
     moves

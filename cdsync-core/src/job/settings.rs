@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::ledger::object::Kind;
+
 const MINUTE_MS: u64 = 60_000;
 const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
 /// Ten years: the longest time that is kept.
@@ -88,6 +90,19 @@ pub struct Specials {
     pub sockets: bool,
     /// Device nodes: whoever may write the source's tree gets access to the targets' devices.
     pub devices: bool,
+}
+
+impl Specials {
+    /// Whether an object of this kind is carried.
+    #[must_use]
+    pub const fn carries(self, kind: Kind) -> bool {
+        match kind {
+            Kind::File | Kind::Folder | Kind::Symlink => true,
+            Kind::Fifo => self.fifos,
+            Kind::Socket => self.sockets,
+            Kind::CharDevice | Kind::BlockDevice => self.devices,
+        }
+    }
 }
 
 impl Default for Specials {

@@ -233,7 +233,8 @@ impl Folders {
     }
 }
 
-/// How many files are below a folder: everything there that is no folder.
+/// How many files are below a folder: everything there that is no folder. A file of several names
+/// counts at its first one.
 ///
 /// # Errors
 /// [`TableError`]; not retryable within the transaction.
@@ -242,14 +243,14 @@ pub fn files_below(t: &dyn TablesRead, folder: ObjectId) -> Result<u64, TableErr
     let mut stack = vec![folder];
     while let Some(at) = stack.pop() {
         let mut found = Vec::new();
-        children(t, at, &mut |_, row| {
-            found.extend(row.object);
+        children(t, at, &mut |name, row| {
+            found.extend(row.object.map(|id| (id, (at, name))));
             ControlFlow::Continue(())
         })?;
-        for id in found {
-            match live(t, id)?.map(|row| row.state.kind) {
-                Some(super::object::Kind::Folder) => stack.push(id),
-                Some(_) => files += 1,
+        for (id, slot) in found {
+            match live(t, id)? {
+                Some(row) if row.state.kind == super::object::Kind::Folder => stack.push(id),
+                Some(row) => files += u64::from(row.slot() == Some(&slot)),
                 None => {}
             }
         }
@@ -282,8 +283,11 @@ pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, 
                 put_live(t, id, child)?;
                 continue;
             }
-            if let Some(handle) = child.local.and_then(|l| l.handle) {
-                remove_handle(t, &handle, id)?;
+            if let Some(local) = child.local {
+                if let Some(handle) = local.handle {
+                    remove_handle(t, &handle, id)?;
+                }
+                remove_identity(t, local.fingerprint.identity, id)?;
             }
             t.remove(Table::Parked, &id.to_key())?;
             put_gone(t, id, by)?;
@@ -439,6 +443,53 @@ pub fn folder_by_handle(t: &dyn TablesRead, handle: &[u8]) -> Result<Option<Obje
 pub fn remove_handle(t: &mut dyn Tables, handle: &[u8], id: ObjectId) -> Result<(), TableError> {
     if folder_by_handle(t, handle)? == Some(id) {
         t.remove(Table::Handles, handle)?;
+    }
+    Ok(())
+}
+
+fn identity_key(identity: Identity) -> [u8; 20] {
+    let mut key = [0; 20];
+    key[..8].copy_from_slice(&identity.inode.to_be_bytes());
+    key[8..16].copy_from_slice(&identity.born.secs.to_be_bytes());
+    key[16..].copy_from_slice(&identity.born.nanos.to_be_bytes());
+    key
+}
+
+/// The object that an index has for what a disk knows it by. It may be another one since.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn object_by_identity(
+    t: &dyn TablesRead,
+    identity: Identity,
+) -> Result<Option<ObjectId>, TableError> {
+    let key = t.get(Table::Links, &identity_key(identity))?;
+    Ok(key.and_then(|key| ObjectId::from_key(&key)))
+}
+
+/// Notes what a disk knows an object by.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_identity(
+    t: &mut dyn Tables,
+    identity: Identity,
+    id: ObjectId,
+) -> Result<(), TableError> {
+    t.put(Table::Links, &identity_key(identity), &id.to_key())
+}
+
+/// Forgets what a disk knew an object by.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn remove_identity(
+    t: &mut dyn Tables,
+    identity: Identity,
+    id: ObjectId,
+) -> Result<(), TableError> {
+    if object_by_identity(t, identity)? == Some(id) {
+        t.remove(Table::Links, &identity_key(identity))?;
     }
     Ok(())
 }

@@ -70,6 +70,9 @@ impl std::fmt::Display for Kind {
     }
 }
 
+/// The longest name of an owner or group, in bytes.
+pub const OWNER_NAME_MAX_BYTES: usize = 256;
+
 /// Metadata that is kept identical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Metadata {
@@ -79,6 +82,10 @@ pub struct Metadata {
     pub uid: u32,
     /// Group, numeric.
     pub gid: u32,
+    /// The owner's name at the source; empty where owners travel by number, or it has none.
+    pub user: Vec<u8>,
+    /// The same for the group.
+    pub group: Vec<u8>,
     /// Modification time.
     pub mtime: Timestamp,
     /// Extended attributes and access lists.
@@ -178,8 +185,8 @@ pub struct Observed {
     pub link: Option<Vec<u8>>,
     /// A folder's kernel file handle, where the filesystem gives one.
     pub handle: Option<Vec<u8>>,
-    /// Some extended attributes are not among its metadata, because they are too large.
-    pub left_out: bool,
+    /// What of it is not carried, for people.
+    pub left_out: Option<&'static str>,
     /// What this disk could not hold of what it was to be: known right after it was made so.
     pub losses: Losses,
 }

@@ -123,6 +123,13 @@ pub enum ParkedWhat {
         /// Where the ledger has it.
         to: (FolderAt, Name),
     },
+    /// This name is to become a link to the object.
+    Link {
+        /// Which object.
+        object: ObjectId,
+        /// Where.
+        at: (ObjectId, Name),
+    },
     /// To be removed from this name; the object itself is a tombstone.
     Remove {
         /// Where it still is.
@@ -132,6 +139,17 @@ pub enum ParkedWhat {
         /// What it is.
         kind: super::object::Kind,
     },
+}
+
+impl ParkedWhat {
+    /// The name that it is about, where it is about a name rather than an object.
+    #[must_use]
+    pub const fn name(&self) -> Option<&(ObjectId, Name)> {
+        match self {
+            Self::Link { at, .. } | Self::Remove { at, .. } => Some(at),
+            Self::Content(_) | Self::Meta(_) | Self::Move { .. } => None,
+        }
+    }
 }
 
 /// One run of an agent over a source's ledger.

@@ -21,11 +21,14 @@ pub enum Table {
     Parked,
     /// Object id of a file whose bytes may be other ones than recorded, to nothing.
     Doubts,
+    /// What a disk knows a file by to its object id: at a source that has met a file with several
+    /// names.
+    Links,
 }
 
 impl Table {
     /// Every table, in a fixed order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Meta,
         Self::Objects,
         Self::Names,
@@ -33,6 +36,7 @@ impl Table {
         Self::Handles,
         Self::Parked,
         Self::Doubts,
+        Self::Links,
     ];
 
     /// Its name in a store, with the version of its row format.
@@ -46,6 +50,7 @@ impl Table {
             Self::Handles => "handles-0",
             Self::Parked => "parked-0",
             Self::Doubts => "doubts-0",
+            Self::Links => "links-0",
         }
     }
 }

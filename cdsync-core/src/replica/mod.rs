@@ -15,6 +15,7 @@
 //! 5. [`Replica::poll_timeout`]: when parked objects are tried again: [`Replica::handle_timeout`].
 
 mod fetch;
+mod links;
 mod op;
 mod parked;
 mod plan;
@@ -175,6 +176,8 @@ enum Then {
     Touched,
     /// Objects were moved.
     Moved,
+    /// A name is a link to the object's first one.
+    Linked(Seq, access::Slot),
     /// A name was emptied.
     Removed(Seq, access::Slot),
     /// A file that may have been replaced before a crash is the one that is known, or not.
@@ -198,15 +201,18 @@ fn suspect_published(t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError>
     let Some(row) = access::live(t, id)? else {
         return Ok(());
     };
-    let (None, Some((parent, name))) = (&row.local, row.slot()) else {
+    if row.local.is_some() {
         return Ok(());
-    };
-    let remnant = access::name(t, *parent, name)?.and_then(|row| row.remnant);
-    let noted = NameRow {
-        object: Some(id),
-        remnant: Some(remnant.unwrap_or_default()),
-    };
-    access::put_name(t, *parent, name, noted)
+    }
+    for (parent, name) in &row.names {
+        let remnant = access::name(t, *parent, name)?.and_then(|row| row.remnant);
+        let noted = NameRow {
+            object: Some(id),
+            remnant: Some(remnant.unwrap_or_default()),
+        };
+        access::put_name(t, *parent, name, noted)?;
+    }
+    Ok(())
 }
 
 impl Replica {

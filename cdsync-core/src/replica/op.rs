@@ -105,6 +105,21 @@ pub enum ApplyOp {
         /// As for files.
         over: Option<Identity>,
     },
+    /// Publishes a pipe, a socket or a device.
+    MakeSpecial {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// What it is.
+        kind: Kind,
+        /// A device's number, else zero.
+        device: u64,
+        /// Its metadata.
+        meta: Metadata,
+        /// As for files.
+        over: Option<Identity>,
+    },
     /// Sets metadata.
     SetMeta {
         /// Which object.
@@ -117,6 +132,19 @@ pub enum ApplyOp {
         kind: Kind,
         /// The metadata.
         meta: Metadata,
+    },
+    /// Makes a name a link to a file, in place of what is there.
+    Link {
+        /// Which object.
+        id: ObjectId,
+        /// A name that it has.
+        from: Place,
+        /// The name that it gets.
+        at: Place,
+        /// What it is known by.
+        identity: Identity,
+        /// What is expected at the name.
+        over: Option<Identity>,
     },
     /// Moves objects, each to where another one may still be.
     Move(Vec<MoveOne>),
@@ -144,9 +172,55 @@ impl ApplyOp {
             | Self::WriteFile { id, .. }
             | Self::AdoptFile { id, .. }
             | Self::MakeLink { id, .. }
+            | Self::MakeSpecial { id, .. }
+            | Self::Link { id, .. }
             | Self::SetMeta { id, .. }
             | Self::Remove { id, .. } => Some(*id),
             Self::Move(moves) => moves.first().map(|m| m.id),
+        }
+    }
+
+    /// The metadata that it gives.
+    #[must_use]
+    pub fn meta(&self) -> Option<&Metadata> {
+        match self {
+            Self::MakeFolder { meta, .. }
+            | Self::WriteFile { meta, .. }
+            | Self::AdoptFile { meta, .. }
+            | Self::MakeLink { meta, .. }
+            | Self::MakeSpecial { meta, .. }
+            | Self::SetMeta { meta, .. } => Some(meta),
+            Self::Link { .. } | Self::Move(_) | Self::Remove { .. } => None,
+        }
+    }
+
+    /// The places that it changes.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        let one = match self {
+            Self::MakeFolder { at, .. }
+            | Self::WriteFile { at, .. }
+            | Self::AdoptFile { at, .. }
+            | Self::MakeLink { at, .. }
+            | Self::MakeSpecial { at, .. }
+            | Self::Link { at, .. }
+            | Self::Remove { at, .. } => Some(at),
+            Self::SetMeta { at, .. } => at.as_ref(),
+            Self::Move(_) => None,
+        };
+        let moved = self.moves().iter().flat_map(|one| [&one.from, &one.to]);
+        one.into_iter().chain(moved)
+    }
+
+    /// The metadata that it gives, to be changed to what this disk's server knows.
+    pub fn meta_mut(&mut self) -> Option<&mut Metadata> {
+        match self {
+            Self::MakeFolder { meta, .. }
+            | Self::WriteFile { meta, .. }
+            | Self::AdoptFile { meta, .. }
+            | Self::MakeLink { meta, .. }
+            | Self::MakeSpecial { meta, .. }
+            | Self::SetMeta { meta, .. } => Some(meta),
+            Self::Link { .. } | Self::Move(_) | Self::Remove { .. } => None,
         }
     }
 
@@ -174,6 +248,8 @@ impl ApplyOp {
             | Self::WriteFile { at, .. }
             | Self::AdoptFile { at, .. }
             | Self::MakeLink { at, .. }
+            | Self::MakeSpecial { at, .. }
+            | Self::Link { at, .. }
             | Self::Remove { at, .. } => Some(at.folder.id),
             Self::SetMeta { at, .. } => at.as_ref().map(|at| at.folder.id),
             Self::Move(_) => None,

@@ -129,6 +129,7 @@ impl Replica {
                 self.run(op, Then::Removed(row.seq, at));
                 Ok(())
             }
+            ParkedWhat::Link { object, at } => self.plan_link(t, row.seq, object, at),
             ParkedWhat::Content(_) => self.unpark(t, id),
         }
     }
@@ -285,7 +286,7 @@ impl Replica {
                     ..state.clone()
                 };
             }
-            ParkedWhat::Move { .. } | ParkedWhat::Remove { .. } => {}
+            ParkedWhat::Move { .. } | ParkedWhat::Link { .. } | ParkedWhat::Remove { .. } => {}
         }
         put_parked(t, state.id, &row)
     }

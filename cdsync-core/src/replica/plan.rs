@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{ApplyOp, Body, Issued, Place, Queued, Replica, Running, Step, Then, tree};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
-use crate::ledger::object::{Content, Identity, Kind, ObjectState, Seq};
+use crate::ledger::object::{Content, Identity, Kind, OWNER_NAME_MAX_BYTES, ObjectState, Seq};
 use crate::ledger::outgoing::INLINE_MAX_BYTES;
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::rows::{LiveObject, NameRow, ObjectRow};
@@ -55,7 +55,8 @@ fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
         (Kind::Symlink, Content::Link(target)) => {
             !target.is_empty() && target.len() <= LINK_MAX_BYTES && !target.contains(&0)
         }
-        (Kind::Folder, Content::None) => true,
+        (Kind::Folder | Kind::Fifo | Kind::Socket, Content::None) => true,
+        (Kind::CharDevice | Kind::BlockDevice, Content::Device(_)) => true,
         _ => false,
     };
     content_fits
@@ -69,6 +70,8 @@ fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
         && state.meta.gid != u32::MAX
         && state.meta.mtime.is_valid()
         && state.meta.xattrs.fit()
+        && state.meta.user.len() <= OWNER_NAME_MAX_BYTES
+        && state.meta.group.len() <= OWNER_NAME_MAX_BYTES
         && (!state.id.is_root() || state.kind == Kind::Folder)
 }
 
@@ -276,6 +279,7 @@ impl Replica {
                 .find(|n| n.object == Some(state.id));
             let slot = name.map(|n| (n.parent, n.name.clone()));
             self.plan_object(wall, t, queued, state, slot, None)?;
+            self.add_names(t, &queued.record, state.id)?;
         }
         Ok(())
     }
@@ -358,9 +362,14 @@ impl Replica {
                         remnant: over,
                     },
                 )?;
+                // A record that comes again takes no names back that a later one gave.
+                let names = match row {
+                    Some(ObjectRow::Live(row)) if row.names.contains(&slot) => row.names,
+                    _ => vec![slot],
+                };
                 let row = LiveObject {
                     state: state.clone(),
-                    names: vec![slot],
+                    names,
                     local: None,
                 };
                 put_live(t, state.id, row)?;
@@ -423,7 +432,21 @@ impl Replica {
                 );
                 Ok(())
             }
-            _ => self.plan_file(wall, t, seq, state, content, at, over),
+            (Kind::File, _) => self.plan_file(wall, t, seq, state, content, at, over),
+            (kind, content) => {
+                let held = Then::Held(Box::new(state.clone()));
+                let (kind, device) = (*kind, device_of(content));
+                let op = ApplyOp::MakeSpecial {
+                    id,
+                    at,
+                    kind,
+                    device,
+                    meta,
+                    over,
+                };
+                self.run(op, held);
+                Ok(())
+            }
         }
     }
 
@@ -682,6 +705,13 @@ impl Replica {
 
     pub(super) fn run(&mut self, op: ApplyOp, then: Then) {
         self.running.push(Running { op, then });
+    }
+}
+
+fn device_of(content: &Content) -> u64 {
+    match content {
+        Content::Device(number) => *number,
+        _ => 0,
     }
 }
 

@@ -29,7 +29,7 @@ impl Replica {
             self.dirty = true;
             match (then, result) {
                 (Then::Held(state), ApplyResult::Done(seen)) => {
-                    self.held(t, *state, seen.into_iter().next())?;
+                    self.held(wall, t, *state, seen.into_iter().next())?;
                 }
                 (Then::New(state), ApplyResult::Done(seen)) => {
                     enter(t, *state, op, seen.into_iter().next().map(local_of))?;
@@ -39,7 +39,7 @@ impl Replica {
                     self.park_content(wall, t, state.version.seq, *state, reason)?;
                 }
                 (Then::Adopted(state), ApplyResult::Done(seen)) => {
-                    self.held(t, *state, seen.into_iter().next())?;
+                    self.held(wall, t, *state, seen.into_iter().next())?;
                 }
                 (Then::Adopted(state), ApplyResult::NotEqual) => {
                     self.fetches.want(state.version.seq, *state);
@@ -61,6 +61,12 @@ impl Replica {
                 (Then::Moved, ApplyResult::Done(seen)) => self.moved(t, &op, seen)?,
                 (Then::Moved, ApplyResult::Failed(reason)) => {
                     self.not_moved(wall, t, &op, &reason)?;
+                }
+                (Then::Linked(_, slot), ApplyResult::Done(seen)) => {
+                    self.linked(t, &op, &slot, seen.into_iter().next())?;
+                }
+                (Then::Linked(seq, slot), ApplyResult::Failed(reason)) => {
+                    self.not_linked(wall, t, &op, (seq, slot), reason)?;
                 }
                 (Then::Removed(_, slot), ApplyResult::Done(_)) => self.removed(t, &op, &slot)?,
                 (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
@@ -87,6 +93,7 @@ impl Replica {
 
     fn held(
         &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
         state: ObjectState,
         seen: Option<Observed>,
@@ -115,15 +122,21 @@ impl Replica {
         }
         let state = not_before(&row, state);
         let local = seen.map(local_of).or(row.local);
+        let names = row.names;
+        let is_linked = names.len() > 1;
         put_live(
             t,
             id,
             LiveObject {
                 state,
-                names: row.names,
+                names,
                 local,
             },
-        )
+        )?;
+        if is_linked {
+            self.relink(wall, t, id)?;
+        }
+        Ok(())
     }
 
     fn meta_held(
@@ -246,6 +259,8 @@ impl Replica {
         row.local = None;
         let seq = row.state.version.seq;
         put_live(t, *id, row)?;
+        // Its other names are links to what was found.
+        super::suspect_published(t, *id)?;
         self.clear_name(t, seq, *id, at.clone())
     }
 

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::links::{Change, Names, is_waiting, name_number, order_names};
 use super::{ApplyOp, MoveOne, Place, Queued, Replica, Then};
 use crate::ids::ObjectId;
 use crate::ledger::access::{
@@ -26,8 +27,10 @@ use crate::time::WallMillis;
 struct Layout {
     /// The object that each name gets.
     next: BTreeMap<Slot, ObjectId>,
-    /// Objects that are on the disk and change their name.
+    /// Objects that are on the disk and change a name.
     moves: Vec<(ObjectId, Slot, Slot)>,
+    /// The same and more for all that live on, on the disk or not.
+    names: Names,
 }
 
 /// What is left of a record once its moves are done.
@@ -35,9 +38,11 @@ struct Layout {
 pub(super) struct Rest {
     queued: Queued,
     removals: Vec<Removal>,
-    renamed: BTreeSet<ObjectId>,
+    /// Names to be linked.
+    pub(super) links: Vec<(ObjectId, Slot)>,
+    pub(super) renamed: BTreeSet<ObjectId>,
     /// What stays at a name until the content that replaces it is here.
-    stays: BTreeMap<Slot, Identity>,
+    pub(super) stays: BTreeMap<Slot, Identity>,
 }
 
 #[derive(Debug)]
@@ -52,9 +57,25 @@ struct Removal {
 }
 
 impl Rest {
-    /// Removals that were noted and not planned yet.
+    /// Removals and links that were noted and not planned yet.
     pub(super) fn noted(&self) -> impl Iterator<Item = ObjectId> {
-        self.removals.iter().filter(|r| r.noted).map(|r| r.id)
+        let links = self.links.iter().map(|(_, slot)| name_number(slot));
+        let removals = self.removals.iter().filter(|r| r.noted);
+        removals.map(|r| r.id).chain(links)
+    }
+
+    pub(super) fn seq(&self) -> Seq {
+        self.queued.record.seq
+    }
+
+    /// The names of an object are this record's from now on: an older one that comes again must not
+    /// take them back, even if the rest of this state is not held yet.
+    pub(super) fn stamp(&self, row: &mut LiveObject) {
+        let objects = &self.queued.record.objects;
+        if let Some(state) = objects.iter().find(|state| state.id == row.state.id) {
+            row.state.version = state.version;
+            row.state.replaces = state.replaces;
+        }
     }
 }
 
@@ -70,12 +91,16 @@ impl Replica {
         let mut rest = Rest {
             queued,
             removals: Vec::new(),
+            links: Vec::new(),
             renamed: BTreeSet::new(),
             stays: BTreeMap::new(),
         };
-        let leaving = leave(t, &layout, &mut rest)?;
+        leave(t, &layout, &mut rest)?;
         self.remove_rows(wall, t, &layout, &mut rest)?;
-        self.take(t, leaving, &mut rest)?;
+        self.drop_names(wall, t, &layout, &mut rest)?;
+        let Layout { names, .. } = layout;
+        self.take(t, names.renames, &mut rest)?;
+        self.take_links(wall, t, names.links, &mut rest)?;
         if moves.is_empty() {
             return self.plan_rest(wall, t, rest);
         }
@@ -98,12 +123,16 @@ impl Replica {
         let Rest {
             queued,
             removals,
+            links,
             renamed,
             stays,
         } = rest;
         let record = &queued.record;
         for removal in removals {
             self.plan_removal(t, record.seq, removal)?;
+        }
+        for (id, slot) in links {
+            self.plan_link(t, record.seq, id, slot)?;
         }
         for state in &record.objects {
             if renamed.contains(&state.id) {
@@ -114,6 +143,7 @@ impl Replica {
             let slot = name.map(|n| (n.parent, n.name.clone()));
             let over = slot.as_ref().and_then(|slot| stays.get(slot).copied());
             self.plan_object(wall, t, &queued, state, slot, over)?;
+            self.add_names(t, record, state.id)?;
         }
         Ok(())
     }
@@ -183,6 +213,11 @@ impl Replica {
                     identity,
                     kind,
                 };
+                let id = if row.slot() == Some(&slot) {
+                    id
+                } else {
+                    name_number(&slot)
+                };
                 self.intend(wall, t, id, seq, what)?;
                 rest.removals.push(Removal {
                     id,
@@ -198,6 +233,48 @@ impl Replica {
                 self.folders.forget();
             }
             put_gone(t, id, seq)?;
+        }
+        Ok(())
+    }
+
+    /// Takes names from objects that have others.
+    fn drop_names(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        layout: &Layout,
+        rest: &mut Rest,
+    ) -> Result<(), TableError> {
+        let moved: BTreeSet<ObjectId> = layout.moves.iter().map(|(id, ..)| *id).collect();
+        let seq = rest.seq();
+        for (id, slot) in &layout.names.drops {
+            let Some(mut row) = live(t, *id)? else {
+                continue;
+            };
+            let number = name_number(slot);
+            self.unpark(t, number)?;
+            if let Some(identity) = vacate(t, layout, &moved, &row, slot, rest)? {
+                let kind = row.state.kind;
+                let what = ParkedWhat::Remove {
+                    at: slot.clone(),
+                    identity,
+                    kind,
+                };
+                self.intend(wall, t, number, seq, what)?;
+                rest.removals.push(Removal {
+                    id: number,
+                    slot: slot.clone(),
+                    identity,
+                    kind,
+                    below: NameSetDigest::default(),
+                    noted: true,
+                });
+            }
+            row.names.retain(|name| name != slot);
+            order_names(t, &mut row.names)?;
+            rest.stamp(&mut row);
+            rest.renamed.insert(*id);
+            put_live(t, *id, row)?;
         }
         Ok(())
     }
@@ -242,11 +319,14 @@ impl Replica {
     fn take(
         &mut self,
         t: &mut dyn Tables,
-        leaving: BTreeMap<ObjectId, (Slot, LiveObject)>,
+        renames: Vec<(ObjectId, Slot, Slot)>,
         rest: &mut Rest,
     ) -> Result<(), TableError> {
-        let suspect = self.is_suspect(rest.queued.record.seq);
-        for (id, (slot, mut row)) in leaving {
+        let suspect = self.is_suspect(rest.seq());
+        for (id, from, slot) in renames {
+            let Some(mut row) = live(t, id)? else {
+                continue;
+            };
             // Also what a removal that did not work has left there.
             let left = access::name(t, slot.0, &slot.1)?.and_then(|row| row.remnant);
             let stays = rest.stays.get(&slot).copied().or(left);
@@ -263,14 +343,11 @@ impl Replica {
                     remnant,
                 },
             )?;
-            row.names = vec![slot];
-            // The names are this record's from now on: an older one that comes again must not
-            // take them back, even if the rest of this state is not held yet.
-            let objects = &rest.queued.record.objects;
-            if let Some(state) = objects.iter().find(|state| state.id == id) {
-                row.state.version = state.version;
-                row.state.replaces = state.replaces;
-            }
+            // It was to be linked there, and is moved there instead.
+            self.unpark(t, name_number(&slot))?;
+            row.names.retain(|name| *name != from && *name != slot);
+            row.names.insert(0, slot);
+            rest.stamp(&mut row);
             if row.state.kind == Kind::Folder {
                 self.folders.forget();
             }
@@ -306,42 +383,66 @@ impl Replica {
 
 fn layout(t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {
     let mut layout = Layout::default();
+    let mut got: BTreeMap<ObjectId, Vec<Slot>> = BTreeMap::new();
+    let mut taken = BTreeMap::new();
     for name in &record.names {
         let slot = (name.parent, name.name.clone());
+        taken.insert(slot.clone(), name.object);
+        if let Some(NameRow {
+            object: Some(id), ..
+        }) = access::name(t, slot.0, &slot.1)?
+        {
+            // It may lose this name, whether it gets another one or not.
+            got.entry(id).or_default();
+        }
         let Some(id) = name.object else { continue };
         let row = access::object(t, id)?;
         if row.as_ref().is_some_and(|row| row.seq() > record.seq) {
             continue;
         }
         layout.next.insert(slot.clone(), id);
-        let Some(row) = row.and_then(crate::ledger::rows::ObjectRow::into_live) else {
+        got.entry(id).or_default().push(slot);
+    }
+    for (id, got) in got {
+        let Some(row) = live(t, id)?.filter(|row| row.state.version.seq <= record.seq) else {
             continue;
         };
-        let Some(from) = row.slot().cloned() else {
+        let is_folder = row.state.kind == Kind::Folder;
+        let is_single = got.is_empty() && row.names.len() < 2;
+        if record.removed.contains(&id) || row.names.is_empty() || is_single {
             continue;
+        }
+        if is_folder && got.iter().all(|slot| row.names.contains(slot)) {
+            continue;
+        }
+        let mut absent = Vec::new();
+        for slot in &row.names[1..] {
+            if row.local.is_some() && is_waiting(t, slot)? {
+                absent.push(slot);
+            }
+        }
+        let is_left = |slot: &&Slot| taken.get(*slot).is_some_and(|to| *to != Some(id));
+        let change = Change {
+            id,
+            known: &row.names,
+            got: &got,
+            left: row.names.iter().filter(is_left).collect(),
+            absent,
         };
-        if row.local.is_some() && from != slot {
-            layout.moves.push((id, from, slot));
+        change.sort(&mut layout.names, is_folder);
+        if row.local.is_some() {
+            let renames = layout.names.renames.iter();
+            let own = renames.filter(|(of, ..)| *of == id).cloned();
+            layout.moves.extend(own);
         }
     }
     Ok(layout)
 }
 
 /// Takes objects that have rows away from their old names.
-fn leave(
-    t: &mut dyn Tables,
-    layout: &Layout,
-    rest: &mut Rest,
-) -> Result<BTreeMap<ObjectId, (Slot, LiveObject)>, TableError> {
-    let mut leaving = BTreeMap::new();
-    for (slot, id) in &layout.next {
+fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), TableError> {
+    for (id, from, _) in &layout.names.renames {
         let Some(row) = live(t, *id)? else { continue };
-        let Some(from) = row.slot().cloned() else {
-            continue;
-        };
-        if from == *slot {
-            continue;
-        }
         let remnant = access::name(t, from.0, &from.1)?.and_then(|n| n.remnant);
         let nothing = NameRow {
             object: None,
@@ -350,22 +451,21 @@ fn leave(
         put_name(t, from.0, &from.1, nothing)?;
         let moved_here = layout
             .next
-            .get(&from)
+            .get(from)
             .is_some_and(|next| layout.moves.iter().any(|(id, ..)| id == next));
         if let (None, Some(identity), false) = (&row.local, remnant, moved_here) {
             // What sat at the old name of something that was never published there.
             rest.removals.push(Removal {
                 id: *id,
-                slot: from,
+                slot: from.clone(),
                 identity,
                 kind: row.state.kind,
                 below: NameSetDigest::default(),
                 noted: false,
             });
         }
-        leaving.insert(*id, (slot.clone(), row));
     }
-    Ok(leaving)
+    Ok(())
 }
 
 /// Empties the name row of a removed object. Returns what must go from the disk there.

@@ -34,6 +34,8 @@ fn meta_of(seq: u64) -> Metadata {
         mode: 0o644,
         uid: 1,
         gid: 1,
+        user: Vec::new(),
+        group: Vec::new(),
         mtime: Timestamp {
             secs: i64::try_from(seq).unwrap(),
             nanos: 0,
@@ -158,7 +160,7 @@ fn seen(number: u64, kind: Kind) -> Observed {
         device: 0,
         link: None,
         handle: None,
-        left_out: false,
+        left_out: None,
         losses: Losses::NONE,
     }
 }

@@ -52,9 +52,15 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
             let id = publish(disk, folder, at, Kind::Symlink, target.clone(), meta);
             vec![id]
         }),
+        ApplyOp::MakeSpecial { at, kind, meta, .. } => {
+            open(disk, at).map(|folder| vec![publish(disk, folder, at, *kind, Vec::new(), meta)])
+        }
         ApplyOp::SetMeta {
             at, identity, meta, ..
         } => set_meta(disk, at.as_ref(), *identity, meta),
+        ApplyOp::Link {
+            from, at, identity, ..
+        } => link(disk, from, at, *identity),
         ApplyOp::Move(moves) => move_all(disk, moves),
         ApplyOp::Remove {
             at,
@@ -145,7 +151,8 @@ fn publish(
     clear(disk, folder, at);
     let id = match kind {
         Kind::Symlink => disk.symlink(folder, &at.name, &bytes),
-        _ => disk.create_file(folder, &at.name),
+        Kind::File => disk.create_file(folder, &at.name),
+        _ => disk.special(folder, &at.name, kind),
     };
     let id = id.expect("the name was cleared");
     let node = disk.node_mut(id);
@@ -153,6 +160,19 @@ fn publish(
     node.writers = 0;
     disk.set_meta(id, meta.clone());
     id
+}
+
+fn link(disk: &mut Disk, from: &Place, at: &Place, identity: Identity) -> Outcome {
+    let (folder, origin) = (open(disk, at)?, open(disk, from)?);
+    let is_it = |id: &NodeId| disk.node(*id).identity == identity;
+    if let Some(id) = disk.child(folder, &at.name).filter(is_it) {
+        return Ok(vec![id]);
+    }
+    let id = disk.child(origin, &from.name).filter(is_it);
+    let id = id.ok_or_else(|| format!("{} is not the one", path(from)))?;
+    clear(disk, folder, at);
+    disk.link(id, folder, &at.name);
+    Ok(vec![id])
 }
 
 fn set_meta(disk: &mut Disk, at: Option<&Place>, identity: Identity, meta: &Metadata) -> Outcome {
@@ -213,7 +233,8 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Outcome {
     let mut ids = Vec::new();
     for (one, from, _, done, here) in &planned {
         ids.push(done.or(*here).expect("one of both was found"));
-        if done.is_none() {
+        // Two names of one file: the old one has to go.
+        if done.is_none() || here.is_some() {
             disk.trash(*from, &one.from.name, RelPath::root());
             disk.trash.pop();
         }

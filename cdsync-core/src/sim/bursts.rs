@@ -33,6 +33,7 @@ impl Emptied {
         let mut rng = Rng::new(seed);
         let mut some = |values: &[usize]| values[rng.below(values.len())];
         let source = SourceTuning {
+            recheck: false,
             buffer: 0,
             scan_every: None,
             delay_us: some(&[0, 300, 3000, 20_000]),

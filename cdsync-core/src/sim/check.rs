@@ -7,6 +7,7 @@ use super::disk::{Disk, ROOT};
 use super::tables::MemTables;
 use crate::filter::{Filter, Verdict};
 use crate::ids::ObjectId;
+use crate::job::Specials;
 use crate::ledger::access::{log_after, object};
 use crate::ledger::object::{Kind, ObjectState, Seq};
 use crate::ledger::rows::ObjectRow;
@@ -20,7 +21,29 @@ pub(super) fn tree(disk: &Disk, filter: &Filter) -> BTreeMap<RelPath, Entry> {
     let mut found = BTreeMap::new();
     below(disk, ROOT, &RelPath::root(), filter, &mut found);
     found.insert(RelPath::root(), entry(disk, ROOT));
+    name_links(disk, &mut found);
     found
+}
+
+/// Which of the paths found are one file: told by the first of them.
+fn name_links(disk: &Disk, found: &mut BTreeMap<RelPath, Entry>) {
+    let mut first: BTreeMap<u64, RelPath> = BTreeMap::new();
+    for (path, id) in disk.walk() {
+        if disk.node(id).kind == Kind::Folder || !found.contains_key(&path) {
+            continue;
+        }
+        let known = first.entry(id).or_insert_with(|| path.clone());
+        if path < *known {
+            *known = path;
+        }
+    }
+    for (path, id) in disk.walk() {
+        if let (Some(entry), Some(first)) = (found.get_mut(&path), first.get(&id))
+            && path != *first
+        {
+            entry.push_str(&format!(" as {first}"));
+        }
+    }
 }
 
 /// Returns whether anything was found.
@@ -34,7 +57,11 @@ fn below(
     let mut any = false;
     for (name, id) in &disk.node(folder).children {
         let path = at.join(name);
-        let is_folder = disk.node(*id).kind == Kind::Folder;
+        let kind = disk.node(*id).kind;
+        let is_folder = kind == Kind::Folder;
+        if !Specials::default().carries(kind) {
+            continue;
+        }
         let carried = match filter.judge(&path, is_folder) {
             Verdict::Excluded => false,
             Verdict::Included => {
@@ -115,15 +142,17 @@ pub(super) fn claim_is_held(
     let mut model: BTreeMap<ObjectId, ObjectState> = BTreeMap::new();
     let mut gone: BTreeMap<ObjectId, Seq> = BTreeMap::new();
     let mut buried = Vec::new();
-    let mut parents = BTreeMap::new();
+    let mut names = BTreeMap::new();
     log_after(source, Seq(0), &mut |_, record| {
         if record.seq > claim {
             return ControlFlow::Break(());
         }
         for name in &record.names {
-            if let Some(id) = name.object {
-                parents.insert(id, name.parent);
-            }
+            let slot = (name.parent, name.name.clone());
+            match name.object {
+                Some(id) => names.insert(slot, id),
+                None => names.remove(&slot),
+            };
         }
         for state in record.objects {
             model.insert(state.id, state);
@@ -138,14 +167,15 @@ pub(super) fn claim_is_held(
     .map_err(|e| e.to_string())?;
     // What lay below a removed folder went with it.
     while let Some(folder) = buried.pop() {
-        let below: Vec<ObjectId> = model
-            .keys()
-            .filter(|id| parents.get(*id) == Some(&folder))
-            .copied()
+        let below: Vec<ObjectId> = names
+            .extract_if(.., |slot, _| slot.0 == folder)
+            .map(|(_, id)| id)
             .collect();
         for id in below {
-            model.remove(&id);
-            buried.push(id);
+            if !names.values().any(|named| *named == id) {
+                model.remove(&id);
+                buried.push(id);
+            }
         }
     }
     let nodes: BTreeMap<_, _> = disk

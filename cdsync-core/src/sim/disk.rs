@@ -40,10 +40,11 @@ pub struct Node {
     pub bytes: Vec<u8>,
     /// A folder's names.
     pub children: BTreeMap<Name, NodeId>,
-    /// Its last name; kept when it is unlinked, because an open file still reports by it.
+    /// One of its names, or its last one; kept when it is unlinked, because an open file still
+    /// reports by it.
     pub slot: Option<(NodeId, Name)>,
-    /// Whether that name is still there.
-    pub linked: bool,
+    /// How many names it has.
+    pub links: u32,
     /// How many have it open for writing.
     pub writers: u32,
 }
@@ -98,7 +99,7 @@ impl Disk {
         };
         for _ in [ROOT, OUTSIDE] {
             let id = disk.new_node(Kind::Folder, 0o755);
-            disk.node_mut(id).linked = true;
+            disk.node_mut(id).links = 1;
         }
         disk
     }
@@ -122,6 +123,11 @@ impl Disk {
     /// Hints since the last call, in their order.
     pub fn take_events(&mut self) -> Vec<Hint> {
         std::mem::take(&mut self.events)
+    }
+
+    /// A hint that does not come from the disk.
+    pub fn tell(&mut self, hint: Hint) {
+        self.events.push(hint);
     }
 
     /// A node.
@@ -193,11 +199,11 @@ impl Disk {
             },
             kind: node.kind,
             meta: node.meta.clone(),
-            link_count: 1,
+            link_count: node.links,
             device: 0,
             link: (node.kind == Kind::Symlink).then(|| node.bytes.clone()),
             handle: (node.kind == Kind::Folder).then(|| self.handle(id)),
-            left_out: false,
+            left_out: None,
             losses: Losses::NONE,
         }
     }
@@ -235,6 +241,8 @@ impl Disk {
             mode,
             uid,
             gid,
+            user: Vec::new(),
+            group: Vec::new(),
             mtime: now,
             xattrs: Xattrs::NONE,
         };
@@ -246,7 +254,7 @@ impl Disk {
             bytes: Vec::new(),
             children: BTreeMap::new(),
             slot: None,
-            linked: false,
+            links: 0,
             writers: 0,
         };
         self.nodes.insert(id, node);
@@ -264,8 +272,16 @@ impl Disk {
         }
     }
 
+    /// The kernel tells of a file by the name that was used. What is written by a name that is gone
+    /// before anybody looked at it is found by the next scan; here all names are told of instead.
     fn hint_node(&mut self, id: NodeId, mut what: What) {
         what.folder = self.node(id).kind == Kind::Folder;
+        if self.node(id).links > 1 {
+            for (folder, name) in self.names_of(id) {
+                self.hint(folder, Some(&name), what);
+            }
+            return;
+        }
         match self.node(id).slot.clone() {
             Some((folder, name)) => self.hint(folder, Some(&name), what),
             None => self.hint(id, None, what),
@@ -289,21 +305,25 @@ impl Disk {
         self.node_mut(folder).children.insert(name.clone(), id);
         let node = self.node_mut(id);
         node.slot = Some((folder, name.clone()));
-        node.linked = true;
+        node.links += 1;
         self.touch(folder);
     }
 
     fn unlink_from(&mut self, folder: NodeId, name: &Name) -> Option<NodeId> {
         let id = self.node_mut(folder).children.remove(name)?;
-        self.node_mut(id).linked = false;
+        self.node_mut(id).links -= 1;
         self.touch(folder);
+        if self.node(id).links > 0 {
+            let other = self.names_of(id).into_iter().next();
+            self.node_mut(id).slot = other;
+        }
         Some(id)
     }
 
     /// Its inode number may be used again.
     fn free(&mut self, id: NodeId) {
         let node = self.node(id);
-        if !node.linked && node.writers == 0 {
+        if node.links == 0 && node.writers == 0 {
             let inode = node.identity.inode;
             self.free_inodes.push(inode);
         }
@@ -366,11 +386,42 @@ impl Disk {
         self.create(folder, name, Kind::Folder, 0o755)
     }
 
+    /// Makes a pipe, a socket or a device.
+    pub fn special(&mut self, folder: NodeId, name: &Name, kind: Kind) -> Option<NodeId> {
+        self.create(folder, name, kind, 0o600)
+    }
+
     /// Makes a symbolic link.
     pub fn symlink(&mut self, folder: NodeId, name: &Name, target: &[u8]) -> Option<NodeId> {
         let id = self.create(folder, name, Kind::Symlink, 0o777)?;
         self.node_mut(id).bytes = target.to_vec();
         Some(id)
+    }
+
+    /// All names of a node.
+    #[must_use]
+    pub fn names_of(&self, id: NodeId) -> Vec<(NodeId, Name)> {
+        let mut names = Vec::new();
+        for (folder, node) in &self.nodes {
+            let own = node.children.iter().filter(|(_, child)| **child == id);
+            names.extend(own.map(|(name, _)| (*folder, name.clone())));
+        }
+        names
+    }
+
+    /// Gives a file one more name, as `link(2)` does. Returns whether it was done.
+    pub fn link(&mut self, id: NodeId, folder: NodeId, name: &Name) -> bool {
+        if self.node(id).kind == Kind::Folder || self.child(folder, name).is_some() {
+            return false;
+        }
+        self.link_in(id, folder, name);
+        self.changed(id);
+        let what = What {
+            created: true,
+            ..What::default()
+        };
+        self.hint(folder, Some(name), what);
+        true
     }
 
     /// Removes a name; a folder must be empty.
@@ -430,6 +481,10 @@ impl Disk {
             return false;
         }
         if let Some(over) = self.child(to.0, to.1) {
+            if over == id {
+                // Two names of one file: both stay.
+                return false;
+            }
             let node = self.node(over);
             let over_folder = node.kind == Kind::Folder;
             if is_folder != over_folder || !node.children.is_empty() {

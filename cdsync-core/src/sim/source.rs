@@ -7,7 +7,8 @@ use super::disk::{Disk, EPOCH_NANOS, NodeId, ROOT};
 use super::rng::Rng;
 use super::tables::{Durability, MemTables};
 use crate::coalescer::{
-    Coalescer, CoalescerConfig, Hint, LookError, LookRequest, Looked, MassDelete, Reread,
+    Coalescer, CoalescerConfig, FolderKey, Hint, LookError, LookRequest, Looked, MassDelete,
+    Reread, What,
 };
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
@@ -43,6 +44,9 @@ pub struct SourceTuning {
     pub free: u64,
     /// How long after one safety scan the next one begins; `None` for never.
     pub scan_every: Option<Duration>,
+    /// What cannot be read as recorded is looked at again: no hint tells of a name that a file got
+    /// outside of the root.
+    pub recheck: bool,
 }
 
 #[derive(Debug)]
@@ -501,6 +505,9 @@ impl SourceSim {
         if seen != Some(at.fingerprint) {
             let wanted = at.fingerprint;
             self.note(format!("not read {}: {seen:?} for {wanted:?}", at.object));
+            if self.tuning.recheck {
+                self.disk.tell(recheck(at));
+            }
             return None;
         }
         let id = self.disk.child(folder, &at.name)?;
@@ -615,4 +622,17 @@ pub(super) fn hash(bytes: &[u8]) -> Hash {
         part.copy_from_slice(&state.to_le_bytes());
     }
     Hash(out)
+}
+
+/// As the agent's driver does when a file is not as it was recorded.
+fn recheck(at: &ContentAt) -> Hint {
+    Hint {
+        folder: FolderKey::Path(at.folder.path.clone()),
+        name: Some(at.name.clone()),
+        what: What {
+            closed: true,
+            ..What::LOOK
+        },
+        partner: None,
+    }
 }

@@ -442,6 +442,8 @@ fn describe(op: &ApplyOp) -> String {
         } => format!("write {id} {} over {over:?} {body:?}", at(place)),
         ApplyOp::AdoptFile { id, at: place, .. } => format!("adopt {id} {}", at(place)),
         ApplyOp::MakeLink { id, at: place, .. } => format!("link {id} {}", at(place)),
+        ApplyOp::Link { id, at: place, .. } => format!("name {id} {}", at(place)),
+        ApplyOp::MakeSpecial { id, at: place, .. } => format!("special {id} {}", at(place)),
         ApplyOp::SetMeta {
             id,
             at: place,

@@ -23,8 +23,10 @@ fn a_file_arrives() {
     assert!(world.target.disk.at("hello").is_some());
 }
 
-fn run_with_story(seed: u64, story: bool) -> Result<(), String> {
-    let scenario = Scenario::random(&mut Rng::new(seed));
+fn run_with_story(seed: u64, story: bool, links: bool) -> Result<(), String> {
+    let mut scenario = Scenario::random(&mut Rng::new(seed));
+    scenario.workload.links = links;
+    scenario.source.recheck = links;
     let mut world = World::new(scenario, seed);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         world.live();
@@ -51,8 +53,18 @@ fn run_with_story(seed: u64, story: bool) -> Result<(), String> {
 /// back, and the numbers have no holes.
 #[test]
 fn seeds() {
+    try_seeds(false);
+}
+
+/// Proves the same where files have several names: at the end the same names are one file.
+#[test]
+fn seeds_with_links() {
+    try_seeds(true);
+}
+
+fn try_seeds(links: bool) {
     if let Some(seed) = variable("CDSYNC_SEED") {
-        if let Err(failed) = run_with_story(seed, true) {
+        if let Err(failed) = run_with_story(seed, true, links) {
             panic!("CDSYNC_SEED={seed}: {failed}");
         }
         return;
@@ -62,7 +74,7 @@ fn seeds() {
     let shown = variable("CDSYNC_SHOW").map_or(10, |n| usize::try_from(n).unwrap_or(10));
     let mut failures = Vec::new();
     for seed in first..first + count {
-        if let Err(failed) = run_with_story(seed, false) {
+        if let Err(failed) = run_with_story(seed, false, links) {
             failures.push(format!("CDSYNC_SEED={seed}: {failed}"));
         }
     }
@@ -206,7 +218,7 @@ const BROKEN_BEFORE: &[(u64, &str)] = &[
 #[test]
 fn seeds_that_failed_before_pass() {
     for (seed, what) in BROKEN_BEFORE {
-        if let Err(failed) = run_with_story(*seed, false) {
+        if let Err(failed) = run_with_story(*seed, false, false) {
             panic!("CDSYNC_SEED={seed} ({what}): {failed}");
         }
     }

@@ -17,6 +17,8 @@ pub struct WorkloadTuning {
     pub outside: bool,
     /// Whether changes happen while the driver looks.
     pub racing: bool,
+    /// Whether files have several names, and there are special ones.
+    pub links: bool,
 }
 
 /// Makes changes.
@@ -71,6 +73,10 @@ impl Workload {
         self.left = self.left.saturating_sub(1);
         let before = self.history.len();
         let outside = self.tuning.outside;
+        if self.tuning.links && self.rng.one_in(6) {
+            self.act_on_links(disk);
+            return;
+        }
         match self.rng.below(34) {
             0..=4 => self.create(disk),
             5..=7 => self.save_by_rename(disk),
@@ -95,6 +101,17 @@ impl Workload {
         }
         if self.history.len() == before {
             self.history.push("nothing".to_owned());
+        }
+    }
+
+    /// One operation of those that few trees know.
+    fn act_on_links(&mut self, disk: &mut Disk) {
+        match self.rng.below(8) {
+            0..=3 => self.link(disk),
+            4 => self.link_over(disk),
+            5 => self.save_by_link(disk),
+            6 => self.link_outside(disk),
+            _ => self.special(disk),
         }
     }
 
@@ -306,6 +323,84 @@ impl Workload {
         let target = self.bytes();
         if disk.symlink(folder, &name, &target).is_some() {
             self.say(disk, format!("symlink {folder}/{name}"));
+        }
+    }
+
+    fn link(&mut self, disk: &mut Disk) {
+        let Some(from) = self.existing(disk, |k| k != Kind::Folder) else {
+            return;
+        };
+        let to = (self.folder(disk), self.name());
+        let id = disk.child(from.0, &from.1).expect("it was found there");
+        if disk.link(id, to.0, &to.1) {
+            self.say(disk, format!("link {from:?} {to:?}"));
+        }
+    }
+
+    /// Another file's name becomes one more name of a file: ln -f.
+    fn link_over(&mut self, disk: &mut Disk) {
+        let no_folder = |k| k != Kind::Folder;
+        let (a, b) = (
+            self.existing(disk, no_folder),
+            self.existing(disk, no_folder),
+        );
+        let (Some(a), Some(b)) = (a, b) else { return };
+        let temp = (b.0, Name::new(b"h.tmp").expect("a name"));
+        let id = disk.child(a.0, &a.1).expect("it was found there");
+        if disk.link(id, temp.0, &temp.1) {
+            disk.rename((temp.0, &temp.1), (b.0, &b.1));
+            self.say(disk, format!("link {a:?} over {b:?}"));
+        }
+    }
+
+    /// ln a b; write a new a: the old one is kept as b.
+    fn save_by_link(&mut self, disk: &mut Disk) {
+        let Some((folder, name)) = self.existing(disk, |k| k == Kind::File) else {
+            return;
+        };
+        let kept = self.name();
+        let id = disk.child(folder, &name).expect("it was found there");
+        if disk.link(id, folder, &kept) {
+            disk.unlink(folder, &name);
+            let new = disk.create_file(folder, &name).expect("the name is free");
+            self.write_and_close(disk, new);
+            self.say(
+                disk,
+                format!("keep {folder}/{name} as {kept}, new node {new}"),
+            );
+        }
+    }
+
+    /// A name out of the root, or one in of what is outside.
+    fn link_outside(&mut self, disk: &mut Disk) {
+        let name = self.name();
+        if !self.tuning.outside {
+            return;
+        }
+        if self.rng.one_in(2) {
+            if let Some(from) = self.existing(disk, |k| k == Kind::File) {
+                let id = disk.child(from.0, &from.1).expect("it was found there");
+                if disk.link(id, OUTSIDE, &name) {
+                    self.say(disk, format!("link {from:?} to the outside"));
+                }
+            }
+        } else if let Some(id) = disk.node(OUTSIDE).children.values().next().copied() {
+            let folder = self.folder(disk);
+            if disk.link(id, folder, &name) {
+                self.say(
+                    disk,
+                    format!("link node {id} from the outside to {folder}/{name}"),
+                );
+            }
+        }
+    }
+
+    fn special(&mut self, disk: &mut Disk) {
+        let (folder, name) = (self.folder(disk), self.name());
+        let kinds = [Kind::Fifo, Kind::Socket, Kind::CharDevice];
+        let kind = kinds[self.rng.below(kinds.len())];
+        if disk.special(folder, &name, kind).is_some() {
+            self.say(disk, format!("{kind} {folder}/{name}"));
         }
     }
 

@@ -64,6 +64,7 @@ impl Scenario {
                 buffer: 0,
                 free: 0,
                 scan_every: None,
+                recheck: false,
             },
             target: TargetTuning {
                 fail: some(&[0, 0, 10, 40]),
@@ -76,6 +77,7 @@ impl Scenario {
                 held: some(&[0, 0, 6]),
                 outside: some(&[0, 1]) == 1,
                 racing: some(&[0, 1]) == 1,
+                links: false,
             },
             source_crash: some(&[0, 0, 60, 200]),
             target_crash: some(&[0, 0, 60, 200]),
@@ -97,6 +99,7 @@ impl Scenario {
                 held: 0,
                 outside: true,
                 racing: false,
+                links: false,
             },
             source_crash: 0,
             target_crash: 0,

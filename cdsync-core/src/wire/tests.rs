@@ -96,6 +96,8 @@ fn state(number: u64, kind: Kind, content: Content) -> ObjectState {
             mode: 0o644,
             uid: 1000,
             gid: 100,
+            user: b"u".to_vec(),
+            group: Vec::new(),
             mtime: Timestamp { secs: -1, nanos: 5 },
             xattrs: Xattrs::new([(b"user.a".to_vec(), b"1".to_vec())]).0,
         },
@@ -297,6 +299,7 @@ fn batches() -> Vec<Golden> {
          01             ; objects
          11 02 00       ; id, file
          a403 e807 64   ; mode, uid, gid
+         01 75 00       ; user, no group
          01 05          ; mtime: seconds (zigzag), nanoseconds
          01 06 757365722e61 01 31 ; attributes: name, value
          01 03 00       ; data, size, hash unknown

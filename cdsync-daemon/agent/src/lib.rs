@@ -31,6 +31,7 @@ mod joblog;
 mod lease;
 mod mailbox;
 mod orders;
+mod owners;
 mod roles;
 mod roots;
 mod serve;

@@ -44,6 +44,9 @@ pub enum FsErrorKind {
     TooManyOpen,
     /// The filesystem cannot do it.
     Unsupported,
+    /// A file cannot have another name: the filesystem holds no such names, not so many, or this
+    /// process may not give them.
+    Unlinkable,
     /// Interrupted or busy: the same call may succeed at once.
     Busy,
     /// Any other failure; the number says which.
@@ -161,6 +164,7 @@ impl fmt::Display for FsError {
             (FsErrorKind::Moved, _) => f.write_str("another object is at this path"),
             (FsErrorKind::Changed, _) => f.write_str("it changed meanwhile"),
             (FsErrorKind::OtherFilesystem, _) => f.write_str("it lies on another filesystem"),
+            (FsErrorKind::Unlinkable, _) => f.write_str("it cannot have a second name here"),
             (FsErrorKind::Link, _) => f.write_str("a symbolic link is in the way"),
             (FsErrorKind::NotPrivate, _) => f.write_str(
                 "it belongs to another user; remove it, or give it to the user that the agent runs as",

@@ -107,6 +107,8 @@ pub(crate) fn meta(mode: u32) -> Metadata {
         mode,
         uid: own.0,
         gid: own.1,
+        user: Vec::new(),
+        group: Vec::new(),
         mtime,
         xattrs: Xattrs::NONE,
     }

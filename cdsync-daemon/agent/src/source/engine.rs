@@ -30,6 +30,7 @@ use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watc
 use crate::clock::{Stopwatch, random_id, wall};
 use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
+use crate::owners::OwnerNames;
 use crate::roots;
 use crate::serve::Restless;
 
@@ -98,6 +99,7 @@ struct Held {
 
 pub(super) struct Engine {
     root: Root,
+    owners: OwnerNames,
     store: Arc<LedgerStore>,
     coalescer: Coalescer,
     watch: Option<Watch>,
@@ -179,10 +181,11 @@ impl Engine {
             None
         };
         let polling = Polling::new(watch.as_ref());
-        let lists = start_scanner(&root, &mailbox)?;
+        let owners = OwnerNames::new(context.order.settings.owners);
+        let lists = start_scanner(&root, &owners, &mailbox)?;
         let rereader = Rereader::start(&root, &mailbox)?;
         let (mut coalescer, mut complete, run_done, held) =
-            open_ledger(polling.is_on(), context, &store, &root)?;
+            open_ledger(polling.is_on(), context, &store, &root, &owners)?;
         let (clock, opened) = (Stopwatch::start(), wall());
         if let Some(halting) = &deletes {
             // Absence means nothing before the scan has shown what is still gone.
@@ -208,6 +211,7 @@ impl Engine {
         })));
         let mut engine = Self {
             root,
+            owners,
             store,
             coalescer,
             watch,
@@ -512,7 +516,7 @@ impl Engine {
             let now = self.clock.now();
             let requests = self.coalescer.poll_looks(now, t)?;
             if !requests.is_empty() {
-                let looked = looks::look(&self.root, requests);
+                let looked = looks::look(&self.root, &self.owners, requests);
                 self.coalescer
                     .handle_looked(self.clock.now(), wall(), t, looked)?;
                 continue;
@@ -782,13 +786,14 @@ fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
 
 fn start_scanner(
     root: &Root,
+    owners: &OwnerNames,
     mailbox: &Mailbox<Input>,
 ) -> Result<SyncSender<Vec<ListRequest>>, SourceError> {
     let (lists, requests) = sync_channel(16);
-    let (root, mailbox) = (root.clone(), mailbox.clone());
+    let (root, owners, mailbox) = (root.clone(), owners.clone(), mailbox.clone());
     std::thread::Builder::new()
         .name("scan".into())
-        .spawn(move || looks::scan(&root, &requests, &mailbox))
+        .spawn(move || looks::scan(&root, &owners, &requests, &mailbox))
         .map_err(SourceError::Thread)?;
     Ok(lists)
 }
@@ -868,9 +873,11 @@ fn open_ledger(
     context: &SourceContext,
     store: &LedgerStore,
     root: &Root,
+    owners: &OwnerNames,
 ) -> Result<(Coalescer, bool, (u64, Seq), Held), SourceError> {
     let filter = Filter::new(&context.order.filter)?;
-    let observed = root.top().self_look()?;
+    let mut observed = root.top().self_look()?;
+    owners.name(&mut observed.meta);
     let max_age = Duration::from_millis(u64::from(context.order.settings.max_age_ms));
     // Who is not watched, or polled, is compared whole anyway.
     let every = context.order.settings.scan_every_ms;
@@ -879,6 +886,7 @@ fn open_ledger(
         max_age,
         guard: context.order.settings.guard,
         scan_every: patrolled.then(|| Duration::from_millis(every)),
+        specials: context.order.settings.specials,
         ..CoalescerConfig::default()
     };
     let fresh = OriginId(random_id());

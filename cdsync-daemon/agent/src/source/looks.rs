@@ -8,6 +8,7 @@ use cdsync_fs::{DirRef, FsError, FsErrorKind, LookWants, Root};
 
 use super::Input;
 use crate::mailbox::{Gone, Mailbox};
+use crate::owners::OwnerNames;
 
 /// How many entries of a listing go to the engine at once.
 const LIST_CHUNK: usize = 512;
@@ -21,14 +22,26 @@ pub(crate) fn dir_ref(folder: &FolderAt) -> DirRef {
 }
 
 /// Looks at every name of the requests, folder by folder.
-pub(super) fn look(root: &Root, requests: Vec<LookRequest>) -> Vec<Looked> {
+pub(super) fn look(root: &Root, owners: &OwnerNames, requests: Vec<LookRequest>) -> Vec<Looked> {
     requests
         .into_iter()
-        .map(|request| look_folder(root, request))
+        .map(|request| look_folder(root, owners, request))
         .collect()
 }
 
-fn look_folder(root: &Root, request: LookRequest) -> Looked {
+fn look_folder(root: &Root, owners: &OwnerNames, request: LookRequest) -> Looked {
+    let mut looked = look_at_names(root, request);
+    let names = looked
+        .names
+        .iter_mut()
+        .filter_map(|(_, seen)| seen.as_mut().ok());
+    for seen in names.flatten().chain(looked.itself.as_mut().ok()) {
+        owners.name(&mut seen.meta);
+    }
+    looked
+}
+
+fn look_at_names(root: &Root, request: LookRequest) -> Looked {
     let folder = request.folder.id;
     let dir = match root.dir(&dir_ref(&request.folder)) {
         Ok(dir) => dir,
@@ -64,27 +77,37 @@ fn look_folder(root: &Root, request: LookRequest) -> Looked {
 /// Lists folders for the engine until it is gone: the body of the scanner thread.
 pub(super) fn scan(
     root: &Root,
+    owners: &OwnerNames,
     requests: &std::sync::mpsc::Receiver<Vec<ListRequest>>,
     engine: &Mailbox<Input>,
 ) {
     while let Ok(requests) = requests.recv() {
         for request in requests {
-            if list(root, &request.folder, engine).is_err() {
+            if list(root, owners, &request.folder, engine).is_err() {
                 return;
             }
         }
     }
 }
 
-fn list(root: &Root, folder: &FolderAt, engine: &Mailbox<Input>) -> Result<(), Gone> {
+fn list(
+    root: &Root,
+    owners: &OwnerNames,
+    folder: &FolderAt,
+    engine: &Mailbox<Input>,
+) -> Result<(), Gone> {
     let id = folder.id;
     let mut gone = false;
     // The part that may be the last one: it goes with the end.
     let mut last = Vec::new();
     let listed = root.dir(&dir_ref(folder)).and_then(|dir| {
         dir.list(LIST_CHUNK, LookWants::ALL, &mut |piece| {
-            let piece = piece.into_iter();
-            let piece = piece.map(|(name, seen)| (name, seen.map_err(|e| name_error(&e))));
+            let piece = piece.into_iter().map(|(name, mut seen)| {
+                if let Ok(seen) = &mut seen {
+                    owners.name(&mut seen.meta);
+                }
+                (name, seen.map_err(|e| name_error(&e)))
+            });
             let entries = std::mem::replace(&mut last, piece.collect());
             let folder = id;
             if !entries.is_empty() {
@@ -101,7 +124,10 @@ fn list(root: &Root, folder: &FolderAt, engine: &Mailbox<Input>) -> Result<(), G
     if gone {
         return Err(Gone);
     }
-    let itself = listed.map_err(|e| folder_error(&e));
+    let mut itself = listed.map_err(|e| folder_error(&e));
+    if let Ok(seen) = &mut itself {
+        owners.name(&mut seen.meta);
+    }
     engine.send(Input::ListEnd {
         folder: id,
         entries: last,

@@ -1,5 +1,6 @@
 //! Doing on the disk what the replica asks.
 
+mod names;
 mod second;
 #[cfg(test)]
 mod tests;
@@ -10,9 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::restore::Removed;
+use crate::owners::OwnerNames;
 use bytes::Bytes;
 use cdsync_core::filter::{Filter, Verdict};
 use cdsync_core::ids::ObjectId;
+use cdsync_core::job::{Settings, Specials};
 use cdsync_core::ledger::loss::Loss;
 use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::path::{Name, NameSetDigest, RelPath};
@@ -47,6 +50,8 @@ pub(super) struct Disk {
     pub(super) applier: Arc<Applier>,
     stagers: Vec<Stager>,
     filter: Filter,
+    specials: Specials,
+    owners: OwnerNames,
     staged: Mutex<HashMap<ObjectId, StagedWriter>>,
     /// The writer beside the engine's thread.
     second: Second,
@@ -64,6 +69,7 @@ impl Disk {
         root: Root,
         applier: Arc<Applier>,
         filter: Filter,
+        settings: &Settings,
     ) -> Result<Self, ApplyError> {
         let stagers = (0..WRITERS)
             .map(|n| applier.stager(n))
@@ -74,6 +80,8 @@ impl Disk {
             applier,
             stagers,
             filter,
+            specials: settings.specials,
+            owners: OwnerNames::new(settings.owners),
             staged,
             second: Second::default(),
             unseen: Unseen::default(),
@@ -151,14 +159,27 @@ impl Disk {
 
     /// Runs a step. One result for each operation, in their order.
     pub(super) fn run(self: &Arc<Self>, step: &Step, contents: &Arc<Contents>) -> Vec<ApplyResult> {
-        if step.ordered || step.ops.len() < ALONE_BELOW {
-            return step
-                .ops
+        let ops = self.with_own_owners(&step.ops);
+        if step.ordered || ops.len() < ALONE_BELOW {
+            return ops
                 .iter()
                 .map(|op| self.one(op, contents, &self.stagers[0]))
                 .collect();
         }
-        self.side_by_side(&step.ops, contents)
+        self.side_by_side(&ops, contents)
+    }
+
+    /// The operations with owners as this server has them.
+    fn with_own_owners(&self, ops: &Arc<Vec<ApplyOp>>) -> Arc<Vec<ApplyOp>> {
+        let named = |meta: &Metadata| !meta.user.is_empty() || !meta.group.is_empty();
+        if !ops.iter().any(|op| op.meta().is_some_and(named)) {
+            return Arc::clone(ops);
+        }
+        let mut own = Vec::clone(ops);
+        own.iter_mut()
+            .filter_map(ApplyOp::meta_mut)
+            .for_each(|meta| self.owners.number(meta));
+        Arc::new(own)
     }
 
     fn side_by_side(
@@ -258,6 +279,23 @@ impl Disk {
                 over,
                 ..
             } => self.with_room(0, || self.make_link(at, target, meta, *over, stager)),
+            ApplyOp::MakeSpecial {
+                at,
+                kind,
+                device,
+                meta,
+                over,
+                ..
+            } => self.with_room(0, || {
+                self.make_special(at, (*kind, *device), meta, *over, stager)
+            }),
+            ApplyOp::Link {
+                from,
+                at,
+                identity,
+                over,
+                ..
+            } => self.with_room(0, || self.link(from, at, *identity, *over, stager)),
             ApplyOp::SetMeta {
                 at,
                 identity,
@@ -275,12 +313,31 @@ impl Disk {
             } => self.remove(*id, at, *identity, *kind, below),
         };
         match outcome {
-            Ok(seen) => {
+            Ok(mut seen) => {
+                // What was there already gets its metadata later.
+                let is_made = matches!(op, ApplyOp::MakeFolder { .. });
+                if let (false, Some(meta), [seen]) = (is_made, op.meta(), &mut seen[..]) {
+                    compare(seen, meta);
+                }
                 self.note(&seen);
                 ApplyResult::Done(seen)
             }
-            Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
+            Err(error) => ApplyResult::Failed(self.explain(op, &error)),
         }
+    }
+
+    /// Why an operation failed, with what a person can do about it where that is known.
+    fn explain(&self, op: &ApplyOp, error: &ApplyError) -> String {
+        let reason = crate::source::chain(error);
+        let refused = matches!(error, ApplyError::Fs(e) if e.kind() == FsErrorKind::Permission);
+        let locked = |at: &Place| self.dir(at).is_ok_and(|dir| dir.is_locked(&at.name));
+        if refused && op.places().any(locked) {
+            return format!(
+                "{reason}: it, or its folder, is set immutable or append-only on this server; \
+                 `chattr -i -a` lets it be changed"
+            );
+        }
+        reason
     }
 
     fn dir(&self, at: &Place) -> Result<Arc<Dir>, ApplyError> {
@@ -399,6 +456,38 @@ impl Disk {
             return Ok(vec![seen]);
         }
         let staged = stager.symlink(target, meta)?;
+        let published = self
+            .applier
+            .publish(staged, &dir, &at.name, over.map(Into::into))?;
+        Ok(vec![published.observed])
+    }
+
+    fn make_special(
+        &self,
+        at: &Place,
+        (kind, device): (Kind, u64),
+        meta: &Metadata,
+        over: Option<Identity>,
+        stager: &Stager,
+    ) -> Result<Vec<Observed>, ApplyError> {
+        let dir = self.dir(at)?;
+        if !self.specials.carries(kind) {
+            return Err(ApplyError::NotCarried {
+                path: dir.path().join(&at.name),
+                kind,
+            });
+        }
+        if let Some(seen) = dir.look(&at.name, LookWants::default())?
+            && seen.kind == kind
+            && seen.device == device
+        {
+            let identity = seen.fingerprint.identity;
+            let seen = self
+                .applier
+                .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
+            return Ok(vec![seen]);
+        }
+        let staged = stager.special(kind, device, meta)?;
         let published = self
             .applier
             .publish(staged, &dir, &at.name, over.map(Into::into))?;
@@ -653,6 +742,19 @@ fn with(seen: Observed, applied: Applied) -> Observed {
     Observed {
         losses: applied.losses,
         ..seen
+    }
+}
+
+/// Adds what a filesystem took without a word, and does not hold. A folder's time comes last.
+fn compare(seen: &mut Observed, meta: &Metadata) {
+    let found = &seen.meta;
+    if seen.kind != Kind::Folder && found.mtime != meta.mtime {
+        seen.losses.add(Loss::Time);
+    }
+    if (found.uid, found.gid) != (meta.uid, meta.gid) {
+        seen.losses.add(Loss::Owner);
+    } else if seen.kind != Kind::Symlink && found.mode != meta.mode {
+        seen.losses.add(Loss::Mode);
     }
 }
 

@@ -170,6 +170,7 @@ impl Engine {
             root.clone(),
             Arc::clone(&applier),
             filter.clone(),
+            &context.order.settings,
         )?);
         let name = context.order.name.to_string();
         let cleaner = Cleaner::start(Arc::clone(&applier), Arc::clone(&context.clock), name)?;
@@ -671,7 +672,13 @@ impl Engine {
         let rows = self.replica.parked_rows(&view, REPORT_PARKED)?;
         rows.into_iter()
             .map(|(id, row)| {
-                let path = access::path_of(&view, id)?.unwrap_or_else(RelPath::root);
+                let path = match row.what.name() {
+                    Some((parent, name)) => {
+                        access::path_of(&view, *parent)?.map(|path| path.join(name))
+                    }
+                    None => access::path_of(&view, id)?,
+                };
+                let path = path.unwrap_or_else(RelPath::root);
                 let (mut path, mut reason) = (path.to_string(), row.reason);
                 shorten(&mut path);
                 shorten(&mut reason);

@@ -94,6 +94,14 @@ impl Dir {
         found.ok_or_else(|| FsError::at("look at", self.path(), name, Errno::NOENT))
     }
 
+    /// Whether the object at a name, or this folder, is set immutable or append-only: then nobody
+    /// may change it, whatever his privileges.
+    pub fn is_locked(&self, name: &Name) -> bool {
+        let there = rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED);
+        let here = rustix::fs::statx(self.as_fd(), c"", AtFlags::EMPTY_PATH, WANTED);
+        [there, here].iter().flatten().any(is_locked)
+    }
+
     fn look_errno(&self, name: &Name, wants: LookWants) -> Result<Observed, Errno> {
         let stat = rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED)?;
         let kind = kind_of(&stat)?;
@@ -164,7 +172,10 @@ fn observe_xattrs(
     for _ in 0..XATTR_READS {
         let (xattrs, left_out) = xattr::read(at)?;
         observed.meta.xattrs = xattrs;
-        observed.left_out = left_out;
+        if left_out {
+            observed.left_out =
+                Some("its extended attributes are larger than 64 KiB: some are not carried");
+        }
         if observed.meta.xattrs.is_empty() {
             break;
         }
@@ -201,6 +212,8 @@ fn observed_of(stat: &Statx, kind: Kind) -> Observed {
             mode: u32::from(stat.stx_mode) & 0o7777,
             uid: stat.stx_uid,
             gid: stat.stx_gid,
+            user: Vec::new(),
+            group: Vec::new(),
             mtime,
             xattrs: Xattrs::NONE,
         },
@@ -213,9 +226,16 @@ fn observed_of(stat: &Statx, kind: Kind) -> Observed {
         },
         link: None,
         handle: None,
-        left_out: false,
+        left_out: is_locked(stat)
+            .then_some("it is set immutable or append-only, which targets do not keep"),
         losses: Losses::NONE,
     }
+}
+
+/// Whether somebody keeps it from being changed, for everybody.
+pub(super) fn is_locked(stat: &Statx) -> bool {
+    let locks = StatxAttributes::IMMUTABLE.union(StatxAttributes::APPEND);
+    stat.stx_attributes.intersects(locks)
 }
 
 /// Inode, and time of birth where the filesystem keeps one.

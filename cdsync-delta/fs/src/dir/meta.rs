@@ -7,7 +7,7 @@ use cdsync_core::ledger::object::{Identity, Kind, Metadata, Observed};
 use cdsync_core::ledger::xattrs::CAPABILITY;
 use cdsync_core::path::Name;
 use cdsync_core::time::Timestamp;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
 use super::{Dir, LookWants, observe_fd, xattr};
@@ -146,11 +146,21 @@ fn set(
     if found.kind != Kind::Symlink && mode_differs {
         set_mode(fd, by_name, found, mode, &mut applied.losses)?;
     }
+    if !applied.losses.is_empty() && is_locked_fd(fd)? {
+        return Err(Errno::PERM);
+    }
     if meta.mtime != found.meta.mtime {
         let by_name = by_name.map(|(dir, name)| (dir, name, found));
         set_time(fd, by_name, meta.mtime)?;
     }
     Ok(applied)
+}
+
+/// Whether it is refused to everybody to change it.
+fn is_locked_fd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let flags = StatxFlags::BASIC_STATS;
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, flags)?;
+    Ok(super::look::is_locked(&stat))
 }
 
 /// Returns whether anything was set, after which the mode may be another one.

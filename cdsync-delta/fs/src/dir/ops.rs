@@ -84,7 +84,8 @@ impl Dir {
     /// Gives the object at `name` a second name. A link is itself linked, not followed.
     ///
     /// # Errors
-    /// [`FsErrorKind::Exists`] when the other name is taken; else what the system said.
+    /// [`FsErrorKind::Exists`] when the other name is taken, [`FsErrorKind::Unlinkable`] when there
+    /// can be no second name; else what the system said.
     pub fn hard_link(&self, name: &Name, to: &Self, to_name: &Name) -> Result<(), FsError> {
         let none = AtFlags::empty();
         rustix::fs::linkat(
@@ -94,7 +95,12 @@ impl Dir {
             to_name.as_bytes(),
             none,
         )
-        .map_err(|errno| FsError::at("link", to.path(), to_name, errno))
+        .map_err(|errno| match errno {
+            Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK => {
+                FsError::of_kind(FsErrorKind::Unlinkable, "link", to.path().join(to_name))
+            }
+            errno => FsError::at("link", to.path(), to_name, errno),
+        })
     }
 
     /// Renames to a name that is free.

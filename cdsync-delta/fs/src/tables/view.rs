@@ -147,7 +147,7 @@ impl fmt::Debug for ReadView {
 impl ReadView {
     pub(super) fn open(database: &Database) -> Result<Self, redb::Error> {
         let transaction = database.begin_read()?;
-        let [a, b, c, d, e, f, g] = Table::ALL;
+        let [a, b, c, d, e, f, g, h] = Table::ALL;
         let open = |table| transaction.open_table(definition(table));
         Ok(Self {
             tables: [
@@ -158,6 +158,7 @@ impl ReadView {
                 open(e)?,
                 open(f)?,
                 open(g)?,
+                open(h)?,
             ],
         })
     }
@@ -177,6 +178,7 @@ fn position(table: Table) -> usize {
         Table::Handles => 4,
         Table::Parked => 5,
         Table::Doubts => 6,
+        Table::Links => 7,
     }
 }
 

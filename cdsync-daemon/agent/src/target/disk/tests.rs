@@ -14,7 +14,7 @@ fn disk(top: &Path) -> Disk {
     let root = Root::open(top, &RelPath::root()).unwrap();
     let applier = Arc::new(Applier::open(&root, "job").unwrap());
     let filter = Filter::new(&FilterSpec::default()).unwrap();
-    Disk::open(root, applier, filter).unwrap()
+    Disk::open(root, applier, filter, &Settings::default()).unwrap()
 }
 
 /// The object at a path.
@@ -155,6 +155,8 @@ fn large_steps_are_shared() {
                 mode: 0o644,
                 uid: 0,
                 gid: 0,
+                user: Vec::new(),
+                group: Vec::new(),
                 mtime: Timestamp::default(),
                 xattrs: Xattrs::NONE,
             },
@@ -201,6 +203,8 @@ fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
             mode,
             uid: 0,
             gid: 0,
+            user: Vec::new(),
+            group: Vec::new(),
             mtime: Timestamp { secs: 5, nanos: 7 },
             xattrs: Xattrs::NONE,
         };

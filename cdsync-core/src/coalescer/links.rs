@@ -1,0 +1,230 @@
+//! Several names of one file.
+//!
+//! A name behind which is an inode that the ledger has under another name is a second name of that
+//! object. Objects are found by what the disk knows them by through an index, which is made when a
+//! file with several names is met for the first time: most trees have none, and pay nothing.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use super::compare::{Bytes, Round, moved_bytes};
+use super::{Coalescer, Slot, What};
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, live, meta, put_live, put_meta, put_name};
+use crate::ledger::object::{Identity, Kind, Observed};
+use crate::ledger::record::Record;
+use crate::ledger::rows::{LiveObject, NameRow, ObjectRow, decode_row};
+use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
+use crate::time::{Instant, WallMillis};
+
+const INDEXED: &str = "links-indexed";
+
+/// How many rows are read before the index is written on: bounds memory.
+const INDEX_CHUNK: usize = 4096;
+
+/// Whether a ledger has the index.
+pub(super) fn is_indexed(t: &dyn TablesRead) -> Result<bool, TableError> {
+    Ok(meta(t, INDEXED)?.unwrap_or(false))
+}
+
+impl Coalescer {
+    /// The object of which something that was seen at a new name is one more name.
+    pub(super) fn linked(
+        &mut self,
+        t: &mut dyn Tables,
+        seen: &Observed,
+    ) -> Result<Option<(ObjectId, LiveObject)>, TableError> {
+        if seen.kind != Kind::Folder && seen.link_count > 1 && !self.indexed {
+            index(t)?;
+            self.indexed = true;
+            self.written = true;
+        }
+        self.known_link(t, seen)
+    }
+
+    fn known_link(
+        &self,
+        t: &dyn TablesRead,
+        seen: &Observed,
+    ) -> Result<Option<(ObjectId, LiveObject)>, TableError> {
+        if seen.kind == Kind::Folder || seen.link_count < 2 || !self.indexed {
+            return Ok(None);
+        }
+        let identity = seen.fingerprint.identity;
+        let Some(id) = access::object_by_identity(t, identity)? else {
+            return Ok(None);
+        };
+        let row = live(t, id)?.filter(|row| {
+            let same = |l: &crate::ledger::rows::Local| l.fingerprint.identity == identity;
+            row.local.as_ref().is_some_and(same)
+                && row.state.kind == seen.kind
+                && row.is_announced()
+                && !row.names.is_empty()
+        });
+        Ok(row.map(|row| (id, row)))
+    }
+
+    /// Makes the index before it is asked what was seen.
+    pub(super) fn prepare_links(
+        &mut self,
+        t: &mut dyn Tables,
+        round: &Round,
+    ) -> Result<(), TableError> {
+        for found in round.found.values() {
+            if self.indexed {
+                break;
+            }
+            self.linked(t, &found.observed)?;
+        }
+        Ok(())
+    }
+
+    /// Which objects the files with several names are that were found.
+    pub(super) fn owners(
+        &self,
+        t: &dyn TablesRead,
+        round: &Round,
+    ) -> Result<BTreeMap<Identity, ObjectId>, TableError> {
+        let mut owners = BTreeMap::new();
+        for found in round.found.values() {
+            if let Some((id, _)) = self.known_link(t, &found.observed)? {
+                owners.insert(found.observed.fingerprint.identity, id);
+            }
+        }
+        Ok(owners)
+    }
+
+    /// Keeps the index, where there is one.
+    pub(super) fn note_identity(
+        &self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        seen: &Observed,
+    ) -> Result<(), TableError> {
+        if self.indexed && seen.kind != Kind::Folder {
+            access::put_identity(t, seen.fingerprint.identity, id)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an object one more name, in a record of its own if it is one.
+    pub(super) fn enter_link(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        slot: &Slot,
+        seen: &Observed,
+    ) -> Result<bool, TableError> {
+        let Some(known) = self.linked(t, seen)? else {
+            return Ok(false);
+        };
+        self.announce_folder(wall, t, slot.0)?;
+        let mut record = self.begin(wall, t)?;
+        self.link_to(t, &mut record, slot, known, seen, What::LOOK)?;
+        record
+            .names
+            .push(super::commit::name_state(slot, self.object_at(t, slot)?));
+        self.ledger.append(t, &record)?;
+        Ok(true)
+    }
+
+    fn object_at(&self, t: &dyn TablesRead, slot: &Slot) -> Result<Option<ObjectId>, TableError> {
+        Ok(access::name(t, slot.0, &slot.1)?.and_then(|row| row.object))
+    }
+
+    /// Gives an object one more name. Returns its id.
+    pub(super) fn link_to(
+        &mut self,
+        t: &mut dyn Tables,
+        record: &mut Record,
+        slot: &Slot,
+        (id, mut row): (ObjectId, LiveObject),
+        seen: &Observed,
+        what: What,
+    ) -> Result<ObjectId, TableError> {
+        let deaf = self.listings.is_deaf(slot.0);
+        let bytes = moved_bytes(&row, seen, what, deaf);
+        self.heed(t, id, bytes)?;
+        let name = NameRow {
+            object: Some(id),
+            remnant: None,
+        };
+        put_name(t, slot.0, &slot.1, name)?;
+        row.names.retain(|known| known != slot);
+        row.names.push(slot.clone());
+        self.renew(&mut row, record, seen, bytes == Bytes::Differ);
+        tell(record, &row);
+        self.written = true;
+        put_live(t, id, row)?;
+        Ok(id)
+    }
+
+    /// Takes one of several names from an object. `false`: it is the last one.
+    pub(super) fn drop_name(
+        &mut self,
+        t: &mut dyn Tables,
+        record: &mut Record,
+        slot: &Slot,
+        id: ObjectId,
+    ) -> Result<bool, TableError> {
+        let Some(mut row) = live(t, id)?.filter(|row| row.names.iter().any(|n| n != slot)) else {
+            return Ok(false);
+        };
+        row.names.retain(|known| known != slot);
+        if row.is_announced() {
+            self.stamp(&mut row, record);
+            tell(record, &row);
+        }
+        if let Some(other) = row.slot().cloned() {
+            // Its change time moved: noted before a scan takes it for a write.
+            self.pending.due_now(other, Instant::default());
+        }
+        put_live(t, id, row)?;
+        Ok(true)
+    }
+}
+
+/// A record tells of an object as it is now.
+pub(super) fn tell(record: &mut Record, row: &LiveObject) {
+    record.objects.retain(|state| state.id != row.state.id);
+    record.objects.push(row.state.clone());
+}
+
+/// Makes the index of everything that is there.
+fn index(t: &mut dyn Tables) -> Result<(), TableError> {
+    let mut from = Vec::new();
+    loop {
+        let mut found = Vec::new();
+        let mut failed = None;
+        let mut read = 0;
+        let mut last = None;
+        t.range(Table::Objects, &from, None, &mut |key, value| {
+            read += 1;
+            last = Some(key.to_vec());
+            match (ObjectId::from_key(key), decode_row(Table::Objects, value)) {
+                (Some(id), Ok(ObjectRow::Live(row))) if row.state.kind != Kind::Folder => {
+                    found.extend(row.local.map(|l| (l.fingerprint.identity, id)));
+                }
+                (_, Err(error)) => failed = Some(error),
+                _ => {}
+            }
+            if failed.is_some() || read >= INDEX_CHUNK {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        failed.map_or(Ok(()), Err)?;
+        for (identity, id) in found {
+            access::put_identity(t, identity, id)?;
+        }
+        match last {
+            Some(mut key) if read >= INDEX_CHUNK => {
+                key.push(0);
+                from = key;
+            }
+            _ => break,
+        }
+    }
+    put_meta(t, INDEXED, &true)
+}
