@@ -9,11 +9,12 @@ use super::{Coordinator, Job};
 use crate::coalescer::{MassDelete, TooMuch};
 use crate::ids::{Label, OriginId, ServerId};
 use crate::job::Mode;
+use crate::ledger::loss::Loss;
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
 use crate::wire::{
-    DRIFT_NAMES, DriftReport, GapReport, ParkedReport, Preview, SourceReport, SourceState,
-    TargetReport, TargetState, TrashReport,
+    DRIFT_NAMES, DriftReport, GapReport, LossReport, LostReport, ParkedReport, Preview,
+    SourceReport, SourceState, TargetReport, TargetState, TrashReport,
 };
 
 /// The state of a job or of one of its targets. Ordered: of several targets, the one with the
@@ -192,6 +193,12 @@ pub struct TargetStatus {
     pub trash: TrashStatus,
     /// What others changed there.
     pub drift: DriftStatus,
+    /// How many objects are there, but not whole; 10,000 for as many or more.
+    pub loss_count: u64,
+    /// How many for each reason.
+    pub loss_reasons: Vec<LossReason>,
+    /// The first of them.
+    pub losses: Vec<LossStatus>,
 }
 
 /// What a target's trash holds.
@@ -218,6 +225,24 @@ pub struct DriftStatus {
     pub kept: u64,
     /// Whether a manager is to acknowledge it.
     pub alert: bool,
+}
+
+/// How many objects lack something for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossReason {
+    /// What is missing and why.
+    pub reason: String,
+    /// How many objects.
+    pub count: u64,
+}
+
+/// An object that is not held whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossStatus {
+    /// Its path, escaped.
+    pub path: String,
+    /// What is missing and why.
+    pub reasons: Vec<String>,
 }
 
 /// A parked object.
@@ -507,6 +532,9 @@ impl Coordinator {
             last_error,
             trash: TrashStatus::default(),
             drift: DriftStatus::default(),
+            loss_count: 0,
+            loss_reasons: Vec::new(),
+            losses: Vec::new(),
         };
         if let Some(report) = report {
             self.fill(&mut status, report, self.source_of(job));
@@ -536,11 +564,30 @@ impl Coordinator {
         if status.drift.alert && status.state > JobState::Alert {
             status.state = JobState::Alert;
         }
+        fill_losses(status, &report.losses);
         // What the source announced to the master may not have reached the target yet.
         if status.state == JobState::InSync && status.pending_changes > 0 {
             status.state = JobState::Lagging;
         }
     }
+}
+
+fn fill_losses(status: &mut TargetStatus, report: &LossReport) {
+    let reason = |(loss, count): &(Loss, u64)| LossReason {
+        reason: loss.text().to_owned(),
+        count: *count,
+    };
+    let one = |lost: &LostReport| LossStatus {
+        path: shown(&lost.path),
+        reasons: lost
+            .losses
+            .iter()
+            .map(|loss| loss.text().to_owned())
+            .collect(),
+    };
+    status.loss_count = report.count;
+    status.loss_reasons = report.reasons.iter().take(20).map(reason).collect();
+    status.losses = report.first.iter().take(20).map(one).collect();
 }
 
 fn parked_status(parked: &ParkedReport) -> ParkedStatus {

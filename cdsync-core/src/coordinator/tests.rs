@@ -9,7 +9,7 @@ use crate::job::{Mode, Settings};
 use crate::ledger::object::Seq;
 use crate::topology::tests::server;
 use crate::wire::{
-    Adopt, DriftReport, FenceAnswer, Grant, Orders, Signed, SourceReport, SourceState,
+    Adopt, DriftReport, FenceAnswer, Grant, LossReport, Orders, Signed, SourceReport, SourceState,
     TargetReport, TargetState, TrashReport,
 };
 
@@ -153,6 +153,7 @@ fn target(state: TargetState, claim: u64) -> TargetReport {
         last_error: None,
         trash: TrashReport::default(),
         drift: DriftReport::default(),
+        losses: LossReport::default(),
     }
 }
 

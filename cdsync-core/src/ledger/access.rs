@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::loss::Losses;
 use super::object::{Identity, Seq};
 use super::record::Record;
 use super::rows::{
@@ -378,16 +379,47 @@ pub fn log_after(
     failed.map_or(Ok(()), Err)
 }
 
+/// Objects that are not held whole, in the order of their ids, at most `most`.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn lost(t: &dyn TablesRead, most: usize) -> Result<Vec<(ObjectId, Losses)>, TableError> {
+    rows(t, Table::Lost, most)
+}
+
+/// Notes what is missing of an object; forgets it where nothing is.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_lost(t: &mut dyn Tables, id: ObjectId, losses: Losses) -> Result<(), TableError> {
+    if losses.is_empty() {
+        t.remove(Table::Lost, &id.to_key())
+    } else {
+        t.put(Table::Lost, &id.to_key(), &encode_row(&losses))
+    }
+}
+
 /// Parked objects, in the order of their ids, at most `most`.
 ///
 /// # Errors
 /// [`TableError`]; not retryable within the transaction.
 pub fn parked(t: &dyn TablesRead, most: usize) -> Result<Vec<(ObjectId, ParkedRow)>, TableError> {
+    rows(t, Table::Parked, most)
+}
+
+/// The rows of a table whose keys are objects.
+fn rows<T: DeserializeOwned>(
+    t: &dyn TablesRead,
+    table: Table,
+    most: usize,
+) -> Result<Vec<(ObjectId, T)>, TableError> {
     let mut rows = Vec::new();
     let mut failed = None;
-    t.range(Table::Parked, &[], None, &mut |key, value| {
-        let id = ObjectId::from_key(key).ok_or(TableError::Corrupt { table: "parked-0" });
-        match id.and_then(|id| Ok((id, decode_row(Table::Parked, value)?))) {
+    t.range(table, &[], None, &mut |key, value| {
+        let id = ObjectId::from_key(key).ok_or(TableError::Corrupt {
+            table: table.name(),
+        });
+        match id.and_then(|id| Ok((id, decode_row(table, value)?))) {
             Ok(row) => rows.push(row),
             Err(error) => failed = Some(error),
         }

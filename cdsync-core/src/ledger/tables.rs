@@ -24,11 +24,13 @@ pub enum Table {
     /// What a disk knows a file by to its object id: at a source that has met a file with several
     /// names.
     Links,
+    /// Object id to what a target's disk does not hold of it.
+    Lost,
 }
 
 impl Table {
     /// Every table, in a fixed order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Meta,
         Self::Objects,
         Self::Names,
@@ -37,6 +39,7 @@ impl Table {
         Self::Parked,
         Self::Doubts,
         Self::Links,
+        Self::Lost,
     ];
 
     /// Its name in a store, with the version of its row format.
@@ -51,6 +54,7 @@ impl Table {
             Self::Parked => "parked-0",
             Self::Doubts => "doubts-0",
             Self::Links => "links-0",
+            Self::Lost => "lost-0",
         }
     }
 }

@@ -10,6 +10,7 @@ use super::structure::Rest;
 use super::{ApplyOp, Place, Replica, Then};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
+use crate::ledger::loss::Loss;
 use crate::ledger::object::{Identity, Kind, Observed, Seq};
 use crate::ledger::record::Record;
 use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
@@ -185,6 +186,13 @@ impl Replica {
         };
         let (object, remnant) = (Some(id), None);
         put_name(t, slot.0, &slot.1, NameRow { object, remnant })?;
+        if let Some(seen) = &seen
+            && seen.losses.has(Loss::HardLink)
+        {
+            let mut losses = self.losses_of(id);
+            losses.add(Loss::HardLink);
+            self.note_losses(t, id, losses)?;
+        }
         if let (Some(local), Some(seen)) = (&mut row.local, seen) {
             note_link(local, &seen);
             put_live(t, id, row)?;

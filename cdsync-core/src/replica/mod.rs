@@ -16,6 +16,7 @@
 
 mod fetch;
 mod links;
+mod losses;
 mod op;
 mod parked;
 mod plan;
@@ -31,6 +32,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use fetch::{FetchResult, FetchWant};
+pub use losses::{LOST_MAX, LostReport};
 pub use op::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
 pub use policy::Policy;
 pub use sweep::SweepEntry;
@@ -46,6 +48,7 @@ use crate::path::RelPath;
 use crate::time::{Hlc, WallMillis};
 use crate::wire::{Accepted, BatchHeader, Cursor, Inline, Op, Tick};
 use fetch::Fetches;
+use losses::Lost;
 use sweep::Sweep;
 
 const ORIGIN: &str = "replica-origin";
@@ -138,6 +141,7 @@ pub struct Replica {
     syncing: Option<Mark>,
     dirty: bool,
     sweep: Sweep,
+    lost: Lost,
     logged: Vec<Logged>,
     /// A record that does not fit what is known.
     refused: Option<ReplicaError>,
@@ -275,6 +279,7 @@ impl Replica {
             syncing: None,
             dirty: false,
             sweep: Sweep::default(),
+            lost: Lost::open(t)?,
             logged: Vec::new(),
             refused: None,
         })

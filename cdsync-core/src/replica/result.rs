@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{ApplyOp, ApplyResult, Issued, Replica, Then};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
+use crate::ledger::loss::Loss;
 use crate::ledger::object::{Kind, ObjectState, Observed, Seq};
 use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables};
@@ -32,7 +33,11 @@ impl Replica {
                     self.held(wall, t, *state, seen.into_iter().next())?;
                 }
                 (Then::New(state), ApplyResult::Done(seen)) => {
-                    enter(t, *state, op, seen.into_iter().next().map(local_of))?;
+                    let seen = seen.into_iter().next();
+                    if let Some(seen) = &seen {
+                        self.note_losses(t, state.id, seen.losses)?;
+                    }
+                    enter(t, *state, op, seen.map(local_of))?;
                 }
                 (Then::New(state), ApplyResult::Failed(reason)) => {
                     enter(t, (*state).clone(), op, None)?;
@@ -52,7 +57,7 @@ impl Replica {
                     self.park_content(wall, t, state.version.seq, *state, reason)?;
                 }
                 (Then::Meta(state), ApplyResult::Done(seen)) => {
-                    self.meta_held(t, *state, seen.into_iter().next())?;
+                    self.meta_held(wall, t, *state, seen.into_iter().next())?;
                 }
                 (Then::Meta(state), ApplyResult::Failed(reason)) => {
                     let (id, seq) = (state.id, state.version.seq);
@@ -121,6 +126,9 @@ impl Replica {
             self.folders.forget_one(id);
         }
         let state = not_before(&row, state);
+        if let Some(seen) = &seen {
+            self.note_losses(t, id, seen.losses)?;
+        }
         let local = seen.map(local_of).or(row.local);
         let names = row.names;
         let is_linked = names.len() > 1;
@@ -141,6 +149,7 @@ impl Replica {
 
     fn meta_held(
         &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
         state: ObjectState,
         seen: Option<Observed>,
@@ -150,8 +159,18 @@ impl Replica {
             return Ok(());
         };
         row.state = not_before(&row, state);
+        let id = row.state.id;
+        // Copies in place of links do not get the new metadata by themselves.
+        let has_copies = row.names.len() > 1 && self.losses_of(id).has(Loss::HardLink);
+        if let Some(seen) = &seen {
+            self.note_losses(t, id, seen.losses)?;
+        }
         row.local = seen.map(local_of).or(row.local);
-        put_live(t, row.state.id, row)
+        put_live(t, id, row)?;
+        if has_copies {
+            self.relink(wall, t, id)?;
+        }
+        Ok(())
     }
 
     fn moved(
@@ -237,6 +256,7 @@ impl Replica {
         let (Some(mut row), Some(seen)) = (live(t, id)?, seen.into_iter().next()) else {
             return Ok(());
         };
+        self.note_losses(t, id, seen.losses)?;
         row.local = Some(local_of(seen));
         self.unpark(t, id)?;
         put_live(t, id, row)

@@ -9,6 +9,7 @@ use super::{DriftReport, Epoch, Signed, TrashReport};
 use crate::bounds;
 use crate::coalescer::MassDelete;
 use crate::ids::{JobId, OriginId, ServerId};
+use crate::ledger::loss::{Loss, Losses};
 use crate::ledger::object::Seq;
 use crate::time::WallMillis;
 
@@ -235,6 +236,31 @@ pub struct TargetReport {
     pub trash: TrashReport,
     /// What others changed in its root.
     pub drift: DriftReport,
+    /// What is there, but not whole.
+    pub losses: LossReport,
+}
+
+/// What a target's disk does not hold of objects that are there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LossReport {
+    /// How many objects; 10,000 for as many or more.
+    pub count: u64,
+    /// How many for each reason.
+    #[serde(deserialize_with = "bounds::list::<_, _, REPORT_MAX_NAMES>")]
+    pub reasons: Vec<(Loss, u64)>,
+    /// The first of them, at most 20.
+    #[serde(deserialize_with = "bounds::list::<_, _, REPORT_MAX_NAMES>")]
+    pub first: Vec<LostReport>,
+}
+
+/// An object that is there, but not whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostReport {
+    /// Its path, escaped.
+    #[serde(deserialize_with = "bounds::text")]
+    pub path: String,
+    /// What is missing.
+    pub losses: Losses,
 }
 
 /// An object that could not be applied yet.

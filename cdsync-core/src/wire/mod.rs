@@ -13,8 +13,9 @@ mod signed;
 mod upkeep;
 
 pub use control::{
-    AgentMessage, Answer, Ask, FenceAnswer, GapReport, Hello, JobReport, LogLine, MasterMessage,
-    Op, ParkedReport, Preview, Report, SourceReport, SourceState, TargetReport, TargetState,
+    AgentMessage, Answer, Ask, FenceAnswer, GapReport, Hello, JobReport, LogLine, LossReport,
+    LostReport, MasterMessage, Op, ParkedReport, Preview, Report, SourceReport, SourceState,
+    TargetReport, TargetState,
 };
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{

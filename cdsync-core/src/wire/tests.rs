@@ -7,6 +7,7 @@ use crate::coalescer::{MassDelete, TooMuch};
 use crate::filter::FilterSpec;
 use crate::ids::{IncarnationId, JobId, Label, ObjectId, OriginId, ServerId};
 use crate::job::{Mode, RootPath, Settings};
+use crate::ledger::loss::{Loss, Losses};
 use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::xattrs::Xattrs;
@@ -333,6 +334,8 @@ fn control_messages() -> Vec<Golden> {
         attempts: 2,
         next_try: WallMillis(3),
     };
+    let mut acl = Losses::NONE;
+    acl.add(Loss::Acl);
     let target = TargetReport {
         state: TargetState::InSync,
         upstream: Some(ServerId(6)),
@@ -357,6 +360,14 @@ fn control_messages() -> Vec<Golden> {
             names: vec!["d".into()],
             kept: 5,
             alert: true,
+        },
+        losses: LossReport {
+            count: 1,
+            reasons: vec![(Loss::Acl, 1)],
+            first: vec![LostReport {
+                path: "l".into(),
+                losses: acl,
+            }],
         },
     };
     let source = SourceReport {
@@ -438,7 +449,8 @@ fn control_messages() -> Vec<Golden> {
              01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try
              00 00                   ; preview, last error
              01 02 01 03 00          ; trash: entries, bytes, oldest, trouble
-             04 01 01 64 05 01       ; drift: count, names, kept, alert",
+             04 01 01 64 05 01       ; drift: count, names, kept, alert
+             01 01 02 01 01 01 6c 04 ; losses: count, reasons, first",
         ),
         Golden::of(
             "answer",

@@ -105,6 +105,7 @@ pub(super) fn job(job: &JobStatus) -> String {
         text.push_str(&parked(target));
         text.push_str(&drift(job, target));
         text.push_str(&trash(target));
+        text.push_str(&losses(target));
         if let Some(preview) = &target.preview
             && target.state == JobState::AwaitingAccept
         {
@@ -251,6 +252,28 @@ fn trash(target: &TargetStatus) -> String {
         let _ = write!(text, " ({trouble})");
     }
     text.push('\n');
+    text
+}
+
+/// What is there, but not whole.
+fn losses(target: &TargetStatus) -> String {
+    if target.loss_count == 0 {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n{}: {} not held whole\n",
+        target.server,
+        match target.loss_count {
+            1 => "1 object is".to_owned(),
+            many => format!("{many} objects are"),
+        }
+    );
+    for one in &target.loss_reasons {
+        let _ = writeln!(text, "  {}: {}", one.count, one.reason);
+    }
+    for one in &target.losses {
+        let _ = writeln!(text, "  {}: {}", one.path, one.reasons.join("; "));
+    }
     text
 }
 

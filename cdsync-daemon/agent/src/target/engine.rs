@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::disk::{Contents, Disk};
 use super::link::{self, LinkContext};
+use super::losses::Losses;
 use super::preview::PreviewRun;
 use super::restore::{self, Removals};
 use super::trash::{self, Cleaner};
@@ -85,6 +86,7 @@ pub(super) struct Engine {
     was_copying: bool,
     applied: u64,
     owners_told: bool,
+    losses: Losses,
     /// Something was fetched and waits to be published.
     fetched: bool,
 }
@@ -209,6 +211,7 @@ impl Engine {
             was_copying,
             applied: 0,
             owners_told: false,
+            losses: Losses::default(),
             fetched: false,
         })
     }
@@ -572,6 +575,8 @@ impl Engine {
                 seq: logged.seq,
             });
         }
+        self.losses
+            .tell(&mut self.replica, &self.store, &context.log);
         if self.disk.owners_kept() && !self.owners_told {
             self.owners_told = true;
             context
@@ -616,7 +621,7 @@ impl Engine {
         Ok(())
     }
 
-    fn make_report(&self, resume: u64) -> Result<TargetReport, TargetError> {
+    fn make_report(&mut self, resume: u64) -> Result<TargetReport, TargetError> {
         let parked_count = self.replica.parked_count() as u64;
         let parked = if parked_count > 0 {
             self.parked()?
@@ -651,6 +656,7 @@ impl Engine {
             last_error: self.trouble.clone().or(sweep),
             trash: self.cleaner.report(),
             drift: DriftReport::default(),
+            losses: self.losses.report(&mut self.replica, &self.store)?,
         })
     }
 

@@ -3,6 +3,7 @@
 mod disk;
 pub(crate) mod engine;
 mod link;
+mod losses;
 mod preview;
 mod pull;
 mod restore;
@@ -23,8 +24,8 @@ use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{FetchResult, FetchWant, ReplicaError};
 use cdsync_core::wire::{
-    Accepted, Cursor, DriftReport, JobOrder, TargetOrder, TargetReport, TargetState, Tick,
-    TrashReport,
+    Accepted, Cursor, DriftReport, JobOrder, LossReport, TargetOrder, TargetReport, TargetState,
+    Tick, TrashReport,
 };
 use cdsync_fs::{Applier, ApplyError, FsError, StagedWriter, StoreError};
 use cdsync_transport::Transport;
@@ -149,6 +150,7 @@ impl TargetContext {
                 last_error: Some(error),
                 trash: TrashReport::default(),
                 drift: DriftReport::default(),
+                losses: LossReport::default(),
             }),
         );
     }

@@ -12,9 +12,9 @@ use cdsync_core::ids::{JobId, OriginId, ServerId};
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
-    AgentMessage, DriftReport, Epoch, Hello, JoinReply, JoinRequest, MasterMessage, Orders, Report,
-    Signed, SourceReport, SourceState, TargetReport, TargetState, TrashReport, VerifyingKey,
-    decode, encode, kind,
+    AgentMessage, DriftReport, Epoch, Hello, JoinReply, JoinRequest, LossReport, MasterMessage,
+    Orders, Report, Signed, SourceReport, SourceState, TargetReport, TargetState, TrashReport,
+    VerifyingKey, decode, encode, kind,
 };
 use cdsync_transport::{
     CaFingerprint, CertificateAuthority, Connection, FrameReader, FrameWriter, JoinToken,
@@ -414,6 +414,7 @@ pub(super) fn target(state: TargetState, claim: u64) -> TargetReport {
         last_error: None,
         trash: TrashReport::default(),
         drift: DriftReport::default(),
+        losses: LossReport::default(),
     }
 }
 

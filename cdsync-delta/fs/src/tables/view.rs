@@ -147,7 +147,7 @@ impl fmt::Debug for ReadView {
 impl ReadView {
     pub(super) fn open(database: &Database) -> Result<Self, redb::Error> {
         let transaction = database.begin_read()?;
-        let [a, b, c, d, e, f, g, h] = Table::ALL;
+        let [a, b, c, d, e, f, g, h, i] = Table::ALL;
         let open = |table| transaction.open_table(definition(table));
         Ok(Self {
             tables: [
@@ -159,6 +159,7 @@ impl ReadView {
                 open(f)?,
                 open(g)?,
                 open(h)?,
+                open(i)?,
             ],
         })
     }
@@ -179,6 +180,7 @@ fn position(table: Table) -> usize {
         Table::Parked => 5,
         Table::Doubts => 6,
         Table::Links => 7,
+        Table::Lost => 8,
     }
 }
 
