@@ -15,6 +15,10 @@ if [ "$purpose" = test ]; then
     command -v ip >/dev/null || packages+=(iproute2)
     # Torture runs cut links with it.
     command -v nft >/dev/null || packages+=(nftables)
+    # Tests of what other filesystems hold make images of them. Without these they are skipped.
+    for tool in mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.vfat:dosfstools; do
+        [ -x "/sbin/${tool%:*}" ] || command -v "${tool%:*}" >/dev/null || packages+=("${tool#*:}")
+    done
 fi
 if [ "${#packages[@]}" -gt 0 ] && ! apt_install "${packages[@]}"; then
     loud "please install: ${packages[*]} (here that needs root and apt-get, or your own way)"

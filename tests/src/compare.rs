@@ -26,7 +26,7 @@ struct Entry {
     link: Option<Vec<u8>>,
     /// Of devices.
     device: u64,
-    /// The first of the names that one file has; `None` for a file with one name.
+    /// The first of the names that one file has in the tree; `None` for a file with one name.
     group: Option<Vec<u8>>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// On the disk, of sparse files only; 0 for others.
@@ -102,7 +102,7 @@ fn shown(path: &[u8]) -> String {
 
 fn read(top: &Path) -> BTreeMap<Vec<u8>, Entry> {
     let mut found: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
-    let mut inodes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+    let mut inodes: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
     let mut folders = vec![Vec::new()];
     while let Some(folder) = folders.pop() {
         let path = top.join(std::ffi::OsStr::from_bytes(&folder));
@@ -128,20 +128,21 @@ fn read(top: &Path) -> BTreeMap<Vec<u8>, Entry> {
             if meta.is_dir() {
                 folders.push(below.clone());
             }
-            let mut described = describe(&entry.path(), &meta);
+            let described = describe(&entry.path(), &meta);
             if fidelity::HARD_LINKS && !meta.is_dir() && meta.nlink() > 1 {
-                inodes
-                    .entry(meta.ino())
-                    .and_modify(|first| *first = below.clone().min(first.clone()))
-                    .or_insert_with(|| below.clone());
-                described.group = Some(meta.ino().to_be_bytes().to_vec());
+                inodes.entry(meta.ino()).or_default().push(below.clone());
             }
             found.insert(below, described);
         }
     }
-    for group in found.values_mut().filter_map(|entry| entry.group.as_mut()) {
-        let inode = u64::from_be_bytes(group.as_slice().try_into().unwrap());
-        group.clone_from(&inodes[&inode]);
+    // Names elsewhere do not count: what was removed may be one more name in the trash.
+    for names in inodes.into_values().filter(|names| names.len() > 1) {
+        let first = names.iter().min().cloned();
+        for name in names {
+            if let Some(entry) = found.get_mut(&name) {
+                entry.group.clone_from(&first);
+            }
+        }
     }
     found
 }
@@ -150,7 +151,13 @@ fn read(top: &Path) -> BTreeMap<Vec<u8>, Entry> {
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let counts = |name: &[u8]| match name {
         name if name.starts_with(b"system.posix_acl_") => fidelity::ACLS,
-        name => fidelity::XATTRS && name.starts_with(b"user."),
+        b"security.capability" => fidelity::XATTRS,
+        name => {
+            fidelity::XATTRS
+                && [&b"user."[..], b"trusted."]
+                    .iter()
+                    .any(|of| name.starts_with(of))
+        }
     };
     let mut names = [0_u8; 1 << 16];
     let length = llistxattr(path, &mut names).unwrap_or(0);

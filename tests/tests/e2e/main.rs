@@ -9,6 +9,7 @@ mod adoption;
 mod changes;
 mod commands;
 mod deletes;
+mod fidelity;
 mod filters;
 mod full_disks;
 mod open_files;
