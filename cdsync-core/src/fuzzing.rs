@@ -14,7 +14,7 @@ use crate::ledger::rows::{Incarnation, NameRow, ObjectRow, ParkedRow, Progress, 
 use crate::ledger::tables::Table;
 use crate::ledger::xattrs::Xattrs;
 use crate::path::{Escaped, Name, RelPath, is_hidden};
-use crate::replica::{ApplyOp, ApplyResult, Replica};
+use crate::replica::{ApplyOp, ApplyResult, MoveResult, Replica};
 use crate::sim::MemTables;
 use crate::time::{Timestamp, WallMillis};
 use crate::wire::{
@@ -119,6 +119,12 @@ fn run(replica: &mut Replica, t: &mut MemTables, fails: u8) {
         let result = |(at, op): (usize, &ApplyOp)| {
             if fails >> (at % 8) & 1 == 1 {
                 ApplyResult::Failed("not today".to_owned())
+            } else if let ApplyOp::Move(moves) = op {
+                let one = |index: usize| match seen(op).into_iter().next() {
+                    Some(seen) if fails >> (index % 7) & 1 == 0 => MoveResult::Done(Box::new(seen)),
+                    _ => MoveResult::Missing,
+                };
+                ApplyResult::Moved((0..moves.len()).map(one).collect())
             } else {
                 ApplyResult::Done(seen(op))
             }

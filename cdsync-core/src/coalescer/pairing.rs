@@ -140,7 +140,7 @@ fn by_identity(round: &Round, owners: &BTreeMap<Identity, ObjectId>) -> Moves {
             gone.row.state.kind == found.observed.kind
                 && owners.get(&identity).is_none_or(|owner| *owner == gone.id)
         };
-        if let Some(at) = left.iter().rposition(|from| fits(from)) {
+        if let Some(at) = left.iter().rposition(fits) {
             moves.insert(slot.clone(), left.remove(at).clone());
         }
     }

@@ -177,6 +177,8 @@ pub struct Folders {
     known: BTreeMap<ObjectId, FolderAt>,
     /// What the paths take, or took before some were forgotten.
     path_bytes: usize,
+    /// Where folders are that are not where the ledger has them.
+    displaced: BTreeMap<ObjectId, (FolderAt, Name)>,
 }
 
 /// How many folders are remembered: bounds memory, 200 bytes each or so.
@@ -200,6 +202,10 @@ impl Folders {
         let path = match row.names.first() {
             _ if id.is_root() => RelPath::root(),
             None => return Ok(None),
+            Some(_) if !self.displaced.is_empty() => match self.real_path(t, id)? {
+                Some(path) => path,
+                None => return Ok(None),
+            },
             Some((parent, name)) => match self.known.get(parent) {
                 Some(parent) => parent.path.join(name),
                 None => match path_of(t, *parent)? {
@@ -222,6 +228,81 @@ impl Folders {
         Ok(Some(at))
     }
 
+    /// The path of a folder by where those at and above it are.
+    fn real_path(&self, t: &dyn TablesRead, id: ObjectId) -> Result<Option<RelPath>, TableError> {
+        let mut names = Vec::new();
+        let mut top = RelPath::root();
+        let mut at = id;
+        while !at.is_root() {
+            let next = match self.displaced.get(&at) {
+                Some((folder, name)) => {
+                    names.push(name.clone());
+                    if !is_same(t, folder)? {
+                        // It is gone from the ledger, and still there for what is in it.
+                        top = folder.path.clone();
+                        break;
+                    }
+                    folder.id
+                }
+                None => match live(t, at)?.and_then(|row| row.names.into_iter().next()) {
+                    Some((parent, name)) => {
+                        names.push(name);
+                        parent
+                    }
+                    None => return Ok(None),
+                },
+            };
+            if names.len() > PATH_MAX_BYTES {
+                return Ok(None);
+            }
+            at = next;
+        }
+        let below = RelPath::from_names_upwards(&names);
+        Ok(Some(below.components().fold(top, |path, name| {
+            Name::new(name).map_or(path.clone(), |name| path.join(&name))
+        })))
+    }
+
+    /// Where a folder that was noted earlier is now: as it was noted, if the ledger has it no more.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn now(&mut self, t: &dyn TablesRead, noted: &FolderAt) -> Result<FolderAt, TableError> {
+        let now = match is_same(t, noted)? {
+            true => self.at(t, noted.id)?,
+            false => None,
+        };
+        Ok(now.unwrap_or_else(|| noted.clone()))
+    }
+
+    /// Whether something in a folder is in or below another one on the disk.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn is_really_below(
+        &self,
+        t: &dyn TablesRead,
+        folder: ObjectId,
+        top: ObjectId,
+    ) -> Result<bool, TableError> {
+        is_below_by(t, folder, top, |at| {
+            self.displaced.get(&at).map(|(folder, _)| folder.id)
+        })
+    }
+
+    /// A folder is not where the ledger has it, but here; it need not be one.
+    pub fn displace(&mut self, id: ObjectId, at: (FolderAt, Name)) {
+        self.displaced.insert(id, at);
+        self.forget();
+    }
+
+    /// It is where the ledger has it.
+    pub fn replace(&mut self, id: ObjectId) {
+        if self.displaced.remove(&id).is_some() {
+            self.forget();
+        }
+    }
+
     /// Forgets one folder: it was noted anew.
     pub fn forget_one(&mut self, id: ObjectId) {
         self.known.remove(&id);
@@ -232,6 +313,46 @@ impl Folders {
         self.known.clear();
         self.path_bytes = 0;
     }
+}
+
+/// Whether something in a folder is in or below another one in the ledger.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn is_below(t: &dyn TablesRead, folder: ObjectId, top: ObjectId) -> Result<bool, TableError> {
+    is_below_by(t, folder, top, |_| None)
+}
+
+fn is_below_by(
+    t: &dyn TablesRead,
+    folder: ObjectId,
+    top: ObjectId,
+    other_parent: impl Fn(ObjectId) -> Option<ObjectId>,
+) -> Result<bool, TableError> {
+    let mut at = folder;
+    // No path has more names.
+    for _ in 0..PATH_MAX_BYTES {
+        if at == top {
+            return Ok(true);
+        }
+        let parent = match other_parent(at) {
+            Some(parent) => Some(parent),
+            None => live(t, at)?.and_then(|row| row.slot().map(|(parent, _)| *parent)),
+        };
+        match parent {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    Ok(false)
+}
+
+/// Whether the ledger has a folder on the disk as the same one that was noted. One that was removed
+/// may have come back as another one.
+fn is_same(t: &dyn TablesRead, noted: &FolderAt) -> Result<bool, TableError> {
+    let local = live(t, noted.id)?.and_then(|row| row.local);
+    let identity = local.map(|local| local.fingerprint.identity);
+    Ok(noted.id.is_root() || identity.is_some() && identity == noted.identity)
 }
 
 /// How many files are below a folder: everything there that is no folder. A file of several names

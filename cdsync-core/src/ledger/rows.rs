@@ -108,6 +108,29 @@ pub struct ParkedRow {
     pub what: ParkedWhat,
 }
 
+impl ParkedRow {
+    /// Whether it is to be moved.
+    #[must_use]
+    pub const fn is_of_move(&self) -> bool {
+        matches!(self.what, ParkedWhat::Move { .. })
+    }
+
+    /// Whether it is to get content or metadata.
+    #[must_use]
+    pub const fn is_of_state(&self) -> bool {
+        matches!(self.what, ParkedWhat::Content(_) | ParkedWhat::Meta(_))
+    }
+
+    /// What is to be done after its move.
+    #[must_use]
+    pub fn then(&self) -> Option<&Self> {
+        match &self.what {
+            ParkedWhat::Move { then, .. } => then.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// What a parked object waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ParkedWhat {
@@ -116,12 +139,14 @@ pub enum ParkedWhat {
     /// To get this metadata.
     Meta(ObjectState),
     /// To be moved. The folders are where they were before anything of the same record moved,
-    /// also those that went with it: nothing else is applied until this is done.
+    /// also those that went with it.
     Move {
         /// Where it still is.
         from: (FolderAt, Name),
         /// Where the ledger has it.
         to: (FolderAt, Name),
+        /// What is to be done to it then: content or metadata.
+        then: Option<Box<ParkedRow>>,
     },
     /// This name is to become a link to the object.
     Link {

@@ -140,7 +140,7 @@ impl Replica {
             .fetches
             .wanted
             .iter_mut()
-            .filter(|(id, f)| f.phase == Phase::Waiting && !blocking.contains(id));
+            .filter(|(id, f)| f.phase == Phase::Waiting && !blocking.contains_key(id));
         let (id, fetch) = waiting.min_by_key(|(_, f)| f.seq)?;
         fetch.phase = Phase::Active;
         self.fetches.active += 1;
@@ -171,7 +171,7 @@ impl Replica {
         }
         self.fetches.active -= 1;
         fetch.phase = Phase::Waiting;
-        if self.blocking.contains(&id) && !matches!(result, FetchResult::Staged { .. }) {
+        if self.blocking.contains_key(&id) && !matches!(result, FetchResult::Staged { .. }) {
             // Its move is parked and stays so: once it is done, this is asked for again.
             return Ok(false);
         }

@@ -27,13 +27,14 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use fetch::{FetchResult, FetchWant};
 pub use losses::{LOST_MAX, LostReport};
-pub use op::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
+pub use op::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, Place, Step};
 pub use policy::Policy;
 pub use sweep::SweepEntry;
 
@@ -42,7 +43,7 @@ use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::{self, Folders, meta, put_meta};
 use crate::ledger::object::{Kind, Seq};
 use crate::ledger::record::Record;
-use crate::ledger::rows::{NameRow, ParkedRow, ParkedWhat, Progress};
+use crate::ledger::rows::{NameRow, ParkedWhat, Progress};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::RelPath;
 use crate::time::{Hlc, WallMillis};
@@ -50,6 +51,7 @@ use crate::wire::{Accepted, BatchHeader, Cursor, Inline, Op, Tick};
 use fetch::Fetches;
 use losses::Lost;
 use sweep::Sweep;
+use waiting::Stuck;
 
 const ORIGIN: &str = "replica-origin";
 const PROGRESS: &str = "replica-progress";
@@ -120,16 +122,17 @@ pub struct Replica {
     parked: BTreeMap<ObjectId, WallMillis>,
     /// Noted among the parked rows while they are planned or under way.
     intended: BTreeSet<ObjectId>,
-    /// Parked objects that are to be moved: no other record is applied before they are, because
-    /// what lies at or below their names would go astray.
-    blocking: BTreeSet<ObjectId>,
+    /// Parked objects that are to be moved, and are where they were.
+    blocking: BTreeMap<ObjectId, Stuck>,
+    /// Folders whose times are set again once something was moved.
+    untouched: BTreeSet<ObjectId>,
+    /// What is tried again once one of these is moved, or a folder is made.
+    waiting: BTreeMap<ObjectId, BTreeSet<ObjectId>>,
     /// What is left of a record whose moves come first.
     rest: Option<structure::Rest>,
     /// Records up to this number may have been applied before a crash without a trace in the
     /// ledger.
     suspect: Option<Seq>,
-    /// What objects were parked for before they were to be moved.
-    displaced: BTreeMap<ObjectId, (WallMillis, ParkedRow)>,
     /// Retries were planned: one after another.
     retrying: bool,
     /// Folders whose times must be set again: something was changed in them.
@@ -236,13 +239,18 @@ impl Replica {
             }
         };
         let progress: Progress = meta(t, PROGRESS)?.unwrap_or_default();
+        let owed: Vec<ObjectId> = meta(t, waiting::OWED)?.unwrap_or_default();
         let parked = access::parked(t, usize::MAX)?;
+        let stuck: Vec<_> = parked
+            .iter()
+            .filter_map(|(id, row)| Some((*id, Stuck::of(row)?)))
+            .collect();
         for (id, row) in &parked {
             if matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File) {
                 suspect_published(t, *id)?;
             }
         }
-        Ok(Self {
+        let mut this = Self {
             policy: Policy::default(),
             filter,
             origin,
@@ -257,11 +265,9 @@ impl Replica {
             running: Vec::new(),
             issued: None,
             fetches: Fetches::default(),
-            blocking: parked
-                .iter()
-                .filter(|(_, row)| matches!(row.what, ParkedWhat::Move { .. }))
-                .map(|(id, _)| *id)
-                .collect(),
+            blocking: BTreeMap::new(),
+            untouched: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             parked: parked
                 .into_iter()
                 // The clock may be another one than before: all are due.
@@ -270,7 +276,6 @@ impl Replica {
             intended: BTreeSet::new(),
             rest: None,
             suspect: known.is_none().then_some(Seq(0)),
-            displaced: BTreeMap::new(),
             retrying: false,
             touched: BTreeSet::new(),
             marks: VecDeque::new(),
@@ -278,11 +283,15 @@ impl Replica {
             hold: progress.hold,
             syncing: None,
             dirty: false,
-            sweep: Sweep::default(),
+            sweep: Sweep::new(owed),
             lost: Lost::open(t)?,
             logged: Vec::new(),
             refused: None,
-        })
+        };
+        for (id, stuck) in stuck {
+            this.is_stuck(id, stuck);
+        }
+        Ok(this)
     }
 
     /// Whose records it holds; `None` before the first subscription.
@@ -329,7 +338,7 @@ impl Replica {
     /// Whether everything announced is held, and the source has said everything once.
     #[must_use]
     pub fn is_in_sync(&self) -> bool {
-        self.complete && self.claim() >= self.head && !self.adopting
+        self.complete && self.claim() >= self.head && !self.adopting && !self.sweep.is_owed()
     }
 
     /// Whether the first copy is still running.

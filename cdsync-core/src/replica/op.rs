@@ -47,6 +47,7 @@ impl MoveOne {
         ParkedWhat::Move {
             from: place(&self.from),
             to: place(&self.to),
+            then: None,
         }
     }
 }
@@ -54,7 +55,7 @@ impl MoveOne {
 /// One thing to do. Every one may be done twice, or over its own half-done state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyOp {
-    /// Makes a folder, or takes the one that is there.
+    /// Makes a folder, or takes the one that is there: [`ApplyResult::Found`].
     MakeFolder {
         /// Which object.
         id: ObjectId,
@@ -62,6 +63,8 @@ pub enum ApplyOp {
         at: Place,
         /// Its metadata (its times are set again once its content is there).
         meta: Metadata,
+        /// What is still to be removed from there, and is not taken.
+        left: Option<Identity>,
     },
     /// Publishes a file.
     WriteFile {
@@ -194,9 +197,10 @@ impl ApplyOp {
         }
     }
 
-    /// The places that it changes.
-    pub fn places(&self) -> impl Iterator<Item = &Place> {
-        let one = match self {
+    /// The name that it is about, where that is one.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        match self {
             Self::MakeFolder { at, .. }
             | Self::WriteFile { at, .. }
             | Self::AdoptFile { at, .. }
@@ -206,9 +210,13 @@ impl ApplyOp {
             | Self::Remove { at, .. } => Some(at),
             Self::SetMeta { at, .. } => at.as_ref(),
             Self::Move(_) => None,
-        };
+        }
+    }
+
+    /// The places that it changes.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
         let moved = self.moves().iter().flat_map(|one| [&one.from, &one.to]);
-        one.into_iter().chain(moved)
+        self.place().into_iter().chain(moved)
     }
 
     /// The metadata that it gives, to be changed to what this disk's server knows.
@@ -243,17 +251,7 @@ impl ApplyOp {
     /// The folder that it happens in: operations of different folders may run side by side.
     #[must_use]
     pub fn folder(&self) -> Option<ObjectId> {
-        match self {
-            Self::MakeFolder { at, .. }
-            | Self::WriteFile { at, .. }
-            | Self::AdoptFile { at, .. }
-            | Self::MakeLink { at, .. }
-            | Self::MakeSpecial { at, .. }
-            | Self::Link { at, .. }
-            | Self::Remove { at, .. } => Some(at.folder.id),
-            Self::SetMeta { at, .. } => at.as_ref().map(|at| at.folder.id),
-            Self::Move(_) => None,
-        }
+        self.place().map(|at| at.folder.id)
     }
 }
 
@@ -277,11 +275,26 @@ impl Step {
     }
 }
 
+/// What became of one move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MoveResult {
+    /// It is at its new name.
+    Done(Box<Observed>),
+    /// It is neither at its old name nor at its new one.
+    Missing,
+    /// Not done, and why, for people.
+    Failed(String),
+}
+
 /// What an operation came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyResult {
-    /// Done; what is there now, where there is something. For a move, one for each object.
+    /// Done; what is there now, where there is something.
     Done(Vec<Observed>),
+    /// [`ApplyOp::MakeFolder`]: it was there already, and may hold what no ledger knows.
+    Found(Vec<Observed>),
+    /// [`ApplyOp::Move`]: one for each object.
+    Moved(Vec<MoveResult>),
     /// [`ApplyOp::AdoptFile`]: what is there is not equal.
     NotEqual,
     /// Not done, and why, for people.

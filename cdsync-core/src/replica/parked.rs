@@ -1,8 +1,7 @@
 //! Objects that could not be applied, and when they are tried again.
 
-use std::collections::BTreeSet;
-
-use super::{ApplyOp, MoveOne, Place, Replica, Running, Then};
+use super::waiting::{Stuck, after_move};
+use super::{ApplyOp, Place, Replica, Then};
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live, parked_row, put_parked, remove_parked};
 use crate::ledger::object::{Kind, ObjectState, Seq};
@@ -41,55 +40,23 @@ impl Replica {
             .take(RETRY_BATCH)
             .collect();
         self.retrying = !due.is_empty();
-        let blocked = !self.blocking.is_empty();
-        if due.iter().any(|id| self.blocking.contains(id)) {
+        if due.iter().any(|id| self.blocking.contains_key(id)) {
             self.retry_moves(wall, t)?;
-        }
-        let mut leaving = BTreeSet::new();
-        for id in &self.blocking {
-            if let Some(ParkedRow {
-                what: ParkedWhat::Move { from, .. },
-                ..
-            }) = parked_row(t, *id)?
-            {
-                leaving.insert((from.0.id, from.1));
-            }
         }
         for id in due {
             let Some(row) = parked_row(t, id)? else {
                 self.parked.remove(&id);
                 continue;
             };
+            if self.blocking.contains_key(&id) {
+                continue;
+            }
             // Whatever comes of it, not at once again.
             self.parked
                 .insert(id, WallMillis(wall.0 + self.wait_ms(id, row.attempts + 1)));
-            // What waits for a move may be a folder to move to; the rest comes behind.
-            let folder = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::Folder);
-            if !blocked || (folder && self.is_free(t, id, &leaving)?) {
-                self.retry(wall, t, id, row)?;
-            }
+            self.retry(wall, t, id, row)?;
         }
         Ok(())
-    }
-
-    /// Whether a folder may be made although moves are still to be done: neither at a name that
-    /// is still to be left, nor below a folder that is not on the disk. At that one's path there
-    /// may be another one, which is to be moved.
-    fn is_free(
-        &self,
-        t: &dyn TablesRead,
-        id: ObjectId,
-        leaving: &BTreeSet<access::Slot>,
-    ) -> Result<bool, TableError> {
-        let Some(slot) = live(t, id)?.and_then(|row| row.slot().cloned()) else {
-            return Ok(false);
-        };
-        let parent = slot.0;
-        let made = |running: &Running| matches!(running.op, ApplyOp::MakeFolder { id, .. } if id == parent);
-        let there = parent.is_root()
-            || live(t, parent)?.is_some_and(|row| row.local.is_some())
-            || self.running.iter().any(made);
-        Ok(there && !leaving.contains(&slot))
     }
 
     fn retry(
@@ -134,36 +101,6 @@ impl Replica {
         }
     }
 
-    /// Tries all moves that are parked, together: they may have to change places.
-    fn retry_moves(&mut self, wall: WallMillis, t: &mut dyn Tables) -> Result<(), TableError> {
-        let mut moves = Vec::with_capacity(self.blocking.len());
-        for id in self.blocking.clone() {
-            let local = live(t, id)?.and_then(|row| row.local);
-            let (Some(local), Some(row)) = (local, parked_row(t, id)?) else {
-                self.unpark(t, id)?;
-                continue;
-            };
-            let ParkedWhat::Move { from, to } = row.what else {
-                self.unpark(t, id)?;
-                continue;
-            };
-            let next = WallMillis(wall.0 + self.wait_ms(id, row.attempts + 1));
-            self.parked.insert(id, next);
-            self.touched.extend([from.0.id, to.0.id]);
-            let place = |(folder, name)| Place { folder, name };
-            moves.push(MoveOne {
-                id,
-                from: place(from),
-                to: place(to),
-                identity: local.fingerprint.identity,
-            });
-        }
-        if !moves.is_empty() {
-            self.run(ApplyOp::Move(moves), Then::Moved);
-        }
-        Ok(())
-    }
-
     /// Notes what is about to be done, in the same transaction as the rows that say it is done.
     pub(super) fn intend(
         &mut self,
@@ -173,13 +110,8 @@ impl Replica {
         seq: Seq,
         what: ParkedWhat,
     ) -> Result<(), TableError> {
-        let before = parked_row(t, id)?.filter(|row| {
-            matches!(what, ParkedWhat::Move { .. })
-                && matches!(row.what, ParkedWhat::Content(_) | ParkedWhat::Meta(_))
-        });
-        if let (Some(next), Some(before)) = (self.parked.remove(&id), before) {
-            self.displaced.insert(id, (next, before));
-        }
+        let before = parked_row(t, id)?;
+        self.parked.remove(&id);
         self.intended.insert(id);
         let row = ParkedRow {
             seq,
@@ -188,6 +120,10 @@ impl Replica {
             attempts: 0,
             next_try: WallMillis(0),
             what,
+        };
+        let row = match before {
+            Some(before) if before.is_of_state() => after_move(&row, before).unwrap_or(row),
+            _ => row,
         };
         put_parked(t, id, &row)
     }
@@ -243,30 +179,38 @@ impl Replica {
         what: ParkedWhat,
     ) -> Result<(), TableError> {
         let before = parked_row(t, id)?;
-        let attempts = before
+        let (first, behind) = match before {
+            Some(before) if before.is_of_move() && !matches!(what, ParkedWhat::Move { .. }) => {
+                (before.then().cloned(), Some(before))
+            }
+            other => (other, None),
+        };
+        let attempts = first
             .as_ref()
             .map_or(1, |row| row.attempts.saturating_add(1));
-        let since = before.map_or(wall, |row| row.since);
-        let next_try = WallMillis(wall.0 + self.wait_ms(id, attempts));
-        self.parked.insert(id, next_try);
-        self.intended.remove(&id);
-        if matches!(what, ParkedWhat::Move { .. }) {
-            self.blocking.insert(id);
-        } else {
-            self.blocking.remove(&id);
+        let row = ParkedRow {
+            seq,
+            reason,
+            since: first.as_ref().map_or(wall, |row| row.since),
+            attempts,
+            next_try: WallMillis(wall.0 + self.wait_ms(id, attempts)),
+            what,
+        };
+        if let Some(row) = behind.and_then(|before| after_move(&before, row.clone())) {
+            // What is done to it comes after its move.
+            return put_parked(t, id, &row);
         }
-        put_parked(
-            t,
-            id,
-            &ParkedRow {
-                seq,
-                reason,
-                since,
-                attempts,
-                next_try,
-                what,
-            },
-        )
+        let row = match first {
+            Some(first) if first.is_of_state() => after_move(&row, first).unwrap_or(row),
+            _ => row,
+        };
+        self.parked.insert(id, row.next_try);
+        self.intended.remove(&id);
+        match Stuck::of(&row) {
+            Some(stuck) => self.is_stuck(id, stuck),
+            None => self.is_free(id),
+        }
+        put_parked(t, id, &row)
     }
 
     /// A later record changed what a parked object is to become.
@@ -279,44 +223,52 @@ impl Replica {
             return Ok(());
         };
         match &mut row.what {
-            ParkedWhat::Content(wanted) | ParkedWhat::Meta(wanted) => {
-                let content_seq = wanted.content_seq.max(state.content_seq);
-                *wanted = ObjectState {
-                    content_seq,
-                    ..state.clone()
-                };
-            }
-            ParkedWhat::Move { .. } | ParkedWhat::Link { .. } | ParkedWhat::Remove { .. } => {}
+            ParkedWhat::Content(wanted) | ParkedWhat::Meta(wanted) => renew(wanted, state),
+            ParkedWhat::Move { then, .. } => match then.as_mut().map(|row| &mut row.what) {
+                Some(ParkedWhat::Content(wanted) | ParkedWhat::Meta(wanted)) => {
+                    renew(wanted, state);
+                }
+                _ => {
+                    *then = Some(Box::new(ParkedRow {
+                        seq: state.version.seq,
+                        reason: row.reason.clone(),
+                        since: row.since,
+                        attempts: 0,
+                        next_try: WallMillis(0),
+                        what: ParkedWhat::Meta(state.clone()),
+                    }));
+                }
+            },
+            ParkedWhat::Link { .. } | ParkedWhat::Remove { .. } => {}
         }
         put_parked(t, state.id, &row)
     }
 
     pub(super) fn unpark(&mut self, t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
-        self.displaced.remove(&id);
         let known = self.parked.remove(&id).is_some();
         if self.intended.remove(&id) || known {
-            self.blocking.remove(&id);
+            self.is_free(id);
             remove_parked(t, id)?;
         }
         Ok(())
     }
 
-    /// An object was moved: what it was parked for before is still to be done.
+    /// An object was moved: what else it is parked for is still to be done.
     pub(super) fn unpark_moved(
         &mut self,
         t: &mut dyn Tables,
         id: ObjectId,
     ) -> Result<(), TableError> {
-        let before = self.displaced.remove(&id);
+        let then = parked_row(t, id)?.and_then(|row| row.then().cloned());
         self.unpark(t, id)?;
-        let Some((next, row)) = before else {
+        let Some(row) = then else {
             return Ok(());
         };
-        self.parked.insert(id, next);
+        self.parked.insert(id, WallMillis(0));
         put_parked(t, id, &row)
     }
 
-    fn wait_ms(&self, id: ObjectId, attempts: u32) -> u64 {
+    pub(super) fn wait_ms(&self, id: ObjectId, attempts: u32) -> u64 {
         self.policy.retry.wait_ms(id.number, attempts)
     }
 
@@ -334,4 +286,13 @@ impl Replica {
         rows.truncate(most);
         Ok(rows)
     }
+}
+
+/// A later state takes the place of an earlier one, whose content is still to come.
+fn renew(wanted: &mut ObjectState, state: &ObjectState) {
+    let content_seq = wanted.content_seq.max(state.content_seq);
+    *wanted = ObjectState {
+        content_seq,
+        ..state.clone()
+    };
 }

@@ -102,25 +102,27 @@ impl Replica {
             return Ok(None);
         }
         let mut ordered = std::mem::take(&mut self.retrying);
-        if self.running.is_empty() && !self.blocking.is_empty() {
-            // What was to be moved is not where the ledger has it: nothing else until it is.
-            return Ok(None);
-        }
-        if self.running.is_empty() && self.rest.is_none() {
-            // A record's removals come first: one may be of what is still at a file's new name.
-            self.plan_staged(t)?;
-        }
-        if self.running.is_empty() {
-            ordered = self.plan_queue(wall, t)?;
-        }
-        if self.running.is_empty() && self.queue.is_empty() {
-            self.plan_touched(t)?;
-            if self.running.is_empty() {
-                self.end_batch();
+        loop {
+            if self.running.is_empty() && self.rest.is_none() {
+                // A record's removals come first: one may be of what is still at a file's new name.
+                self.plan_staged(t)?;
             }
-        }
-        if self.running.is_empty() {
-            return Ok(None);
+            if self.running.is_empty() {
+                ordered = self.plan_queue(wall, t)?;
+            }
+            if self.running.is_empty() && self.queue.is_empty() && self.rest.is_none() {
+                self.plan_touched(t)?;
+                if self.running.is_empty() {
+                    self.end_batch();
+                }
+            }
+            let held_back = self.hold_back(wall, t)?;
+            if !self.running.is_empty() {
+                break;
+            }
+            if !held_back {
+                return Ok(None);
+            }
         }
         if ordered {
             // What must go goes first, so that it does not take along what comes instead.
@@ -345,6 +347,9 @@ impl Replica {
                 if !self.parent_is_live(t, slot.0)? {
                     return Ok(());
                 }
+                if row.is_some() {
+                    self.forget_removal(t, state.id)?;
+                }
                 // The name still knows what sits there, from the first time or from a removal that
                 // did not work.
                 let over = match access::name(t, slot.0, &slot.1)? {
@@ -414,7 +419,8 @@ impl Replica {
             (Kind::Folder, _) => {
                 self.touched.insert(id);
                 let held = Then::Held(Box::new(state.clone()));
-                self.run(ApplyOp::MakeFolder { id, at, meta }, held);
+                let left = noted.filter(|left| *left != Identity::default());
+                self.run(ApplyOp::MakeFolder { id, at, meta, left }, held);
                 Ok(())
             }
             (Kind::Symlink, Content::Link(target)) => {
@@ -654,6 +660,10 @@ impl Replica {
     /// Folders in which something changed get their own times again.
     fn plan_touched(&mut self, t: &dyn TablesRead) -> Result<(), TableError> {
         for id in std::mem::take(&mut self.touched) {
+            if self.blocking.contains_key(&id) {
+                // Once it is moved.
+                continue;
+            }
             let Some(row) = live(t, id)? else { continue };
             let at = if id.is_root() {
                 None

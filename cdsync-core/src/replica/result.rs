@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ApplyOp, ApplyResult, Issued, Replica, Then};
+use super::{ApplyOp, ApplyResult, Issued, MoveResult, Replica, Then};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
 use crate::ledger::loss::Loss;
 use crate::ledger::object::{Kind, ObjectState, Observed, Seq};
@@ -28,72 +28,93 @@ impl Replica {
         let ops = Arc::unwrap_or_clone(ops);
         for ((op, then), result) in ops.into_iter().zip(thens).zip(results) {
             self.dirty = true;
-            match (then, result) {
-                (Then::Held(state), ApplyResult::Done(seen)) => {
-                    self.held(wall, t, *state, seen.into_iter().next())?;
-                }
-                (Then::New(state), ApplyResult::Done(seen)) => {
-                    let seen = seen.into_iter().next();
-                    if let Some(seen) = &seen {
-                        self.note_losses(t, state.id, seen.losses)?;
-                    }
-                    enter(t, *state, op, seen.map(local_of))?;
-                }
-                (Then::New(state), ApplyResult::Failed(reason)) => {
-                    enter(t, (*state).clone(), op, None)?;
-                    self.park_content(wall, t, state.version.seq, *state, reason)?;
-                }
-                (Then::Adopted(state), ApplyResult::Done(seen)) => {
-                    self.held(wall, t, *state, seen.into_iter().next())?;
-                }
-                (Then::Adopted(state), ApplyResult::NotEqual) => {
-                    self.fetches.want(state.version.seq, *state);
-                }
-                (Then::Held(state) | Then::Adopted(state), ApplyResult::Failed(reason)) => {
-                    self.fetches.remove(state.id);
-                    if state.kind != Kind::Folder && self.is_suspect(state.version.seq) {
-                        super::suspect_published(t, state.id)?;
-                    }
-                    self.park_content(wall, t, state.version.seq, *state, reason)?;
-                }
-                (Then::Meta(state), ApplyResult::Done(seen)) => {
-                    self.meta_held(wall, t, *state, seen.into_iter().next())?;
-                }
-                (Then::Meta(state), ApplyResult::Failed(reason)) => {
-                    let (id, seq) = (state.id, state.version.seq);
-                    self.park(wall, t, id, seq, reason, ParkedWhat::Meta(*state))?;
-                }
-                (Then::Moved, ApplyResult::Done(seen)) => self.moved(t, &op, seen)?,
-                (Then::Moved, ApplyResult::Failed(reason)) => {
-                    self.not_moved(wall, t, &op, &reason)?;
-                }
-                (Then::Linked(_, slot), ApplyResult::Done(seen)) => {
-                    self.linked(t, &op, &slot, seen.into_iter().next())?;
-                }
-                (Then::Linked(seq, slot), ApplyResult::Failed(reason)) => {
-                    self.not_linked(wall, t, &op, (seq, slot), reason)?;
-                }
-                (Then::Removed(_, slot), ApplyResult::Done(_)) => self.removed(t, &op, &slot)?,
-                (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
-                    self.not_removed(wall, t, &op, seq, slot, reason)?;
-                }
-                (Then::Touched, ApplyResult::Done(seen)) => self.noted(t, &op, seen)?,
-                (Then::Touched, ApplyResult::Failed(reason)) => {
-                    self.not_touched(wall, t, &op, reason)?;
-                }
-                (Then::Probed(slot), ApplyResult::Done(seen)) => {
-                    if seen.is_empty() {
-                        self.replaced(t, &op, slot)?;
-                    }
-                }
-                (Then::Probed(slot), ApplyResult::Failed(_)) => self.replaced(t, &op, slot)?,
-                (Then::Swept, ApplyResult::Failed(reason)) => self.sweep.failed(reason),
-                (Then::Swept, _) => {}
-                // Only an adoption can be not equal.
-                (_, ApplyResult::NotEqual) => debug_assert!(false, "an answer to another question"),
-            }
+            self.answer(wall, t, op, then, result)?;
         }
         Ok(())
+    }
+
+    /// Takes the result of one operation.
+    pub(super) fn answer(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        op: ApplyOp,
+        then: Then,
+        result: ApplyResult,
+    ) -> Result<(), TableError> {
+        match (then, result) {
+            (Then::Held(state) | Then::Adopted(state), ApplyResult::Done(seen)) => {
+                self.held(wall, t, *state, seen.into_iter().next())
+            }
+            (Then::Held(state), ApplyResult::Found(seen)) => {
+                if !self.adopting {
+                    self.owe_sweep(t, state.id)?;
+                }
+                self.held(wall, t, *state, seen.into_iter().next())
+            }
+            (Then::New(state), ApplyResult::Done(seen)) => {
+                let seen = seen.into_iter().next();
+                if let Some(seen) = &seen {
+                    self.note_losses(t, state.id, seen.losses)?;
+                }
+                enter(t, *state, op, seen.map(local_of))
+            }
+            (Then::New(state), ApplyResult::Failed(reason)) => {
+                enter(t, (*state).clone(), op, None)?;
+                self.park_content(wall, t, state.version.seq, *state, reason)
+            }
+            (Then::Adopted(state), ApplyResult::NotEqual) => {
+                self.fetches.want(state.version.seq, *state);
+                Ok(())
+            }
+            (Then::Held(state) | Then::Adopted(state), ApplyResult::Failed(reason)) => {
+                self.fetches.remove(state.id);
+                if state.kind != Kind::Folder && self.is_suspect(state.version.seq) {
+                    super::suspect_published(t, state.id)?;
+                }
+                self.park_content(wall, t, state.version.seq, *state, reason)
+            }
+            (Then::Meta(state), ApplyResult::Done(seen)) => {
+                self.meta_held(wall, t, *state, seen.into_iter().next())
+            }
+            (Then::Meta(state), ApplyResult::Failed(reason)) => {
+                let (id, seq) = (state.id, state.version.seq);
+                self.park(wall, t, id, seq, reason, ParkedWhat::Meta(*state))
+            }
+            (Then::Moved, ApplyResult::Moved(results)) => self.moved(wall, t, &op, results),
+            (Then::Moved, ApplyResult::Failed(reason)) => {
+                let moves = op.moves().iter();
+                moves
+                    .clone()
+                    .try_for_each(|one| self.park_move(wall, t, one, &reason))
+            }
+            (Then::Linked(_, slot), ApplyResult::Done(seen)) => {
+                self.linked(t, &op, &slot, seen.into_iter().next())
+            }
+            (Then::Linked(seq, slot), ApplyResult::Failed(reason)) => {
+                self.not_linked(wall, t, &op, (seq, slot), reason)
+            }
+            (Then::Removed(_, slot), ApplyResult::Done(_)) => self.removed(t, &op, &slot),
+            (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
+                self.not_removed(wall, t, &op, seq, slot, reason)
+            }
+            (Then::Touched, ApplyResult::Done(seen)) => self.noted(t, &op, seen),
+            (Then::Touched, ApplyResult::Failed(reason)) => self.not_touched(wall, t, &op, reason),
+            (Then::Probed(_), ApplyResult::Done(seen)) if !seen.is_empty() => Ok(()),
+            (Then::Probed(slot), ApplyResult::Done(_) | ApplyResult::Failed(_)) => {
+                self.replaced(t, &op, slot)
+            }
+            (Then::Swept, ApplyResult::Failed(reason)) => {
+                self.sweep.failed(reason);
+                op.folder().map_or(Ok(()), |folder| self.swept(t, folder))
+            }
+            (Then::Swept, _) => Ok(()),
+            (_, ApplyResult::NotEqual | ApplyResult::Found(_) | ApplyResult::Moved(_))
+            | (Then::Moved, _) => {
+                debug_assert!(false, "an answer to another question");
+                Ok(())
+            }
+        }
     }
 
     fn held(
@@ -124,6 +145,7 @@ impl Replica {
         self.touched.insert(parent);
         if state.kind == Kind::Folder {
             self.folders.forget_one(id);
+            self.release(id);
         }
         let state = not_before(&row, state);
         if let Some(seen) = &seen {
@@ -175,32 +197,33 @@ impl Replica {
 
     fn moved(
         &mut self,
-        t: &mut dyn Tables,
-        op: &ApplyOp,
-        seen: Vec<Observed>,
-    ) -> Result<(), TableError> {
-        self.folders.forget();
-        for (one, seen) in op.moves().iter().zip(seen) {
-            self.unpark_moved(t, one.id)?;
-            let Some(mut row) = live(t, one.id)? else {
-                continue;
-            };
-            row.local = Some(local_of(seen));
-            put_live(t, one.id, row)?;
-        }
-        Ok(())
-    }
-
-    fn not_moved(
-        &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,
         op: &ApplyOp,
-        reason: &str,
+        results: Vec<MoveResult>,
     ) -> Result<(), TableError> {
-        for one in op.moves() {
-            let seq = live(t, one.id)?.map_or(Seq(0), |row| row.state.version.seq);
-            self.park(wall, t, one.id, seq, reason.to_owned(), one.parked())?;
+        self.folders.forget();
+        for (one, result) in op.moves().iter().zip(results) {
+            match result {
+                MoveResult::Done(seen) => {
+                    self.unpark_moved(t, one.id)?;
+                    // What was in its way is gone.
+                    nothing_left(t, &(one.to.folder.id, one.to.name.clone()))?;
+                    let Some(mut row) = live(t, one.id)? else {
+                        continue;
+                    };
+                    if row.state.kind == Kind::Folder {
+                        self.touched.insert(one.id);
+                    }
+                    row.local = Some(local_of(*seen));
+                    put_live(t, one.id, row)?;
+                }
+                MoveResult::Missing => {
+                    let left = (one.from.folder.id, one.from.name.clone());
+                    self.give_up(wall, t, one.id, &left)?;
+                }
+                MoveResult::Failed(reason) => self.park_move(wall, t, one, &reason)?,
+            }
         }
         Ok(())
     }
@@ -209,18 +232,7 @@ impl Replica {
         if let Some(id) = op.object() {
             self.unpark(t, id)?;
         }
-        if let Some(row) = access::name(t, slot.0, &slot.1)? {
-            put_name(
-                t,
-                slot.0,
-                &slot.1,
-                NameRow {
-                    remnant: None,
-                    ..row
-                },
-            )?;
-        }
-        Ok(())
+        nothing_left(t, slot)
     }
 
     fn not_removed(
@@ -298,6 +310,18 @@ impl Replica {
         let seq = row.state.version.seq;
         self.park(wall, t, id, seq, reason, ParkedWhat::Meta(row.state))
     }
+}
+
+/// A name holds nothing but its object any more.
+pub(super) fn nothing_left(t: &mut dyn Tables, slot: &Slot) -> Result<(), TableError> {
+    let Some(row) = access::name(t, slot.0, &slot.1)? else {
+        return Ok(());
+    };
+    let row = NameRow {
+        remnant: None,
+        ..row
+    };
+    put_name(t, slot.0, &slot.1, row)
 }
 
 /// Writes the rows of a new object, which was written by `op`.

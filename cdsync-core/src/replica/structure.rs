@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::links::{Change, Names, is_waiting, name_number, order_names};
+use super::waiting::Stuck;
 use super::{ApplyOp, MoveOne, Place, Queued, Replica, Then};
 use crate::ids::ObjectId;
 use crate::ledger::access::{
@@ -43,6 +44,8 @@ pub(super) struct Rest {
     pub(super) renamed: BTreeSet<ObjectId>,
     /// What stays at a name until the content that replaces it is here.
     pub(super) stays: BTreeMap<Slot, Identity>,
+    /// What was to leave folders that are removed.
+    left: Vec<ObjectId>,
 }
 
 #[derive(Debug)]
@@ -54,6 +57,20 @@ struct Removal {
     below: NameSetDigest,
     /// Noted among the parked rows: not for what was never published.
     noted: bool,
+}
+
+impl Removal {
+    /// Of what is at a name that no ledger has.
+    fn of_whatever(slot: Slot) -> Self {
+        Self {
+            id: ObjectId::default(),
+            slot,
+            identity: Identity::default(),
+            kind: Kind::File,
+            below: NameSetDigest::default(),
+            noted: false,
+        }
+    }
 }
 
 impl Rest {
@@ -94,6 +111,7 @@ impl Replica {
             links: Vec::new(),
             renamed: BTreeSet::new(),
             stays: BTreeMap::new(),
+            left: Vec::new(),
         };
         leave(t, &layout, &mut rest)?;
         self.remove_rows(wall, t, &layout, &mut rest)?;
@@ -102,6 +120,13 @@ impl Replica {
         self.take(t, names.renames, &mut rest)?;
         self.take_links(wall, t, names.links, &mut rest)?;
         if moves.is_empty() {
+            return self.plan_rest(wall, t, rest);
+        }
+        if let Some(by) = self.moves_wait(&moves) {
+            for one in &moves {
+                self.waiting.entry(by).or_default().insert(one.id);
+                self.park_move(wall, t, one, "it waits for another move")?;
+            }
             return self.plan_rest(wall, t, rest);
         }
         let seq = rest.queued.record.seq;
@@ -126,8 +151,15 @@ impl Replica {
             links,
             renamed,
             stays,
+            left,
         } = rest;
         let record = &queued.record;
+        for moved in left {
+            if let Some(stuck) = self.blocking.get(&moved).cloned() {
+                // It could not leave, and goes with its folder.
+                self.give_up(wall, t, moved, &stuck.left_slot())?;
+            }
+        }
         for removal in removals {
             self.plan_removal(t, record.seq, removal)?;
         }
@@ -198,6 +230,7 @@ impl Replica {
             if row.state.version.seq >= seq {
                 continue;
             }
+            let stuck = self.blocking.get(&id).cloned();
             self.unpark(t, id)?;
             let kind = row.state.kind;
             let below = match kind {
@@ -205,8 +238,23 @@ impl Replica {
                 _ => NameSetDigest::default(),
             };
             for slot in row.names.clone() {
-                let Some(identity) = vacate(t, layout, &moved, &row, &slot, rest)? else {
-                    continue;
+                let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
+                let (identity, slot) = match (&stuck, vacated) {
+                    (Some(stuck), _) if stuck.to == slot => {
+                        // It never came here. What it was to replace here is in no ledger.
+                        rest.stays.remove(&slot);
+                        if !layout.next.contains_key(&slot) {
+                            rest.removals.push(Removal::of_whatever(slot));
+                        }
+                        let from = stuck.left_slot();
+                        if takes_place(layout, &moved, &from) {
+                            continue;
+                        }
+                        let Some(local) = &row.local else { continue };
+                        (local.fingerprint.identity, from)
+                    }
+                    (_, Some(identity)) => (identity, slot),
+                    (_, None) => continue,
                 };
                 let what = ParkedWhat::Remove {
                     at: slot.clone(),
@@ -229,8 +277,18 @@ impl Replica {
                 });
             }
             if kind == Kind::Folder {
+                for (moved, from, _) in &layout.moves {
+                    if access::is_below(t, from.0, id)? {
+                        rest.left.push(*moved);
+                    }
+                }
+                let stranded = self.before_removal(wall, t, id)?;
                 bury_below(t, id, seq)?;
                 self.folders.forget();
+                for (stuck, row) in stranded {
+                    let replaced = takes_place(layout, &moved, &stuck.left_slot());
+                    self.remove_stranded(wall, t, seq, (&stuck, &row, replaced), rest)?;
+                }
             }
             put_gone(t, id, seq)?;
         }
@@ -253,6 +311,13 @@ impl Replica {
             };
             let number = name_number(slot);
             self.unpark(t, number)?;
+            if let Some(stuck) = self.blocking.get(id).filter(|stuck| stuck.to == *slot) {
+                // It never came here: what it is on the disk is swept, and it is fetched anew.
+                let left = stuck.left_slot();
+                self.owe_sweep(t, slot.0)?;
+                self.give_up(wall, t, *id, &left)?;
+                row = live(t, *id)?.unwrap_or(row);
+            }
             if let Some(identity) = vacate(t, layout, &moved, &row, slot, rest)? {
                 let kind = row.state.kind;
                 let what = ParkedWhat::Remove {
@@ -276,6 +341,40 @@ impl Replica {
             rest.renamed.insert(*id);
             put_live(t, *id, row)?;
         }
+        Ok(())
+    }
+
+    /// Removes an object that went with a folder into which it was still to be moved.
+    fn remove_stranded(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        seq: Seq,
+        (stuck, row, replaced): (&Stuck, &LiveObject, bool),
+        rest: &mut Rest,
+    ) -> Result<(), TableError> {
+        let (id, kind) = (row.state.id, row.state.kind);
+        self.parked.remove(&id);
+        self.intended.remove(&id);
+        self.is_free(id);
+        let Some(local) = row.local.as_ref().filter(|_| !replaced) else {
+            return Ok(());
+        };
+        let (slot, identity) = (stuck.left_slot(), local.fingerprint.identity);
+        let what = ParkedWhat::Remove {
+            at: slot.clone(),
+            identity,
+            kind,
+        };
+        self.intend(wall, t, id, seq, what)?;
+        rest.removals.push(Removal {
+            id,
+            slot,
+            identity,
+            kind,
+            below: NameSetDigest::default(),
+            noted: true,
+        });
         Ok(())
     }
 
@@ -468,6 +567,12 @@ fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), Tab
     Ok(())
 }
 
+/// Whether something is moved to a name.
+fn takes_place(layout: &Layout, moved: &BTreeSet<ObjectId>, slot: &Slot) -> bool {
+    let next = layout.next.get(slot);
+    next.is_some_and(|next| moved.contains(next))
+}
+
 /// Empties the name row of a removed object. Returns what must go from the disk there.
 fn vacate(
     t: &mut dyn Tables,
@@ -488,7 +593,7 @@ fn vacate(
         return Ok(None);
     };
     let next = layout.next.get(slot);
-    if next.is_some_and(|next| moved.contains(next)) {
+    if takes_place(layout, moved, slot) {
         // The move puts what it finds in its way into the trash.
         return Ok(None);
     }

@@ -1,4 +1,7 @@
-//! After a root was taken over: what is there and not in the ledger goes to the trash.
+//! After a root was taken over, and in single folders where the ledger may be behind the disk: what
+//! is there and not in the ledger goes to the trash.
+
+use std::collections::BTreeSet;
 
 use super::{ApplyOp, Place, Replica, Then};
 use crate::filter::Verdict;
@@ -23,6 +26,8 @@ pub struct SweepEntry {
 pub(super) struct Sweep {
     state: State,
     stack: Vec<ObjectId>,
+    /// Single folders in which something may be that is in no ledger.
+    owed: BTreeSet<ObjectId>,
     failures: Vec<String>,
 }
 
@@ -34,6 +39,26 @@ enum State {
 }
 
 impl Sweep {
+    pub(super) fn new(owed: Vec<ObjectId>) -> Self {
+        Self {
+            owed: owed.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Returns whether it was not owed before.
+    pub(super) fn owe(&mut self, folder: ObjectId) -> bool {
+        self.owed.insert(folder)
+    }
+
+    pub(super) fn owed(&self) -> Vec<ObjectId> {
+        self.owed.iter().copied().collect()
+    }
+
+    pub(super) fn is_owed(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
     pub(super) fn failed(&mut self, reason: String) {
         if self.failures.len() < 16 {
             self.failures.push(reason);
@@ -67,7 +92,7 @@ impl Replica {
     /// Whether a sweep is under way: whether [`Replica::poll_sweep`] has anything to say.
     #[must_use]
     pub fn is_sweeping(&self) -> bool {
-        self.sweep.state == State::Running
+        self.sweep.state == State::Running || self.sweep.is_owed()
     }
 
     /// The next folder whose entries are wanted for the sweep.
@@ -75,7 +100,18 @@ impl Replica {
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
     pub fn poll_sweep(&mut self, t: &mut dyn Tables) -> Result<Option<FolderAt>, TableError> {
-        if self.sweep.state == State::Off || !self.is_idle() {
+        // What could not be moved is at a name that the ledger does not know.
+        if !self.is_sweeping() || !self.is_idle() || !self.blocking.is_empty() {
+            return Ok(None);
+        }
+        let all_here = self.complete && self.progress.claim >= self.head;
+        while all_here && let Some(id) = self.sweep.owed.first().copied() {
+            if let Some(folder) = self.folders.at(t, id)? {
+                return Ok(Some(folder));
+            }
+            self.swept(t, id)?;
+        }
+        if self.sweep.state == State::Off {
             return Ok(None);
         }
         while let Some(id) = self.sweep.stack.pop() {
@@ -99,6 +135,7 @@ impl Replica {
         folder: &FolderAt,
         entries: Vec<SweepEntry>,
     ) -> Result<(), TableError> {
+        let owed = self.sweep.owed.contains(&folder.id);
         for entry in entries {
             let path = folder.path.join(&entry.name);
             let is_folder = entry.kind == Kind::Folder;
@@ -107,7 +144,7 @@ impl Replica {
             }
             let known = access::name(t, folder.id, &entry.name)?;
             if let Some(id) = known.as_ref().and_then(|row| row.object) {
-                if is_folder && live(t, id)?.is_some() {
+                if !owed && is_folder && live(t, id)?.is_some() {
                     self.sweep.stack.push(id);
                 }
                 continue;
@@ -127,6 +164,18 @@ impl Replica {
                 below: NameSetDigest::default(),
             };
             self.run(op, Then::Swept);
+        }
+        if owed && self.running.is_empty() {
+            // Only now: what was found before is gone.
+            self.swept(t, folder.id)?;
+        }
+        Ok(())
+    }
+
+    /// A folder that was owed holds nothing foreign, or what cannot be removed.
+    pub(super) fn swept(&mut self, t: &mut dyn Tables, folder: ObjectId) -> Result<(), TableError> {
+        if self.sweep.owed.remove(&folder) {
+            put_meta(t, super::waiting::OWED, &self.sweep.owed())?;
         }
         Ok(())
     }

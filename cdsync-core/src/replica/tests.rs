@@ -188,6 +188,12 @@ fn drain(
                 };
                 match op {
                     ApplyOp::Remove { .. } => ApplyResult::Done(vec![]),
+                    ApplyOp::Move(moves) => {
+                        let done = |one: &MoveOne| {
+                            MoveResult::Done(Box::new(seen(one.id.number, Kind::File)))
+                        };
+                        ApplyResult::Moved(moves.iter().map(done).collect())
+                    }
                     _ => ApplyResult::Done(vec![seen(number, kind)]),
                 }
             })
@@ -468,15 +474,11 @@ fn claims_wait_for_what_a_fetch_said() {
     assert_eq!(sync(&mut replica, &mut t), Seq(1));
 }
 
-/// Proves that a move that failed holds back what comes behind it, and is tried again.
-#[test]
-fn a_failed_move_blocks_and_is_retried() {
-    let mut t = MemTables::default();
-    let mut replica = replica(&mut t);
-    replica
-        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
-        .unwrap();
-    drain(&mut replica, &mut t, &mut |_| true);
+/// A file that was moved, while nothing but that fails.
+fn failed_move(replica: &mut Replica, t: &mut MemTables) {
+    let batch_of_one = batch(vec![create(2, 2, "a")], vec![here(2)]);
+    replica.handle_batch(batch_of_one).unwrap();
+    drain(replica, t, &mut |_| true);
     let mut rename = record(3);
     for (file, object) in [("a", None), ("b", Some(id(2)))] {
         rename.names.push(NameState {
@@ -488,17 +490,61 @@ fn a_failed_move_blocks_and_is_retried() {
     let mut moved = state(2, 3, Kind::File);
     moved.content_seq = Seq(2);
     rename.objects.push(moved);
-    let records = vec![rename, create(4, 4, "a")];
-    replica.handle_batch(batch(records, vec![here(4)])).unwrap();
-    let ops = drain(&mut replica, &mut t, &mut |_| false);
-    assert!(matches!(ops[..], [ApplyOp::Move(_)]), "{ops:?}");
-    assert!(!replica.is_idle() && sync(&mut replica, &mut t) < Seq(3));
+    let records = vec![rename, create(4, 4, "a"), create(5, 5, "c")];
+    let contents = vec![here(4), here(5)];
+    replica.handle_batch(batch(records, contents)).unwrap();
+}
+
+/// Proves that a move that failed holds back what wants its names and nothing else, and that this is
+/// tried again as soon as the move is done.
+#[test]
+fn a_failed_move_holds_back_what_depends_on_it() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    failed_move(&mut replica, &mut t);
+    let ops = drain(&mut replica, &mut t, &mut |op| {
+        !matches!(op, ApplyOp::Move(_))
+    });
+    let written = |ops: &[ApplyOp]| {
+        let files = ops.iter().filter_map(|op| match op {
+            ApplyOp::WriteFile { at, .. } => Some(at.name.clone()),
+            _ => None,
+        });
+        files.collect::<Vec<_>>()
+    };
+    assert_eq!(written(&ops), [name("c")]);
+    assert!(replica.is_idle());
+    assert_eq!(
+        sync(&mut replica, &mut t),
+        Seq(5),
+        "what is parked is claimed"
+    );
+    assert_eq!(replica.parked_count(), 2);
     let later = WallMillis(NOW.0 + 10_000);
     replica.handle_timeout(later, &mut t).unwrap();
     let ops = drain(&mut replica, &mut t, &mut |_| true);
     assert!(matches!(ops[0], ApplyOp::Move(_)), "{ops:?}");
-    assert!(ops.iter().any(|op| matches!(op, ApplyOp::WriteFile { .. })));
-    assert_eq!(sync(&mut replica, &mut t), Seq(4));
+    assert_eq!(replica.poll_timeout(), Some(WallMillis(0)), "at once");
+    replica.handle_timeout(later, &mut t).unwrap();
+    assert_eq!(replica.poll_fetch().map(|want| want.object), Some(id(4)));
+}
+
+/// Proves that what is neither at its old name nor at its new one is fetched again, and that its
+/// old folder is looked through for what was left there.
+#[test]
+fn what_a_move_does_not_find_is_fetched_again() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    failed_move(&mut replica, &mut t);
+    let step = replica.poll_step(NOW, &mut t).unwrap().unwrap();
+    assert!(matches!(step.ops[..], [ApplyOp::Move(_)]), "{step:?}");
+    drop(step);
+    let missing = ApplyResult::Moved(vec![MoveResult::Missing]);
+    replica.handle_applied(NOW, &mut t, vec![missing]).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    replica.handle_timeout(NOW, &mut t).unwrap();
+    assert_eq!(replica.poll_fetch().map(|want| want.object), Some(id(2)));
+    assert!(replica.is_sweeping());
 }
 
 /// Proves that what is parked is due after a start, whatever the clock said before: one that was set

@@ -6,7 +6,7 @@ use super::disk::{Disk, NodeId, ROOT};
 use crate::ids::ObjectId;
 use crate::ledger::object::{Identity, Kind, Metadata};
 use crate::path::{Name, NameSetDigest, RelPath};
-use crate::replica::{ApplyOp, ApplyResult, Body, MoveOne, Place};
+use crate::replica::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, Place};
 
 /// Where the bytes of a step are.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +20,11 @@ type Outcome = Result<Vec<NodeId>, String>;
 /// Carries out one operation.
 pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResult {
     let outcome = match op {
-        ApplyOp::MakeFolder { at, meta, .. } => make_folder(disk, at, meta),
+        ApplyOp::MakeFolder { at, meta, left, .. } => match make_folder(disk, at, meta, *left) {
+            Ok((id, true)) => return ApplyResult::Found(vec![disk.observe(id)]),
+            Ok((id, false)) => Ok(vec![id]),
+            Err(reason) => Err(reason),
+        },
         ApplyOp::WriteFile {
             at,
             body,
@@ -61,7 +65,12 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         ApplyOp::Link {
             from, at, identity, ..
         } => link(disk, from, at, *identity),
-        ApplyOp::Move(moves) => move_all(disk, moves),
+        ApplyOp::Move(moves) => {
+            return match move_all(disk, moves) {
+                Ok(results) => ApplyResult::Moved(results),
+                Err(reason) => ApplyResult::Failed(reason),
+            };
+        }
         ApplyOp::Remove {
             at,
             identity,
@@ -93,17 +102,26 @@ fn clear(disk: &mut Disk, folder: NodeId, at: &Place) {
     disk.trash(folder, &at.name, path(at));
 }
 
-fn make_folder(disk: &mut Disk, at: &Place, meta: &Metadata) -> Outcome {
+/// Returns whether it was there already.
+fn make_folder(
+    disk: &mut Disk,
+    at: &Place,
+    meta: &Metadata,
+    left: Option<Identity>,
+) -> Result<(NodeId, bool), String> {
     let folder = open(disk, at)?;
     if let Some(id) = disk.child(folder, &at.name) {
         if disk.node(id).kind == Kind::Folder {
-            return Ok(vec![id]);
+            if left == Some(disk.node(id).identity) {
+                return Err(format!("{} is still to be removed", path(at)));
+            }
+            return Ok((id, true));
         }
         clear(disk, folder, at);
     }
     let id = disk.mkdir(folder, &at.name).expect("the name is free");
     disk.set_meta(id, meta.clone());
-    Ok(vec![id])
+    Ok((id, false))
 }
 
 fn write_file(
@@ -214,38 +232,39 @@ fn open_moved(disk: &Disk, at: &Place, moves: &[MoveOne]) -> Result<NodeId, Stri
 }
 
 /// Moves everything at once: all folders are opened first, all names left, then all taken.
-fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Outcome {
+fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, String> {
     let mut planned = Vec::new();
     for one in moves {
-        let from = open_moved(disk, &one.from, moves)?;
+        let from = open_moved(disk, &one.from, moves).ok();
         let to = open_moved(disk, &one.to, moves)?;
         let at = |folder, name: &Name| {
             let id = disk.child(folder, name);
             id.filter(|id| disk.node(*id).identity == one.identity)
         };
         let done = at(to, &one.to.name);
-        let here = at(from, &one.from.name);
-        if done.is_none() && here.is_none() {
-            return Err(format!("{} is not there", path(&one.from)));
-        }
-        planned.push((one, from, to, done, here));
+        let here = from.and_then(|from| Some((from, at(from, &one.from.name)?)));
+        planned.push((one, to, done, here));
     }
-    let mut ids = Vec::new();
-    for (one, from, _, done, here) in &planned {
-        ids.push(done.or(*here).expect("one of both was found"));
+    for (one, _, _, here) in &planned {
         // Two names of one file: the old one has to go.
-        if done.is_none() || here.is_some() {
+        if let Some((from, _)) = here {
             disk.trash(*from, &one.from.name, RelPath::root());
             disk.trash.pop();
         }
     }
-    for ((one, _, to, done, _), id) in planned.iter().zip(&ids) {
+    let mut results = Vec::new();
+    for (one, to, done, here) in &planned {
+        let Some(id) = done.or(here.map(|(_, id)| id)) else {
+            results.push(MoveResult::Missing);
+            continue;
+        };
         if done.is_none() {
             clear(disk, *to, &one.to);
-            disk.put(*id, *to, &one.to.name);
+            disk.put(id, *to, &one.to.name);
         }
+        results.push(MoveResult::Done(Box::new(disk.observe(id))));
     }
-    Ok(ids)
+    Ok(results)
 }
 
 fn remove(

@@ -360,7 +360,7 @@ impl TargetSim {
                 apply(&mut self.disk, op, &working.bodies)
             };
             let short = match &result {
-                ApplyResult::Done(_) => "done".to_owned(),
+                ApplyResult::Done(_) | ApplyResult::Found(_) => "done".to_owned(),
                 other => format!("{other:?}"),
             };
             self.check_version(op, &result);

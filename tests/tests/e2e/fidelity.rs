@@ -121,11 +121,11 @@ fn make_everything(top: &Path) {
 }
 
 /// What is changed afterwards, each compared by itself.
-fn changes() -> Vec<(&'static str, Box<dyn Fn(&Path)>)> {
-    fn change(
-        what: &'static str,
-        how: impl Fn(&Path) + 'static,
-    ) -> (&'static str, Box<dyn Fn(&Path)>) {
+/// A change, and what it is called.
+type Change = (&'static str, Box<dyn Fn(&Path)>);
+
+fn changes() -> Vec<Change> {
+    fn change(what: &'static str, how: impl Fn(&Path) + 'static) -> Change {
         (what, Box::new(how))
     }
     vec![

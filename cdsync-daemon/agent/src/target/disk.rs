@@ -19,12 +19,12 @@ use cdsync_core::job::{Settings, Specials};
 use cdsync_core::ledger::loss::Loss;
 use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::path::{Name, NameSetDigest, RelPath};
-use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, Place, Step};
+use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, Place, Step};
 use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
-    Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, Move, MoveOutcome,
-    Root, StagedWriter, Stager, Trashed, Weight, write_unseen,
+    Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, MadeFolder, Move,
+    MoveOutcome, Root, StagedWriter, Stager, Trashed, Weight, write_unseen,
 };
 use second::{Second, Shard};
 use whole::{Unseen, WholeFolders};
@@ -237,8 +237,25 @@ impl Disk {
 
     fn one(&self, op: &ApplyOp, contents: &Contents, stager: &Stager) -> ApplyResult {
         let outcome = match op {
-            ApplyOp::MakeFolder { at, meta, .. } => {
-                self.with_room(0, || self.make_folder(at, meta))
+            ApplyOp::MakeFolder { at, meta, left, .. } => {
+                return match self.with_room(0, || self.make_folder(at, meta)) {
+                    Ok(made)
+                        if made.existed && *left == Some(made.observed.fingerprint.identity) =>
+                    {
+                        let path = at.folder.path.join(&at.name);
+                        ApplyResult::Failed(format!("the former {path} is still to be removed"))
+                    }
+                    Ok(made) => {
+                        let seen = vec![made.observed];
+                        self.note(&seen);
+                        if made.existed {
+                            ApplyResult::Found(seen)
+                        } else {
+                            ApplyResult::Done(seen)
+                        }
+                    }
+                    Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
+                };
             }
             ApplyOp::WriteFile {
                 at,
@@ -303,7 +320,12 @@ impl Disk {
                 meta,
                 ..
             } => self.set_meta(at.as_ref(), *identity, *kind, meta),
-            ApplyOp::Move(moves) => self.relocate(moves),
+            ApplyOp::Move(moves) => {
+                return match self.relocate(moves) {
+                    Ok(results) => ApplyResult::Moved(results),
+                    Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
+                };
+            }
             ApplyOp::Remove {
                 id,
                 at,
@@ -352,9 +374,8 @@ impl Disk {
         })?)
     }
 
-    fn make_folder(&self, at: &Place, meta: &Metadata) -> Result<Vec<Observed>, ApplyError> {
-        let made = self.applier.make_folder(&*self.dir(at)?, &at.name, meta)?;
-        Ok(vec![made.observed])
+    fn make_folder(&self, at: &Place, meta: &Metadata) -> Result<MadeFolder, ApplyError> {
+        self.applier.make_folder(&*self.dir(at)?, &at.name, meta)
     }
 
     #[expect(clippy::too_many_arguments, reason = "one file's facts, used once")]
@@ -513,7 +534,7 @@ impl Disk {
         Ok(vec![seen])
     }
 
-    fn relocate(&self, moves: &[MoveOne]) -> Result<Vec<Observed>, ApplyError> {
+    fn relocate(&self, moves: &[MoveOne]) -> Result<Vec<MoveResult>, ApplyError> {
         // All folders first: the paths are those from before the first move.
         let wanted: Vec<Move> = moves
             .iter()
@@ -536,17 +557,17 @@ impl Disk {
             self.root.forget(one.id);
         }
         self.root.forget_all();
-        let mut seen = Vec::with_capacity(moves.len());
-        for (outcome, one) in relocated.outcomes.into_iter().zip(&wanted) {
-            match outcome {
-                MoveOutcome::Done(found) => seen.push(*found),
-                MoveOutcome::Failed(error) => return Err(error.into()),
-                MoveOutcome::Missing => {
-                    let dir = one.from_dir.as_ref().unwrap_or(&one.to_dir);
-                    return Err(not_there(dir, &one.from_name));
+        let outcomes = relocated.outcomes.into_iter();
+        let results: Vec<MoveResult> = outcomes
+            .map(|outcome| match outcome {
+                MoveOutcome::Done(found) => {
+                    self.note(std::slice::from_ref(&*found));
+                    MoveResult::Done(found)
                 }
-            }
-        }
+                MoveOutcome::Failed(error) => MoveResult::Failed(crate::source::chain(&error)),
+                MoveOutcome::Missing => MoveResult::Missing,
+            })
+            .collect();
         // The ledger says next that it was done, and does not look again.
         for (at, one) in wanted.iter().enumerate() {
             for dir in one.from_dir.iter().chain([&one.to_dir]) {
@@ -559,7 +580,7 @@ impl Disk {
                 }
             }
         }
-        Ok(seen)
+        Ok(results)
     }
 
     /// Opens the folder of a move. Before a kill other moves of the same set may have taken that
@@ -767,11 +788,5 @@ fn wrong_hash(at: &Place) -> ApplyError {
 fn missing(at: &Place) -> ApplyError {
     ApplyError::Contended {
         path: at.folder.path.join(&at.name),
-    }
-}
-
-fn not_there(dir: &Dir, name: &Name) -> ApplyError {
-    ApplyError::Overtaken {
-        path: dir.path().join(name),
     }
 }

@@ -210,7 +210,12 @@ fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
         };
         if plain != *path {
             let (id, meta) = (id_of(plain), meta(folder_mode(plain)));
-            return ApplyOp::MakeFolder { id, at, meta };
+            return ApplyOp::MakeFolder {
+                id,
+                at,
+                meta,
+                left: None,
+            };
         }
         let bytes = Bytes::from((*path).to_owned());
         let hash = Hash(range_hash(0, &bytes, true).0);

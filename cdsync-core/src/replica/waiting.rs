@@ -1,0 +1,423 @@
+//! What waits for objects that could not be moved.
+//!
+//! An object whose move failed is still at its old name on the disk, while the ledger has it at the
+//! new one. Paths are built from where it is ([`Folders::displace`](crate::ledger::access::Folders)),
+//! so that what lies below it goes on. What waits is parked like everything else that could not be
+//! done: the object's own changes, what uses one of its two names, and what is to be made in folders
+//! that wait themselves. As soon as the object is moved all of that is tried again.
+
+use std::collections::BTreeSet;
+
+use super::links::name_number;
+use super::result::nothing_left;
+use super::{ApplyOp, ApplyResult, MoveOne, Place, Replica, Running, Then};
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, FolderAt, Slot, children, live, put_live, put_meta, put_parked};
+use crate::ledger::object::{Kind, ObjectState, Seq};
+use crate::ledger::rows::{LiveObject, ParkedRow, ParkedWhat};
+use crate::ledger::tables::{TableError, Tables};
+use crate::path::Name;
+use crate::time::WallMillis;
+
+/// Folders to be looked through for what the ledger does not know.
+pub(super) const OWED: &str = "replica-owed";
+
+/// An object that is to be moved waits so often for a folder that is not there. What it is to be
+/// moved into may wait for its own name: then it is fetched instead.
+const PATIENCE: u32 = 4;
+
+/// Both names of an object that could not be moved.
+#[derive(Debug, Clone)]
+pub(super) struct Stuck {
+    /// Where it is on the disk. The folder may be gone from the ledger: its path was this.
+    pub(super) from: (FolderAt, Name),
+    /// Where the ledger had it when that failed last.
+    pub(super) to: Slot,
+}
+
+impl Stuck {
+    pub(super) fn of(row: &ParkedRow) -> Option<Self> {
+        let ParkedWhat::Move { from, to, .. } = &row.what else {
+            return None;
+        };
+        Some(Self {
+            from: from.clone(),
+            to: (to.0.id, to.1.clone()),
+        })
+    }
+
+    pub(super) fn left_slot(&self) -> Slot {
+        (self.from.0.id, self.from.1.clone())
+    }
+
+    fn uses(&self, slot: &Slot) -> bool {
+        self.to == *slot || (self.from.0.id == slot.0 && self.from.1 == slot.1)
+    }
+}
+
+impl Replica {
+    /// Notes that an object stays where it is on the disk.
+    pub(super) fn is_stuck(&mut self, id: ObjectId, stuck: Stuck) {
+        self.folders.displace(id, stuck.from.clone());
+        self.blocking.insert(id, stuck);
+    }
+
+    /// An object is where the ledger has it, or given up. What waited for it is tried now.
+    pub(super) fn is_free(&mut self, id: ObjectId) {
+        if self.blocking.remove(&id).is_some() {
+            self.folders.replace(id);
+            self.touched.append(&mut self.untouched);
+        }
+        self.release(id);
+    }
+
+    /// What waited for something is tried now.
+    pub(super) fn release(&mut self, id: ObjectId) {
+        for waiting in self.waiting.remove(&id).unwrap_or_default() {
+            if let Some(next) = self.parked.get_mut(&waiting) {
+                *next = WallMillis(0);
+            }
+        }
+    }
+
+    /// For what a move has to wait: something else that could not be moved and uses its names, a
+    /// folder that is not on the disk, or one that is still below the object itself.
+    pub(super) fn moves_wait(&self, moves: &[MoveOne]) -> Option<ObjectId> {
+        moves.iter().find_map(|one| {
+            let own = self.blocking.contains_key(&one.id).then_some(one.id);
+            let slot = |at: &Place| (at.folder.id, at.name.clone());
+            let to = &one.to.folder;
+            let absent = !to.id.is_root() && to.identity.is_none();
+            own.or_else(|| self.user_of(&slot(&one.from)))
+                .or_else(|| self.user_of(&slot(&one.to)))
+                .or_else(|| absent.then_some(to.id))
+                .or_else(|| {
+                    let here = one.from.folder.path.join(&one.from.name);
+                    to.path.after(&here)?;
+                    self.blocking.keys().next().copied()
+                })
+        })
+    }
+
+    fn user_of(&self, slot: &Slot) -> Option<ObjectId> {
+        let mut stuck = self.blocking.iter();
+        stuck.find(|(_, stuck)| stuck.uses(slot)).map(|(id, _)| *id)
+    }
+
+    /// Takes out of the step what has to wait, and parks it. Returns whether there was any.
+    pub(super) fn hold_back(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+    ) -> Result<bool, TableError> {
+        if self.blocking.is_empty() {
+            return Ok(false);
+        }
+        let mut made = BTreeSet::new();
+        let mut held = Vec::new();
+        let planned = std::mem::take(&mut self.running);
+        for Running { op, then } in planned {
+            let Some(by) = self.waits_for(&op, &made) else {
+                if let ApplyOp::MakeFolder { id, .. } = &op {
+                    made.insert(*id);
+                }
+                self.running.push(Running { op, then });
+                continue;
+            };
+            held.push((op, then, by));
+        }
+        let any = !held.is_empty();
+        for (op, then, by) in held {
+            match then {
+                Then::Touched => {
+                    self.untouched.extend(op.object());
+                    continue;
+                }
+                // What is looked for is not there yet.
+                Then::Probed(_) => continue,
+                _ => {}
+            }
+            let waiting = match &then {
+                Then::Linked(_, slot) => Some(name_number(slot)),
+                _ => op.object().filter(|id| *id != ObjectId::default()),
+            };
+            if let Some(id) = waiting {
+                self.waiting.entry(by).or_default().insert(id);
+            } else if let ApplyOp::Remove { at, .. } = &op {
+                // Nothing is parked for it: its folder is looked through then.
+                self.owe_sweep(t, at.folder.id)?;
+                continue;
+            }
+            let reason = match access::path_of(t, by)? {
+                Some(path) => format!("it waits for {path}"),
+                None => "it waits for a folder".to_owned(),
+            };
+            self.answer(wall, t, op, then, ApplyResult::Failed(reason))?;
+        }
+        Ok(any)
+    }
+
+    fn waits_for(&self, op: &ApplyOp, made: &BTreeSet<ObjectId>) -> Option<ObjectId> {
+        // Moves were judged when they were planned.
+        let at = op.place()?;
+        if let Some(id) = op.object().filter(|id| self.blocking.contains_key(id)) {
+            return Some(id);
+        }
+        if let Some(id) = self.user_of(&(at.folder.id, at.name.clone())) {
+            return Some(id);
+        }
+        let folder = &at.folder;
+        if !folder.id.is_root() && folder.identity.is_none() && !made.contains(&folder.id) {
+            return Some(folder.id);
+        }
+        None
+    }
+
+    /// Tries all moves that are parked, together: they may have to change places.
+    pub(super) fn retry_moves(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+    ) -> Result<(), TableError> {
+        let mut moves = Vec::with_capacity(self.blocking.len());
+        // What stays where it is this time.
+        let mut stay = Vec::new();
+        for (id, stuck) in self.blocking.clone() {
+            let (Some(live), Some(row)) = (live(t, id)?, access::parked_row(t, id)?) else {
+                self.unpark(t, id)?;
+                continue;
+            };
+            let Some(local) = live.local.filter(|_| row.is_of_move()) else {
+                self.unpark_moved(t, id)?;
+                continue;
+            };
+            let next = WallMillis(wall.0 + self.wait_ms(id, row.attempts + 1));
+            self.parked.insert(id, next);
+            let to = live.names.into_iter().find(|slot| *slot == stuck.to);
+            let to_now = match &to {
+                Some((folder, _)) => self.folders.at(t, *folder)?,
+                None => None,
+            };
+            let (Some(folder), Some((_, name))) = (to_now, to) else {
+                stay.push(stuck);
+                continue;
+            };
+            if !folder.id.is_root() && folder.identity.is_none() {
+                if row.attempts > PATIENCE {
+                    self.give_up(wall, t, id, &stuck.left_slot())?;
+                } else {
+                    self.waiting.entry(folder.id).or_default().insert(id);
+                    let attempts = row.attempts + 1;
+                    put_parked(t, id, &ParkedRow { attempts, ..row })?;
+                    stay.push(stuck);
+                }
+                continue;
+            }
+            moves.push(MoveOne {
+                id,
+                from: Place {
+                    folder: self.folders.now(t, &stuck.from.0)?,
+                    name: stuck.from.1,
+                },
+                to: Place { folder, name },
+                identity: local.fingerprint.identity,
+            });
+        }
+        // Nor what would take the place of that.
+        let slot = |at: &Place| (at.folder.id, at.name.clone());
+        let mut next = 0;
+        while let Some(stuck) = stay.get(next).cloned() {
+            next += 1;
+            let blocked =
+                |one: &mut MoveOne| stuck.uses(&slot(&one.from)) || stuck.uses(&slot(&one.to));
+            for one in moves.extract_if(.., blocked) {
+                stay.extend(self.blocking.get(&one.id).cloned());
+            }
+        }
+        for one in &moves {
+            self.touched.extend([one.from.folder.id, one.to.folder.id]);
+        }
+        if !moves.is_empty() {
+            self.run(ApplyOp::Move(moves), Then::Moved);
+        }
+        Ok(())
+    }
+
+    /// An object that is not where it was left, or cannot be moved from there: it is fetched anew,
+    /// with everything below it. What is at its old name is nobody's any more.
+    pub(super) fn give_up(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        left: &Slot,
+    ) -> Result<(), TableError> {
+        self.owe_sweep(t, left.0)?;
+        self.folders.forget();
+        let mut lost = vec![id];
+        while let Some(id) = lost.pop() {
+            let Some(mut row) = live(t, id)? else {
+                continue;
+            };
+            if row.local.take().is_none() {
+                continue;
+            }
+            let state = wanted(access::parked_row(t, id)?, &row.state);
+            put_live(t, id, row)?;
+            if state.kind == Kind::Folder {
+                let mut below = Vec::new();
+                children(t, id, &mut |_, row| {
+                    below.extend(row.object);
+                    std::ops::ControlFlow::Continue(())
+                })?;
+                // Its entries come behind it.
+                lost.extend(below);
+            }
+            self.want_anew(wall, t, state)?;
+        }
+        Ok(())
+    }
+
+    /// An object that is gone comes back: what is still to be removed of it is nobody's.
+    pub(super) fn forget_removal(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+    ) -> Result<(), TableError> {
+        let Some(ParkedRow {
+            what: ParkedWhat::Remove { at, .. },
+            ..
+        }) = access::parked_row(t, id)?
+        else {
+            return Ok(());
+        };
+        self.unpark(t, id)?;
+        nothing_left(t, &at)?;
+        self.owe_sweep(t, at.0)
+    }
+
+    /// Parks an object that is not on the disk to be made at once.
+    fn want_anew(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        state: ObjectState,
+    ) -> Result<(), TableError> {
+        let (id, seq) = (state.id, state.version.seq);
+        self.fetches.remove(id);
+        self.unpark(t, id)?;
+        self.parked.insert(id, WallMillis(0));
+        let row = ParkedRow {
+            seq,
+            reason: "it was not where it had been left".to_owned(),
+            since: wall,
+            attempts: 0,
+            next_try: WallMillis(0),
+            what: ParkedWhat::Content(state),
+        };
+        put_parked(t, id, &row)
+    }
+
+    /// What a folder that is to be removed means for objects that could not be moved: those in it on
+    /// the disk go with it, and are fetched anew where they live on. Gives those back that it takes
+    /// out of the ledger and that are elsewhere.
+    pub(super) fn before_removal(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+    ) -> Result<Vec<(Stuck, LiveObject)>, TableError> {
+        let mut stranded = Vec::new();
+        for (id, stuck) in self.blocking.clone() {
+            let Some(row) = live(t, id)? else { continue };
+            let in_ledger = access::is_below(t, stuck.to.0, folder)?;
+            let on_disk = self.folders.is_really_below(t, stuck.from.0.id, folder)?;
+            if (in_ledger || on_disk) && row.names.len() > 1 {
+                // It lives on by another name.
+                self.give_up(wall, t, id, &stuck.left_slot())?;
+                continue;
+            }
+            match (in_ledger, on_disk) {
+                (true, true) => self.unpark(t, id)?,
+                (true, false) => stranded.push((stuck, row)),
+                (false, true) => self.give_up(wall, t, id, &stuck.left_slot())?,
+                (false, false) => {}
+            }
+        }
+        Ok(stranded)
+    }
+
+    /// Has a folder looked through once everything is where the ledger has it.
+    pub(super) fn owe_sweep(
+        &mut self,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+    ) -> Result<(), TableError> {
+        if self.sweep.owe(folder) {
+            put_meta(t, OWED, &self.sweep.owed())?;
+        }
+        Ok(())
+    }
+
+    /// A move that failed: the object stays at its old name. What it is parked for besides stays.
+    pub(super) fn park_move(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        one: &MoveOne,
+        reason: &str,
+    ) -> Result<(), TableError> {
+        let seq = live(t, one.id)?.map_or(Seq(0), |row| row.state.version.seq);
+        let what = match access::parked_row(t, one.id)?.map(|row| row.what) {
+            Some(ParkedWhat::Move { from, to, then }) => {
+                let slot = (to.0.id, to.1);
+                if slot != (one.from.folder.id, one.from.name.clone())
+                    && slot != (one.to.folder.id, one.to.name.clone())
+                {
+                    // Another one of its names.
+                    self.owe_sweep(t, one.from.folder.id)?;
+                    self.owe_sweep(t, slot.0)?;
+                    return self.give_up(wall, t, one.id, &(from.0.id, from.1));
+                }
+                if slot != (one.to.folder.id, one.to.name.clone()) {
+                    // What it was to replace there is in no ledger.
+                    self.owe_sweep(t, slot.0)?;
+                }
+                ParkedWhat::Move {
+                    from,
+                    to: (one.to.folder.clone(), one.to.name.clone()),
+                    then,
+                }
+            }
+            _ => one.parked(),
+        };
+        self.park(wall, t, one.id, seq, reason.to_owned(), what)
+    }
+}
+
+/// A parked row that is done after its object's move.
+pub(super) fn after_move(before: &ParkedRow, next: ParkedRow) -> Option<ParkedRow> {
+    let ParkedWhat::Move { from, to, .. } = &before.what else {
+        return None;
+    };
+    Some(ParkedRow {
+        what: ParkedWhat::Move {
+            from: from.clone(),
+            to: to.clone(),
+            then: Some(Box::new(next)),
+        },
+        ..before.clone()
+    })
+}
+
+/// The state that an object is to get: what it is parked for, or what the ledger has.
+fn wanted(parked: Option<ParkedRow>, held: &ObjectState) -> ObjectState {
+    let parked = parked.and_then(|row| match row.what {
+        ParkedWhat::Move { then, .. } => then.map(|row| row.what),
+        other => Some(other),
+    });
+    match parked {
+        Some(ParkedWhat::Content(state) | ParkedWhat::Meta(state)) => state,
+        _ => held.clone(),
+    }
+}
