@@ -242,9 +242,10 @@ impl Replica {
                 let (identity, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
                         // It never came here. What it was to replace here is in no ledger.
-                        rest.stays.remove(&slot);
                         if !layout.next.contains_key(&slot) {
                             rest.removals.push(Removal::of_whatever(slot));
+                        } else if !takes_place(layout, &moved, &slot) {
+                            rest.stays.insert(slot, Identity::default());
                         }
                         let from = stuck.left_slot();
                         if takes_place(layout, &moved, &from) {

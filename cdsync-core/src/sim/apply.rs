@@ -245,9 +245,11 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
         let here = from.and_then(|from| Some((from, at(from, &one.from.name)?)));
         planned.push((one, to, done, here));
     }
-    for (one, _, _, here) in &planned {
+    for (one, to, _, here) in &planned {
         // Two names of one file: the old one has to go.
-        if let Some((from, _)) = here {
+        if let Some((from, _)) = here
+            && (from, &one.from.name) != (to, &one.to.name)
+        {
             disk.trash(*from, &one.from.name, RelPath::root());
             disk.trash.pop();
         }
