@@ -1,14 +1,14 @@
 //! Random work in a tree: whatever POSIX allows.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _, lchown, symlink};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, lsetxattr,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags, lsetxattr,
     mknodat, renameat_with, utimensat,
 };
 
@@ -142,18 +142,18 @@ impl Worker {
     }
 
     fn write(&mut self, path: &Path) -> io::Result<()> {
-        fs::write(path, self.content())
+        create(path)?.write_all(&self.content())
     }
 
     /// As editors save.
     fn save(&mut self, path: &Path) -> io::Result<()> {
         let temporary = path.with_extension(format!("{}~", self.random.below(100)));
-        fs::write(&temporary, self.content())?;
+        create(&temporary)?.write_all(&self.content())?;
         fs::rename(&temporary, path)
     }
 
     fn append(&mut self, path: &Path) -> io::Result<()> {
-        let mut file = File::options().append(true).open(path)?;
+        let mut file = without_waiting().append(true).open(path)?;
         for _ in 0..=self.random.below(3) {
             file.write_all(&self.random.bytes(400))?;
         }
@@ -161,12 +161,12 @@ impl Worker {
     }
 
     fn poke(&mut self, path: &Path) -> io::Result<()> {
-        let file = File::options().write(true).open(path)?;
+        let file = without_waiting().write(true).open(path)?;
         file.write_all_at(&self.random.bytes(100), self.random.below(5000))
     }
 
     fn cut(&mut self, path: &Path) -> io::Result<()> {
-        let file = File::options().write(true).open(path)?;
+        let file = without_waiting().write(true).open(path)?;
         file.set_len(self.random.below(3000))
     }
 
@@ -181,7 +181,7 @@ impl Worker {
             }
             return Ok(());
         }
-        self.held.push(File::options().write(true).open(path)?);
+        self.held.push(without_waiting().write(true).open(path)?);
         Ok(())
     }
 
@@ -245,7 +245,7 @@ impl Worker {
     }
 
     fn sparse(&mut self, path: &Path) -> io::Result<()> {
-        let file = File::options()
+        let file = without_waiting()
             .write(true)
             .create(true)
             .truncate(false)
@@ -262,7 +262,7 @@ impl Worker {
         if self.random.below(4) > 0 {
             return self.write(path);
         }
-        let mut file = File::create(path)?;
+        let mut file = create(path)?;
         for _ in 0..1 + self.random.below(16) {
             file.write_all(&self.random.bytes(100_000))?;
         }
@@ -354,4 +354,17 @@ fn entries(folder: &Path) -> u64 {
             _ => 1,
         })
         .sum()
+}
+
+/// Opens whatever is there: who opens a pipe would else wait for its other end.
+fn without_waiting() -> OpenOptions {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
+    let mut options = File::options();
+    options.custom_flags(flags);
+    options
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = without_waiting();
+    options.write(true).create(true).truncate(true).open(path)
 }
