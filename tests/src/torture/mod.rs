@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, job_file};
 use crate::compare::differences;
 use crate::random::Random;
 use crate::space::is_root;
@@ -159,7 +159,10 @@ impl World {
             cluster.agent(name, root);
         }
         let targets = [(TARGETS[0], &*roots[1]), (TARGETS[1], &*roots[2])];
-        cluster.job(JOB, (SOURCE, &source), &targets);
+        // The work deletes and empties most of what there is.
+        let more = "guard = { percent = 100 }";
+        let job = job_file(JOB, (SOURCE, &source), &targets, more);
+        cluster.apply(&job, &[]).expect(0);
         Self {
             crew: Crew::new(&source, torture.seed, 3),
             readers: roots[1..].iter().map(|root| Reader::start(root)).collect(),
