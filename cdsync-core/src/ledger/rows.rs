@@ -7,11 +7,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::access::FolderAt;
-use super::object::{Fingerprint, Identity, ObjectState, Seq};
+use super::object::{Content, Fingerprint, Hash, Identity, Kind, ObjectState, Seq};
 use super::tables::{Table, TableError};
 use crate::ids::{IncarnationId, ObjectId};
 use crate::path::Name;
-use crate::time::WallMillis;
+use crate::time::{Timestamp, WallMillis};
 
 /// What is known of an object.
 #[expect(
@@ -70,6 +70,60 @@ impl LiveObject {
     pub fn slot(&self) -> Option<&(ObjectId, Name)> {
         self.names.first()
     }
+
+    /// The copy on this disk, as far as it tells a change by others from it.
+    #[must_use]
+    pub fn known(&self) -> Option<Known> {
+        let print = self.local.as_ref()?.fingerprint;
+        let hash = match &self.state.content {
+            Content::Data { hash, .. } => *hash,
+            _ => None,
+        };
+        let left = Left {
+            size: print.size,
+            mtime: print.mtime,
+            ctime: print.ctime,
+            mode: self.state.meta.mode,
+            hash,
+        };
+        Some(Known {
+            identity: print.identity,
+            left: (self.state.kind != Kind::Folder).then_some(left),
+        })
+    }
+}
+
+/// Something at a name of this disk, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Known {
+    /// Which inode; all zero for whatever is there.
+    pub identity: Identity,
+    /// How it was left; `None` where that is not known.
+    pub left: Option<Left>,
+}
+
+impl From<Identity> for Known {
+    fn from(identity: Identity) -> Self {
+        Self {
+            identity,
+            left: None,
+        }
+    }
+}
+
+/// How a copy was when it was last written or moved here: what is not so was changed by others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Size in bytes.
+    pub size: u64,
+    /// Modification time.
+    pub mtime: Timestamp,
+    /// Change time.
+    pub ctime: Timestamp,
+    /// The mode that it was to get.
+    pub mode: u32,
+    /// BLAKE3 of a file, where it was read or written as a whole.
+    pub hash: Option<Hash>,
 }
 
 /// Facts of the copy on this disk. They never travel.
@@ -88,7 +142,7 @@ pub struct NameRow {
     pub object: Option<ObjectId>,
     /// Something older that still sits at the name on this disk, to be replaced when the object's
     /// content is here, or to be removed when that works.
-    pub remnant: Option<Identity>,
+    pub remnant: Option<Known>,
 }
 
 /// An object that could not be applied yet.
@@ -106,6 +160,9 @@ pub struct ParkedRow {
     pub next_try: WallMillis,
     /// What is to be done once it works.
     pub what: ParkedWhat,
+    /// It waits because others changed what is there, and that stays: how often their work had
+    /// been given up by then.
+    pub kept: Option<u64>,
 }
 
 impl ParkedRow {
@@ -160,9 +217,9 @@ pub enum ParkedWhat {
         /// Where it still is.
         at: (ObjectId, Name),
         /// What it is known by.
-        identity: Identity,
+        known: Known,
         /// What it is.
-        kind: super::object::Kind,
+        kind: Kind,
     },
 }
 

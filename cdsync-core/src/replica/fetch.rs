@@ -244,7 +244,7 @@ impl Replica {
             let Some(fetch) = self.fetches.get_mut(id) else {
                 continue;
             };
-            let state = fetch.state.clone();
+            let (state, seq) = (fetch.state.clone(), fetch.seq);
             if live(t, id)?.is_none() {
                 self.fetches.remove(id);
                 continue;
@@ -260,6 +260,7 @@ impl Replica {
                     body: super::Body::Staged(id),
                     meta: state.meta.clone(),
                     over,
+                    drift: self.on_drift(id, seq),
                     adopt: false,
                 },
                 Then::Held(Box::new(state)),

@@ -11,9 +11,9 @@ use super::{ApplyOp, Place, Replica, Then};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
 use crate::ledger::loss::Loss;
-use crate::ledger::object::{Identity, Kind, Observed, Seq};
+use crate::ledger::object::{Kind, Observed, Seq};
 use crate::ledger::record::Record;
-use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
+use crate::ledger::rows::{Known, LiveObject, Local, NameRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::time::WallMillis;
 
@@ -28,6 +28,11 @@ pub(super) fn name_number(slot: &Slot) -> ObjectId {
         origin: OriginId(u64::MAX),
         number: hash,
     }
+}
+
+/// Whether this is such a number.
+pub(super) fn is_name_number(id: ObjectId) -> bool {
+    id.origin == OriginId(u64::MAX)
 }
 
 impl Replica {
@@ -99,10 +104,10 @@ impl Replica {
         seq: Seq,
         row: &LiveObject,
         slot: &Slot,
-    ) -> Result<Option<Identity>, TableError> {
+    ) -> Result<Option<Known>, TableError> {
         let left = access::name(t, slot.0, &slot.1)?.and_then(|row| row.remnant);
         let unknown = row.local.is_none() && self.is_suspect(seq);
-        Ok(left.or_else(|| unknown.then(Identity::default)))
+        Ok(left.or_else(|| unknown.then(Known::default)))
     }
 
     /// All names of an object but the first are to be links to what was just published there.
@@ -166,7 +171,7 @@ impl Replica {
             from,
             at,
             identity: local.fingerprint.identity,
-            over: here.and_then(|row| row.remnant),
+            over: here.and_then(|row| row.remnant).map(|known| known.identity),
         };
         self.run(op, Then::Linked(seq, slot));
         Ok(())

@@ -14,6 +14,7 @@
 //!    inside a transaction that is made durable, then [`Replica::claim`] may be reported;
 //! 5. [`Replica::poll_timeout`]: when parked objects are tried again: [`Replica::handle_timeout`].
 
+mod drift;
 mod fetch;
 mod links;
 mod losses;
@@ -32,9 +33,10 @@ mod waiting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+pub use drift::Drifted;
 pub use fetch::{FetchResult, FetchWant};
 pub use losses::{LOST_MAX, LostReport};
-pub use op::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, Place, Step};
+pub use op::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, OnDrift, Place, Step};
 pub use policy::Policy;
 pub use sweep::SweepEntry;
 
@@ -145,6 +147,7 @@ pub struct Replica {
     dirty: bool,
     sweep: Sweep,
     lost: Lost,
+    drifts: drift::Drifts,
     logged: Vec<Logged>,
     /// A record that does not fit what is known.
     refused: Option<ReplicaError>,
@@ -246,10 +249,13 @@ impl Replica {
             .filter_map(|(id, row)| Some((*id, Stuck::of(row)?)))
             .collect();
         for (id, row) in &parked {
-            if matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File) {
+            // What is kept for others is at the name.
+            let is_file = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File);
+            if is_file && row.kept.is_none() {
                 suspect_published(t, *id)?;
             }
         }
+        let drifts = drift::Drifts::open(t, &parked)?;
         let mut this = Self {
             policy: Policy::default(),
             filter,
@@ -285,6 +291,7 @@ impl Replica {
             dirty: false,
             sweep: Sweep::new(owed),
             lost: Lost::open(t)?,
+            drifts,
             logged: Vec::new(),
             refused: None,
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::ids::ObjectId;
 use crate::ledger::access::{FolderAt, Slot};
 use crate::ledger::object::{Identity, Kind, Metadata, Observed};
-use crate::ledger::rows::ParkedWhat;
+use crate::ledger::rows::{Known, Left, ParkedWhat};
 use crate::path::{Name, NameSetDigest};
 use crate::time::Timestamp;
 
@@ -52,6 +52,18 @@ impl MoveOne {
     }
 }
 
+/// What to do where others changed what is expected at a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDrift {
+    /// It goes to the trash without a word: after a crash it may be our own.
+    #[default]
+    Ignore,
+    /// It goes to the trash, which is told: [`ApplyResult::Overwrote`].
+    Replace,
+    /// It stays, and nothing is done: [`ApplyResult::Kept`].
+    Keep,
+}
+
 /// One thing to do. Every one may be done twice, or over its own half-done state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyOp {
@@ -76,9 +88,10 @@ pub enum ApplyOp {
         body: Body,
         /// Its metadata.
         meta: Metadata,
-        /// What is expected at the name: replaced, and dropped as an older version of our own.
-        /// Whatever else is found there goes to the trash.
-        over: Option<Identity>,
+        /// What is expected at the name, `None` for nothing: replaced.
+        over: Option<Known>,
+        /// What to do with whatever else is found there.
+        drift: OnDrift,
         /// A file of equal size and modification time that is there already is taken as it is.
         adopt: bool,
     },
@@ -94,6 +107,10 @@ pub enum ApplyOp {
         mtime: Timestamp,
         /// Its metadata.
         meta: Metadata,
+        /// What is expected if it is not equal.
+        over: Option<Known>,
+        /// With [`OnDrift::Keep`]: anything else stays.
+        drift: OnDrift,
     },
     /// Publishes a symbolic link.
     MakeLink {
@@ -106,7 +123,9 @@ pub enum ApplyOp {
         /// Its metadata.
         meta: Metadata,
         /// As for files.
-        over: Option<Identity>,
+        over: Option<Known>,
+        /// As for files.
+        drift: OnDrift,
     },
     /// Publishes a pipe, a socket or a device.
     MakeSpecial {
@@ -135,6 +154,10 @@ pub enum ApplyOp {
         kind: Kind,
         /// The metadata.
         meta: Metadata,
+        /// How it was left, where that is to be looked at before.
+        left: Option<Left>,
+        /// What to do if it is not so.
+        drift: OnDrift,
     },
     /// Makes a name a link to a file, in place of what is there.
     Link {
@@ -158,7 +181,9 @@ pub enum ApplyOp {
         /// Where.
         at: Place,
         /// What it is known by; all zero for whatever is there.
-        identity: Identity,
+        known: Known,
+        /// What to do if a file is not so.
+        drift: OnDrift,
         /// What it is.
         kind: Kind,
         /// For a folder: everything that the ledger has below it. What else is there stays.
@@ -295,7 +320,13 @@ pub enum ApplyResult {
     Found(Vec<Observed>),
     /// [`ApplyOp::Move`]: one for each object.
     Moved(Vec<MoveResult>),
-    /// [`ApplyOp::AdoptFile`]: what is there is not equal.
+    /// As [`ApplyResult::Done`]; what others had changed there is in the trash, or was only
+    /// metadata.
+    Overwrote(Vec<Observed>),
+    /// Not done: others changed what is there, and it stays.
+    Kept,
+    /// [`ApplyOp::AdoptFile`]: what is there is not equal, and may be replaced.
+    /// [`ApplyOp::SetMeta`]: its content is not what was left there, or is gone.
     NotEqual,
     /// Not done, and why, for people.
     Failed(String),

@@ -66,17 +66,24 @@ impl Replica {
         id: ObjectId,
         row: ParkedRow,
     ) -> Result<(), TableError> {
+        self.give_way(id, row.kept);
         match row.what {
+            ParkedWhat::Content(state)
+                if self.is_still_kept(row.kept) && live(t, id)?.is_some() =>
+            {
+                self.look_at_kept(wall, t, row.seq, state)
+            }
             ParkedWhat::Content(state) if live(t, id)?.is_some() => {
                 self.plan_content(wall, t, row.seq, &state, None, None)
             }
-            ParkedWhat::Meta(state) => self.retry_meta(t, id, state),
+            ParkedWhat::Meta(state) => self.retry_meta(t, id, row.seq, state),
             ParkedWhat::Move { .. } => Ok(()),
-            ParkedWhat::Remove { at, identity, kind } => {
+            ParkedWhat::Remove { at, known, kind } => {
                 let still = access::name(t, at.0, &at.1)?.and_then(|row| row.remnant);
+                let still = still.is_some_and(|still| still.identity == known.identity);
                 let fresh = access::name(t, at.0, &at.1)?.is_none() && row.attempts == 0;
                 let folder = self.folders.at(t, at.0)?;
-                let (Some(folder), true) = (folder, fresh || still == Some(identity)) else {
+                let (Some(folder), true) = (folder, fresh || still) else {
                     // Its folder went too, or the name was taken by something else since.
                     return self.unpark(t, id);
                 };
@@ -89,7 +96,8 @@ impl Replica {
                 let op = ApplyOp::Remove {
                     id,
                     at: place,
-                    identity,
+                    known,
+                    drift: self.on_drift(id, row.seq),
                     kind,
                     below,
                 };
@@ -120,6 +128,7 @@ impl Replica {
             attempts: 0,
             next_try: WallMillis(0),
             what,
+            kept: None,
         };
         let row = match before {
             Some(before) if before.is_of_state() => after_move(&row, before).unwrap_or(row),
@@ -132,6 +141,7 @@ impl Replica {
         &mut self,
         t: &mut dyn Tables,
         id: ObjectId,
+        seq: Seq,
         state: ObjectState,
     ) -> Result<(), TableError> {
         if state.kind == Kind::Folder {
@@ -141,17 +151,18 @@ impl Replica {
         let (Some((at, _)), Some(live)) = (self.place_of(t, id)?, live(t, id)?) else {
             return self.unpark(t, id);
         };
-        let Some(local) = live.local else {
+        let Some(known) = live.known() else {
             return self.unpark(t, id);
         };
-        let identity = local.fingerprint.identity;
         let (kind, meta) = (state.kind, state.meta.clone());
         let op = ApplyOp::SetMeta {
             id,
             at: Some(at),
-            identity,
+            identity: known.identity,
             kind,
             meta,
+            left: known.left,
+            drift: self.on_drift(id, seq),
         };
         self.run(op, Then::Meta(Box::new(state)));
         Ok(())
@@ -195,6 +206,7 @@ impl Replica {
             attempts,
             next_try: WallMillis(wall.0 + self.wait_ms(id, attempts)),
             what,
+            kept: None,
         };
         if let Some(row) = behind.and_then(|before| after_move(&before, row.clone())) {
             // What is done to it comes after its move.
@@ -206,6 +218,7 @@ impl Replica {
         };
         self.parked.insert(id, row.next_try);
         self.intended.remove(&id);
+        self.drifts.kept.remove(&id);
         match Stuck::of(&row) {
             Some(stuck) => self.is_stuck(id, stuck),
             None => self.is_free(id),
@@ -236,6 +249,7 @@ impl Replica {
                         attempts: 0,
                         next_try: WallMillis(0),
                         what: ParkedWhat::Meta(state.clone()),
+                        kept: None,
                     }));
                 }
             },
@@ -245,6 +259,7 @@ impl Replica {
     }
 
     pub(super) fn unpark(&mut self, t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
+        self.drifts.forget(id);
         let known = self.parked.remove(&id).is_some();
         if self.intended.remove(&id) || known {
             self.is_free(id);

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{ApplyOp, Body, Issued, Place, Queued, Replica, Running, Step, Then, tree};
+use super::{ApplyOp, Body, Issued, OnDrift, Place, Queued, Replica, Running, Step, Then, tree};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
 use crate::ledger::object::{Content, Identity, Kind, OWNER_NAME_MAX_BYTES, ObjectState, Seq};
 use crate::ledger::outgoing::INLINE_MAX_BYTES;
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
-use crate::ledger::rows::{LiveObject, NameRow, ObjectRow};
+use crate::ledger::rows::{Known, LiveObject, NameRow, ObjectRow};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::ledger::writer::size_of;
 use crate::path::Name;
@@ -261,6 +261,7 @@ impl Replica {
             body: Body::Inline(index),
             meta: state.meta.clone(),
             over: None,
+            drift: self.on_drift(state.id, seq),
             adopt: self.adopting,
         };
         self.run(op, Then::New(Box::new(state)));
@@ -295,7 +296,7 @@ impl Replica {
         queued: &Queued,
         state: &ObjectState,
         slot: Option<Slot>,
-        over: Option<Identity>,
+        over: Option<Known>,
     ) -> Result<(), TableError> {
         let seq = queued.record.seq;
         let content = content_of(queued, state.id);
@@ -406,20 +407,22 @@ impl Replica {
         seq: Seq,
         state: &ObjectState,
         content: Option<(usize, &Inline)>,
-        over: Option<Identity>,
+        over: Option<Known>,
     ) -> Result<(), TableError> {
         let id = state.id;
         let Some((at, noted)) = self.place_of(t, id)? else {
             return Ok(());
         };
         let over = over.or(noted);
+        let drift = self.on_drift(id, seq);
         self.touched.insert(at.folder.id);
         let meta = state.meta.clone();
         match (&state.kind, &state.content) {
             (Kind::Folder, _) => {
                 self.touched.insert(id);
                 let held = Then::Held(Box::new(state.clone()));
-                let left = noted.filter(|left| *left != Identity::default());
+                let left = noted.map(|left| left.identity);
+                let left = left.filter(|left| *left != Identity::default());
                 self.run(ApplyOp::MakeFolder { id, at, meta, left }, held);
                 Ok(())
             }
@@ -433,6 +436,7 @@ impl Replica {
                         target,
                         meta,
                         over,
+                        drift,
                     },
                     held,
                 );
@@ -448,7 +452,7 @@ impl Replica {
                     kind,
                     device,
                     meta,
-                    over,
+                    over: over.map(|known| known.identity),
                 };
                 self.run(op, held);
                 Ok(())
@@ -465,10 +469,11 @@ impl Replica {
         state: &ObjectState,
         content: Option<(usize, &Inline)>,
         at: Place,
-        over: Option<Identity>,
+        over: Option<Known>,
     ) -> Result<(), TableError> {
         let id = state.id;
         let adopt = self.adopting;
+        let drift = self.on_drift(id, seq);
         if !adopt && !matches!(content, Some((_, Inline::Here { .. }))) {
             self.suspect_name(t, seq, state, &at, over)?;
         }
@@ -499,6 +504,7 @@ impl Replica {
                     body,
                     meta,
                     over,
+                    drift,
                     adopt,
                 };
                 self.run(op, Then::Held(Box::new(state)));
@@ -520,6 +526,8 @@ impl Replica {
                     size,
                     mtime,
                     meta: state.meta.clone(),
+                    over: None,
+                    drift: OnDrift::Ignore,
                 };
                 self.run(op, Then::Adopted(Box::new(state.clone())));
             }
@@ -545,7 +553,7 @@ impl Replica {
         seq: Seq,
         state: &ObjectState,
         at: &Place,
-        over: Option<Identity>,
+        over: Option<Known>,
     ) -> Result<(), TableError> {
         if !self.is_suspect(seq) {
             return Ok(());
@@ -559,6 +567,8 @@ impl Replica {
                     identity: local.fingerprint.identity,
                     kind: Kind::File,
                     meta: held.meta,
+                    left: None,
+                    drift: OnDrift::Ignore,
                 };
                 self.run(op, Then::Probed(slot));
                 Ok(())
@@ -576,17 +586,18 @@ impl Replica {
         id: ObjectId,
         at: Place,
     ) -> Result<(), TableError> {
-        let identity = Identity::default();
+        let known = Known::default();
         let slot = (at.folder.id, at.name.clone());
         let row = NameRow {
             object: Some(id),
-            remnant: Some(identity),
+            remnant: Some(known),
         };
         put_name(t, slot.0, &slot.1, row)?;
         let op = ApplyOp::Remove {
             id: ObjectId::default(),
             at,
-            identity,
+            known,
+            drift: OnDrift::Ignore,
             kind: Kind::File,
             below: crate::path::NameSetDigest::default(),
         };
@@ -614,7 +625,7 @@ impl Replica {
                 }
                 self.fetches.remove(state.id);
             }
-            let over = row.local.as_ref().map(|l| l.fingerprint.identity);
+            let over = row.known();
             return self.plan_content(wall, t, seq, state, content, over);
         }
         if let Some(fetch) = self.fetches.get_mut(state.id) {
@@ -641,17 +652,18 @@ impl Replica {
         let Some((at, _)) = self.place_of(t, state.id)? else {
             return Ok(());
         };
-        let Some(local) = &row.local else {
+        let Some(known) = row.known() else {
             return Ok(());
         };
-        let identity = local.fingerprint.identity;
         let (id, kind, meta) = (state.id, state.kind, state.meta.clone());
         let op = ApplyOp::SetMeta {
             id,
             at: Some(at),
-            identity,
+            identity: known.identity,
             kind,
             meta,
+            left: known.left,
+            drift: self.on_drift(id, seq),
         };
         self.run(op, Then::Meta(Box::new(state)));
         Ok(())
@@ -686,6 +698,8 @@ impl Replica {
                     identity,
                     kind,
                     meta,
+                    left: None,
+                    drift: OnDrift::Ignore,
                 },
                 Then::Touched,
             );
@@ -698,7 +712,7 @@ impl Replica {
         &mut self,
         t: &dyn TablesRead,
         id: ObjectId,
-    ) -> Result<Option<(Place, Option<Identity>)>, TableError> {
+    ) -> Result<Option<(Place, Option<Known>)>, TableError> {
         let Some(row) = live(t, id)? else {
             return Ok(None);
         };
@@ -709,7 +723,7 @@ impl Replica {
             return Ok(None);
         };
         let remnant = access::name(t, parent, &name)?.and_then(|n| n.remnant);
-        let over = remnant.or_else(|| row.local.map(|l| l.fingerprint.identity));
+        let over = remnant.or_else(|| row.known());
         Ok(Some((Place { folder, name }, over)))
     }
 

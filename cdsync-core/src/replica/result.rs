@@ -42,6 +42,14 @@ impl Replica {
         then: Then,
         result: ApplyResult,
     ) -> Result<(), TableError> {
+        let result = match result {
+            ApplyResult::Overwrote(seen) => {
+                self.met_drift(t, &op, false)?;
+                ApplyResult::Done(seen)
+            }
+            ApplyResult::Kept => return self.keep_theirs(wall, t, op, then),
+            other => other,
+        };
         match (then, result) {
             (Then::Held(state) | Then::Adopted(state), ApplyResult::Done(seen)) => {
                 self.held(wall, t, *state, seen.into_iter().next())
@@ -81,6 +89,7 @@ impl Replica {
                 let (id, seq) = (state.id, state.version.seq);
                 self.park(wall, t, id, seq, reason, ParkedWhat::Meta(*state))
             }
+            (Then::Meta(state), ApplyResult::NotEqual) => self.lost_content(wall, t, *state),
             (Then::Moved, ApplyResult::Moved(results)) => self.moved(wall, t, &op, results),
             (Then::Moved, ApplyResult::Failed(reason)) => {
                 let moves = op.moves().iter();
@@ -109,7 +118,14 @@ impl Replica {
                 op.folder().map_or(Ok(()), |folder| self.swept(t, folder))
             }
             (Then::Swept, _) => Ok(()),
-            (_, ApplyResult::NotEqual | ApplyResult::Found(_) | ApplyResult::Moved(_))
+            (
+                _,
+                ApplyResult::NotEqual
+                | ApplyResult::Overwrote(_)
+                | ApplyResult::Kept
+                | ApplyResult::Found(_)
+                | ApplyResult::Moved(_),
+            )
             | (Then::Moved, _) => {
                 debug_assert!(false, "an answer to another question");
                 Ok(())
@@ -215,7 +231,14 @@ impl Replica {
                     if row.state.kind == Kind::Folder {
                         self.touched.insert(one.id);
                     }
-                    row.local = Some(local_of(*seen));
+                    // What others wrote before it was moved stays theirs: it is met when it is
+                    // replaced.
+                    let print = |l: &Local| (l.fingerprint.size, l.fingerprint.mtime);
+                    let seen = local_of(*seen);
+                    let theirs = |before: &Local| print(before) != print(&seen);
+                    if row.state.kind != Kind::File || !row.local.as_ref().is_some_and(theirs) {
+                        row.local = Some(seen);
+                    }
                     put_live(t, one.id, row)?;
                 }
                 MoveResult::Missing => {
@@ -245,14 +268,14 @@ impl Replica {
         reason: String,
     ) -> Result<(), TableError> {
         let ApplyOp::Remove {
-            id, identity, kind, ..
+            id, known, kind, ..
         } = op
         else {
             return Ok(());
         };
         let what = ParkedWhat::Remove {
             at: slot,
-            identity: *identity,
+            known: *known,
             kind: *kind,
         };
         self.park(wall, t, *id, seq, reason, what)
@@ -325,7 +348,7 @@ pub(super) fn nothing_left(t: &mut dyn Tables, slot: &Slot) -> Result<(), TableE
 }
 
 /// Writes the rows of a new object, which was written by `op`.
-fn enter(
+pub(super) fn enter(
     t: &mut dyn Tables,
     state: ObjectState,
     op: ApplyOp,

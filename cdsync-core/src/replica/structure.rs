@@ -16,9 +16,9 @@ use crate::ids::ObjectId;
 use crate::ledger::access::{
     self, Slot, bury_below, digest_below, live, put_gone, put_live, put_name,
 };
-use crate::ledger::object::{Identity, Kind, ObjectState, Seq};
+use crate::ledger::object::{Kind, ObjectState, Seq};
 use crate::ledger::record::Record;
-use crate::ledger::rows::{LiveObject, NameRow, ParkedWhat};
+use crate::ledger::rows::{Known, LiveObject, NameRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::NameSetDigest;
 use crate::time::WallMillis;
@@ -43,7 +43,7 @@ pub(super) struct Rest {
     pub(super) links: Vec<(ObjectId, Slot)>,
     pub(super) renamed: BTreeSet<ObjectId>,
     /// What stays at a name until the content that replaces it is here.
-    pub(super) stays: BTreeMap<Slot, Identity>,
+    pub(super) stays: BTreeMap<Slot, Known>,
     /// What was to leave folders that are removed.
     left: Vec<ObjectId>,
 }
@@ -52,7 +52,7 @@ pub(super) struct Rest {
 struct Removal {
     id: ObjectId,
     slot: Slot,
-    identity: Identity,
+    known: Known,
     kind: Kind,
     below: NameSetDigest,
     /// Noted among the parked rows: not for what was never published.
@@ -65,7 +65,7 @@ impl Removal {
         Self {
             id: ObjectId::default(),
             slot,
-            identity: Identity::default(),
+            known: Known::default(),
             kind: Kind::File,
             below: NameSetDigest::default(),
             noted: false,
@@ -239,27 +239,27 @@ impl Replica {
             };
             for slot in row.names.clone() {
                 let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
-                let (identity, slot) = match (&stuck, vacated) {
+                let (known, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
                         // It never came here. What it was to replace here is in no ledger.
                         if !layout.next.contains_key(&slot) {
                             rest.removals.push(Removal::of_whatever(slot));
                         } else if !takes_place(layout, &moved, &slot) {
-                            rest.stays.insert(slot, Identity::default());
+                            rest.stays.insert(slot, Known::default());
                         }
                         let from = stuck.left_slot();
                         if takes_place(layout, &moved, &from) {
                             continue;
                         }
-                        let Some(local) = &row.local else { continue };
-                        (local.fingerprint.identity, from)
+                        let Some(known) = row.known() else { continue };
+                        (known, from)
                     }
-                    (_, Some(identity)) => (identity, slot),
+                    (_, Some(known)) => (known, slot),
                     (_, None) => continue,
                 };
                 let what = ParkedWhat::Remove {
                     at: slot.clone(),
-                    identity,
+                    known,
                     kind,
                 };
                 let id = if row.slot() == Some(&slot) {
@@ -271,7 +271,7 @@ impl Replica {
                 rest.removals.push(Removal {
                     id,
                     slot,
-                    identity,
+                    known,
                     kind,
                     below,
                     noted: true,
@@ -319,18 +319,18 @@ impl Replica {
                 self.give_up(wall, t, *id, &left)?;
                 row = live(t, *id)?.unwrap_or(row);
             }
-            if let Some(identity) = vacate(t, layout, &moved, &row, slot, rest)? {
+            if let Some(known) = vacate(t, layout, &moved, &row, slot, rest)? {
                 let kind = row.state.kind;
                 let what = ParkedWhat::Remove {
                     at: slot.clone(),
-                    identity,
+                    known,
                     kind,
                 };
                 self.intend(wall, t, number, seq, what)?;
                 rest.removals.push(Removal {
                     id: number,
                     slot: slot.clone(),
-                    identity,
+                    known,
                     kind,
                     below: NameSetDigest::default(),
                     noted: true,
@@ -358,20 +358,20 @@ impl Replica {
         self.parked.remove(&id);
         self.intended.remove(&id);
         self.is_free(id);
-        let Some(local) = row.local.as_ref().filter(|_| !replaced) else {
+        let Some(known) = row.known().filter(|_| !replaced) else {
             return Ok(());
         };
-        let (slot, identity) = (stuck.left_slot(), local.fingerprint.identity);
+        let slot = stuck.left_slot();
         let what = ParkedWhat::Remove {
             at: slot.clone(),
-            identity,
+            known,
             kind,
         };
         self.intend(wall, t, id, seq, what)?;
         rest.removals.push(Removal {
             id,
             slot,
-            identity,
+            known,
             kind,
             below: NameSetDigest::default(),
             noted: true,
@@ -388,7 +388,7 @@ impl Replica {
         let Removal {
             id,
             slot,
-            identity,
+            known,
             kind,
             below,
             noted,
@@ -402,12 +402,13 @@ impl Replica {
         self.touched.insert(at.folder.id);
         // Until it is done the name remembers what is still there.
         let object = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
-        let remnant = Some(identity);
+        let remnant = Some(known);
         put_name(t, slot.0, &slot.1, NameRow { object, remnant })?;
         let op = ApplyOp::Remove {
             id,
             at,
-            identity,
+            known,
+            drift: self.on_drift(id, seq),
             kind,
             below,
         };
@@ -431,7 +432,7 @@ impl Replica {
             let left = access::name(t, slot.0, &slot.1)?.and_then(|row| row.remnant);
             let stays = rest.stays.get(&slot).copied().or(left);
             // What was published here before a crash that took its row back is not known.
-            let unknown = (suspect && row.state.kind != Kind::Folder).then(Identity::default);
+            let unknown = (suspect && row.state.kind != Kind::Folder).then(Known::default);
             let absent = row.local.is_none();
             let remnant = absent.then(|| stays.or(unknown)).flatten();
             put_name(
@@ -553,12 +554,12 @@ fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), Tab
             .next
             .get(from)
             .is_some_and(|next| layout.moves.iter().any(|(id, ..)| id == next));
-        if let (None, Some(identity), false) = (&row.local, remnant, moved_here) {
+        if let (None, Some(known), false) = (&row.local, remnant, moved_here) {
             // What sat at the old name of something that was never published there.
             rest.removals.push(Removal {
                 id: *id,
                 slot: from.clone(),
-                identity,
+                known,
                 kind: row.state.kind,
                 below: NameSetDigest::default(),
                 noted: false,
@@ -582,15 +583,14 @@ fn vacate(
     row: &LiveObject,
     slot: &Slot,
     rest: &mut Rest,
-) -> Result<Option<Identity>, TableError> {
+) -> Result<Option<Known>, TableError> {
     let remnant = access::name(t, slot.0, &slot.1)?.and_then(|n| n.remnant);
-    let held = row.local.as_ref().map(|l| l.fingerprint.identity);
     let nothing = NameRow {
         object: None,
         remnant: None,
     };
     put_name(t, slot.0, &slot.1, nothing)?;
-    let Some(identity) = held.or(remnant) else {
+    let Some(known) = row.known().or(remnant) else {
         return Ok(None);
     };
     let next = layout.next.get(slot);
@@ -601,8 +601,8 @@ fn vacate(
     let objects = &rest.queued.record.objects;
     let replacing = next.and_then(|next| objects.iter().find(|s| s.id == *next));
     if replacing.is_some_and(|s| s.kind != Kind::Folder) && row.state.kind != Kind::Folder {
-        rest.stays.insert(slot.clone(), identity);
+        rest.stays.insert(slot.clone(), known);
         return Ok(None);
     }
-    Ok(Some(identity))
+    Ok(Some(known))
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ApplyOp, Place, Replica, Then};
+use super::{ApplyOp, OnDrift, Place, Replica, Then};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, FolderAt, live, put_meta};
@@ -159,7 +159,8 @@ impl Replica {
                     folder: folder.clone(),
                     name: entry.name,
                 },
-                identity: entry.identity,
+                known: entry.identity.into(),
+                drift: OnDrift::Ignore,
                 kind: entry.kind,
                 below: NameSetDigest::default(),
             };

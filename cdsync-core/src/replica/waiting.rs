@@ -314,6 +314,7 @@ impl Replica {
             attempts: 0,
             next_try: WallMillis(0),
             what: ParkedWhat::Content(state),
+            kept: None,
         };
         put_parked(t, id, &row)
     }

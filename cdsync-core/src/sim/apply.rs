@@ -73,11 +73,11 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         }
         ApplyOp::Remove {
             at,
-            identity,
+            known,
             kind,
             below,
             ..
-        } => remove(disk, at, *identity, *kind, *below),
+        } => remove(disk, at, known.identity, *kind, *below),
     };
     match outcome {
         Ok(ids) => ApplyResult::Done(ids.into_iter().map(|id| disk.observe(id)).collect()),

@@ -46,7 +46,7 @@ pub use dir::{
     Applied, Dir, DirRef, FolderId, Listed, LookWants, Root, RootIdentity, RootLost, folders_above,
 };
 pub use error::{FsError, FsErrorKind};
-pub use read::{ContentReader, ReadError, open_content};
+pub use read::{ContentReader, ReadError, hash_content, open_content};
 pub use restless::{RestlessReader, open_restless};
 pub use tables::{Durability, LedgerStore, ReadView, StoreError};
 pub use watch::{

@@ -59,6 +59,36 @@ pub fn open_content(
     Ok(reader)
 }
 
+/// Reads a whole file, if it is still the one known by `expect`, and tells its BLAKE3. `from_disk`:
+/// what the kernel has of it in memory is dropped before, as far as it is on the disk already.
+///
+/// # Errors
+/// [`ReadError`]; all of it is retryable after another look.
+pub fn hash_content(
+    dir: &Dir,
+    name: &Name,
+    expect: &Fingerprint,
+    from_disk: bool,
+) -> Result<[u8; 32], ReadError> {
+    let reader = open_content(dir, name, expect)?;
+    if from_disk {
+        // Only advice: without it the content in memory is what is compared.
+        let _ = rustix::fs::fadvise(&reader.file, 0, None, Advice::DontNeed);
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = Vec::new();
+    let mut offset = 0;
+    while offset < expect.size {
+        let step = (expect.size - offset).min(RANGE_BYTES as u64) as usize;
+        buffer.clear();
+        reader.read_at(offset, step, &mut buffer)?;
+        hasher.update(&buffer);
+        offset += step as u64;
+    }
+    reader.finish()?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
 /// Opens the file at `name`, whichever it is.
 pub(crate) fn open_any(dir: &Dir, name: &Name) -> Result<OwnedFd, ReadError> {
     dir.open_file(name)

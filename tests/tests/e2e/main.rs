@@ -19,3 +19,4 @@ mod roots;
 mod scale;
 mod torture;
 mod trust;
+mod upkeep;

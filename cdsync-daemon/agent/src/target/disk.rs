@@ -1,5 +1,6 @@
 //! Doing on the disk what the replica asks.
 
+mod drift;
 mod names;
 mod second;
 #[cfg(test)]
@@ -18,14 +19,17 @@ use cdsync_core::ids::ObjectId;
 use cdsync_core::job::{Settings, Specials};
 use cdsync_core::ledger::loss::Loss;
 use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
+use cdsync_core::ledger::rows::{Known, Left};
 use cdsync_core::path::{Name, NameSetDigest, RelPath};
-use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, Place, Step};
+use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, OnDrift, Place, Step};
 use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
-    Applied, Applier, ApplyError, Dir, DirRef, FsError, FsErrorKind, LookWants, MadeFolder, Move,
-    MoveOutcome, Root, StagedWriter, Stager, Trashed, Weight, write_unseen,
+    Applied, Applier, ApplyError, Dir, DirRef, Displaced, Expected, FsError, FsErrorKind,
+    LookWants, MadeFolder, Move, MoveOutcome, Root, Staged, StagedWriter, Stager, Trashed, Weight,
+    write_unseen,
 };
+use drift::Met;
 use second::{Second, Shard};
 use whole::{Unseen, WholeFolders};
 
@@ -257,15 +261,8 @@ impl Disk {
                     Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
                 };
             }
-            ApplyOp::WriteFile {
-                at,
-                body,
-                meta,
-                over,
-                adopt,
-                ..
-            } => {
-                let write = || self.write_file(at, *body, meta, *over, *adopt, contents, stager);
+            ApplyOp::WriteFile { body, .. } => {
+                let write = || self.write_file(op, contents, stager);
                 match body {
                     Body::Inline(_) => self.with_room(0, write),
                     // What was staged is gone with a failed attempt: it is fetched again.
@@ -277,25 +274,20 @@ impl Disk {
                 size,
                 mtime,
                 meta,
+                over,
+                drift,
                 ..
-            } => {
-                return match self.adopt_file(at, *size, *mtime, meta) {
-                    Ok(Some(seen)) => {
-                        let seen = vec![seen];
-                        self.note(&seen);
-                        ApplyResult::Done(seen)
-                    }
-                    Ok(None) => ApplyResult::NotEqual,
-                    Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
-                };
-            }
+            } => self.adopt_or_tell(at, *size, *mtime, meta, over.as_ref(), *drift),
             ApplyOp::MakeLink {
                 at,
                 target,
                 meta,
                 over,
+                drift,
                 ..
-            } => self.with_room(0, || self.make_link(at, target, meta, *over, stager)),
+            } => self.with_room(0, || {
+                self.make_link(at, target, meta, over.as_ref(), *drift, stager)
+            }),
             ApplyOp::MakeSpecial {
                 at,
                 kind,
@@ -303,47 +295,55 @@ impl Disk {
                 meta,
                 over,
                 ..
-            } => self.with_room(0, || {
-                self.make_special(at, (*kind, *device), meta, *over, stager)
-            }),
+            } => self
+                .with_room(0, || {
+                    self.make_special(at, (*kind, *device), meta, *over, stager)
+                })
+                .map(ApplyResult::Done),
             ApplyOp::Link {
                 from,
                 at,
                 identity,
                 over,
                 ..
-            } => self.with_room(0, || self.link(from, at, *identity, *over, stager)),
+            } => self
+                .with_room(0, || self.link(from, at, *identity, *over, stager))
+                .map(ApplyResult::Done),
             ApplyOp::SetMeta {
                 at,
                 identity,
                 kind,
                 meta,
+                left,
+                drift,
                 ..
-            } => self.set_meta(at.as_ref(), *identity, *kind, meta),
-            ApplyOp::Move(moves) => {
-                return match self.relocate(moves) {
-                    Ok(results) => ApplyResult::Moved(results),
-                    Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
-                };
-            }
+            } => match (at, left) {
+                (Some(at), Some(left)) if *drift != OnDrift::Ignore => {
+                    self.set_known_meta(at, *identity, *kind, meta, *left, *drift)
+                }
+                _ => self.set_meta(at.as_ref(), *identity, *kind, meta),
+            },
+            ApplyOp::Move(moves) => self.relocate(moves).map(ApplyResult::Moved),
             ApplyOp::Remove {
                 id,
                 at,
-                identity,
+                known,
+                drift,
                 kind,
                 below,
-            } => self.remove(*id, at, *identity, *kind, below),
+            } => self.remove(*id, at, known, *drift, *kind, below),
         };
         match outcome {
-            Ok(mut seen) => {
-                // What was there already gets its metadata later.
-                let is_made = matches!(op, ApplyOp::MakeFolder { .. });
-                if let (false, Some(meta), [seen]) = (is_made, op.meta(), &mut seen[..]) {
-                    compare(seen, meta);
+            Ok(mut result) => {
+                if let ApplyResult::Done(seen) | ApplyResult::Overwrote(seen) = &mut result {
+                    if let (Some(meta), [seen]) = (op.meta(), &mut seen[..]) {
+                        compare(seen, meta);
+                    }
+                    self.note(seen);
                 }
-                self.note(&seen);
-                ApplyResult::Done(seen)
+                result
             }
+            Err(ApplyError::Drifted { .. }) => ApplyResult::Kept,
             Err(error) => ApplyResult::Failed(self.explain(op, &error)),
         }
     }
@@ -378,33 +378,40 @@ impl Disk {
         self.applier.make_folder(&*self.dir(at)?, &at.name, meta)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one file's facts, used once")]
     fn write_file(
         &self,
-        at: &Place,
-        body: Body,
-        meta: &Metadata,
-        over: Option<Identity>,
-        adopt: bool,
+        op: &ApplyOp,
         contents: &Contents,
         stager: &Stager,
-    ) -> Result<Vec<Observed>, ApplyError> {
+    ) -> Result<ApplyResult, ApplyError> {
+        let ApplyOp::WriteFile {
+            at,
+            body,
+            meta,
+            over,
+            drift,
+            adopt,
+            ..
+        } = op
+        else {
+            return Ok(ApplyResult::NotEqual);
+        };
         let dir = self.dir(at)?;
         let staged = match body {
             Body::Inline(index) => {
-                let Some((bytes, hash)) = contents.get(index).and_then(Option::as_ref) else {
+                let Some((bytes, hash)) = contents.get(*index).and_then(Option::as_ref) else {
                     return Err(missing(at));
                 };
-                if adopt
+                if *adopt
                     && let Some(seen) = self.adopt_file(at, bytes.len() as u64, meta.mtime, meta)?
                 {
-                    return Ok(vec![seen]);
+                    return Ok(done(seen));
                 }
                 if range_hash(0, bytes, true).0 != hash.0 {
                     return Err(wrong_hash(at));
                 }
                 if let Some(seen) = self.write_unseen(at, bytes, meta)? {
-                    return Ok(vec![seen]);
+                    return Ok(done(seen));
                 }
                 stager.small(bytes, meta)?
             }
@@ -413,14 +420,60 @@ impl Disk {
                     .staged
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .remove(&id);
+                    .remove(id);
                 writer.ok_or_else(|| missing(at))?.finish(meta)?
             }
         };
-        let published = self
-            .applier
-            .publish(staged, &dir, &at.name, over.map(Into::into))?;
-        Ok(vec![published.observed])
+        self.publish(staged, &dir, &at.name, over.as_ref(), *drift)
+    }
+
+    /// Publishes what is staged, unless others changed what it would replace and that is to stay.
+    fn publish(
+        &self,
+        staged: Staged,
+        dir: &Dir,
+        name: &Name,
+        over: Option<&Known>,
+        drift: OnDrift,
+    ) -> Result<ApplyResult, ApplyError> {
+        // A new name needs no look: taking it says whether it is free.
+        let met = match over {
+            Some(known) if drift != OnDrift::Ignore => self.met(dir, name, Some(known))?,
+            _ => Met::AsLeft,
+        };
+        if met.stays(drift) {
+            return Ok(ApplyResult::Kept);
+        }
+        let any = over.is_some_and(|known| known.identity == Identity::default());
+        // What restored its size and time is theirs all the same.
+        let expect = over.filter(|_| met != Met::Other).map(expected);
+        let published = match drift {
+            OnDrift::Keep if !any => self.applier.publish_or_keep(staged, dir, name, expect)?,
+            _ => self.applier.publish(staged, dir, name, expect)?,
+        };
+        let foreign = matches!(published.displaced, Displaced::Foreign(_)) && !any;
+        if met.is_told(drift) || (foreign && drift == OnDrift::Replace) {
+            return Ok(ApplyResult::Overwrote(vec![published.observed]));
+        }
+        Ok(done(published.observed))
+    }
+
+    fn adopt_or_tell(
+        &self,
+        at: &Place,
+        size: u64,
+        mtime: Timestamp,
+        meta: &Metadata,
+        over: Option<&Known>,
+        drift: OnDrift,
+    ) -> Result<ApplyResult, ApplyError> {
+        if let Some(seen) = self.adopt_file(at, size, mtime, meta)? {
+            return Ok(done(seen));
+        }
+        if drift == OnDrift::Keep && self.met(&*self.dir(at)?, &at.name, over)?.stays(drift) {
+            return Ok(ApplyResult::Kept);
+        }
+        Ok(ApplyResult::NotEqual)
     }
 
     /// Writes a file into a folder that nobody sees yet. `None`: it is none, or the name is taken
@@ -467,20 +520,42 @@ impl Disk {
         at: &Place,
         target: &[u8],
         meta: &Metadata,
-        over: Option<Identity>,
+        over: Option<&Known>,
+        drift: OnDrift,
         stager: &Stager,
-    ) -> Result<Vec<Observed>, ApplyError> {
+    ) -> Result<ApplyResult, ApplyError> {
         let dir = self.dir(at)?;
         let is_it =
             |seen: &Observed| seen.kind == Kind::Symlink && seen.link.as_deref() == Some(target);
         if let Some(seen) = dir.adopt(&at.name, meta, is_it)? {
-            return Ok(vec![seen]);
+            return Ok(done(seen));
         }
         let staged = stager.symlink(target, meta)?;
-        let published = self
-            .applier
-            .publish(staged, &dir, &at.name, over.map(Into::into))?;
-        Ok(vec![published.observed])
+        self.publish(staged, &dir, &at.name, over, drift)
+    }
+
+    /// Sets metadata, if what is there is what was left there.
+    fn set_known_meta(
+        &self,
+        at: &Place,
+        identity: Identity,
+        kind: Kind,
+        meta: &Metadata,
+        left: Left,
+        drift: OnDrift,
+    ) -> Result<ApplyResult, ApplyError> {
+        let left = Some(left);
+        let known = Known { identity, left };
+        let met = self.met(&*self.dir(at)?, &at.name, Some(&known))?;
+        match met {
+            _ if met.stays(drift) => Ok(ApplyResult::Kept),
+            Met::Nothing | Met::Other => Ok(ApplyResult::NotEqual),
+            Met::AsLeft => self.set_meta(Some(at), identity, kind, meta),
+            Met::OtherMeta => match self.set_meta(Some(at), identity, kind, meta)? {
+                ApplyResult::Done(seen) => Ok(ApplyResult::Overwrote(seen)),
+                other => Ok(other),
+            },
+        }
     }
 
     fn make_special(
@@ -521,17 +596,17 @@ impl Disk {
         identity: Identity,
         kind: Kind,
         meta: &Metadata,
-    ) -> Result<Vec<Observed>, ApplyError> {
+    ) -> Result<ApplyResult, ApplyError> {
         let Some(at) = at else {
             let top = self.root.top();
             let applied = top.set_own_metadata(meta)?;
-            return Ok(vec![with(top.self_look()?, applied)]);
+            return Ok(done(with(top.self_look()?, applied)));
         };
         let dir = self.dir(at)?;
         let seen = self
             .applier
             .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
-        Ok(vec![seen])
+        Ok(done(seen))
     }
 
     fn relocate(&self, moves: &[MoveOne]) -> Result<Vec<MoveResult>, ApplyError> {
@@ -631,41 +706,80 @@ impl Disk {
         &self,
         id: ObjectId,
         at: &Place,
-        identity: Identity,
+        known: &Known,
+        drift: OnDrift,
         kind: Kind,
         below: &NameSetDigest,
-    ) -> Result<Vec<Observed>, ApplyError> {
+    ) -> Result<ApplyResult, ApplyError> {
+        let nothing = || Ok(ApplyResult::Done(Vec::new()));
         let dir = match self.dir(at) {
             // The folder that it was in is gone, and it with it.
             Err(ApplyError::Fs(error)) if error.kind() == FsErrorKind::NotFound => {
-                return Ok(Vec::new());
+                return nothing();
             }
             other => other?,
         };
         let path = at.folder.path.join(&at.name);
         if kind != Kind::Folder {
-            let Some(seen) = dir.look(&at.name, LookWants::default())? else {
-                return Ok(Vec::new());
-            };
-            if seen.kind != Kind::Folder {
-                let expect = Some(identity.into());
-                let trashed = self.applier.trash(&dir, &at.name, expect, &path)?;
-                self.note_removed(id, &path, trashed);
-            }
-            return Ok(Vec::new());
+            return self.remove_file(id, &dir, &at.name, &path, known, drift);
         }
         self.root.forget(id);
-        match self.applier.trash_folder(&dir, &at.name, identity, below) {
+        match self
+            .applier
+            .trash_folder(&dir, &at.name, known.identity, below)
+        {
             Ok(trashed) => {
                 self.note_removed(id, &path, trashed);
                 self.root.forget_all();
-                Ok(Vec::new())
+                nothing()
             }
             Err(ApplyError::ForeignContent { .. }) => {
-                self.remove_but_foreign(id, &dir, &at.name, &path, identity)
+                self.remove_but_foreign(id, &dir, &at.name, &path, known.identity)?;
+                nothing()
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn remove_file(
+        &self,
+        id: ObjectId,
+        dir: &Dir,
+        name: &Name,
+        path: &RelPath,
+        known: &Known,
+        drift: OnDrift,
+    ) -> Result<ApplyResult, ApplyError> {
+        let nothing = ApplyResult::Done(Vec::new());
+        let Some(seen) = dir.look(name, LookWants::default())? else {
+            return Ok(nothing);
+        };
+        if seen.kind == Kind::Folder {
+            return Ok(nothing);
+        }
+        let met = match drift {
+            OnDrift::Ignore => Met::AsLeft,
+            _ => self.met(dir, name, Some(known))?,
+        };
+        if met.stays(drift) {
+            return Ok(ApplyResult::Kept);
+        }
+        let any = known.identity == Identity::default();
+        let expect = (!any).then(|| expected(known));
+        let trashed = self.applier.trash(dir, name, expect, path)?;
+        let late = trashed.as_ref().filter(|trashed| !trashed.expected);
+        if let (OnDrift::Keep, Some(late)) = (drift, late) {
+            // Written to since it was looked at: it goes back.
+            self.applier.put_back(late, dir, name)?;
+            return Ok(ApplyResult::Kept);
+        }
+        let is_told = met.is_told(drift) || (drift == OnDrift::Replace && late.is_some());
+        self.note_removed(id, path, trashed);
+        Ok(if is_told {
+            ApplyResult::Overwrote(Vec::new())
+        } else {
+            nothing
+        })
     }
 
     /// A folder that holds more than the ledger knows: what the filter excludes keeps its folder,
@@ -677,7 +791,7 @@ impl Disk {
         name: &Name,
         path: &RelPath,
         identity: Identity,
-    ) -> Result<Vec<Observed>, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let kept = self.clear(id, dir, name, path)?;
         self.root.forget_all();
         if let Some(kept) = kept {
@@ -690,7 +804,7 @@ impl Disk {
         let expect = Some(identity.into());
         let trashed = self.applier.trash(dir, name, expect, path)?;
         self.note_removed(id, path, trashed);
-        Ok(Vec::new())
+        Ok(())
     }
 
     /// Moves what the filter carries below a folder into the trash. Returns something that stays.
@@ -731,6 +845,18 @@ impl Disk {
             }
         }
         Ok(kept)
+    }
+}
+
+fn done(seen: Observed) -> ApplyResult {
+    ApplyResult::Done(vec![seen])
+}
+
+/// What must come out of an exchange, or arrive in the trash, for nobody's work to be touched.
+fn expected(known: &Known) -> Expected {
+    Expected {
+        identity: known.identity,
+        content: known.left.map(|left| (left.size, left.mtime)),
     }
 }
 

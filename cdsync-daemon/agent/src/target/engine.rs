@@ -9,12 +9,13 @@ use bytes::Bytes;
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{ObjectId, OriginId, ServerId};
 use cdsync_core::ledger::access::{self, meta, put_meta};
+use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
-use cdsync_core::replica::{Replica, Step, SweepEntry};
+use cdsync_core::replica::{Policy, Replica, Step, SweepEntry};
 use cdsync_core::wire::{
-    Accepted, Adopt, BatchHeader, Cursor, DriftReport, Inline, JobOrder, LogLine, ParkedReport,
-    Signed, TargetReport, TargetState, batch_cost, decode,
+    Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, Op, ParkedReport, Signed,
+    TargetReport, TargetState, batch_cost, decode,
 };
 use cdsync_fs::{Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root};
 use cdsync_transport::compress::Decompressor;
@@ -161,7 +162,7 @@ impl Engine {
         }
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
             let replica = Replica::open(t, filter.clone(), foreign)?;
-            Ok(replica.with_policy((&context.order.settings).into()))
+            Ok(replica.with_policy(policy(&context.order)))
         };
         let mut replica: Replica = store
             .write(Durability::Durable, fresh)
@@ -269,7 +270,11 @@ impl Engine {
     }
 
     /// New orders change only the grant, or need a new engine.
-    fn take_orders(&self, context: &mut TargetContext, inputs: &mut Vec<Input>) -> Option<Ended> {
+    fn take_orders(
+        &mut self,
+        context: &mut TargetContext,
+        inputs: &mut Vec<Input>,
+    ) -> Option<Ended> {
         let mut ended = None;
         inputs.retain_mut(|input| match input {
             Input::Stop => {
@@ -281,6 +286,7 @@ impl Engine {
                     ended = ended.or(Some(Ended::Again));
                 }
                 context.order = (**order).clone();
+                self.replica.handle_policy(policy(&context.order));
                 if let Some(part) = &context.order.target {
                     let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
                     grant.clone_from(&part.grant);
@@ -583,6 +589,22 @@ impl Engine {
                 .log
                 .note("owners are not kept: the agent may not set them (it is not root)");
         }
+        for drifted in self.replica.take_drifted() {
+            let detail = if drifted.kept {
+                "it was changed by others, and stays"
+            } else {
+                "it was changed by others: their version is in the trash"
+            };
+            context.log.push(LogLine {
+                number: 0,
+                at: now,
+                op: Op::Note,
+                path: drifted.path.to_string(),
+                detail: detail.to_owned(),
+                latency_ms: None,
+                seq: Seq(0),
+            });
+        }
         let freed = self.disk.take_freed();
         if freed.entries > 0 {
             context.log.note(format!(
@@ -655,7 +677,7 @@ impl Engine {
             preview,
             last_error: self.trouble.clone().or(sweep),
             trash: self.cleaner.report(),
-            drift: DriftReport::default(),
+            drift: self.replica.drift_report(),
             losses: self.losses.report(&mut self.replica, &self.store)?,
         })
     }
@@ -820,6 +842,15 @@ pub(crate) fn open_batch(
         return Err(Bad.into());
     }
     Ok((header, contents))
+}
+
+/// How the orders have a replica keep the job's promises.
+fn policy(order: &JobOrder) -> Policy {
+    let (resumes, accepts) = order
+        .target
+        .as_ref()
+        .map_or((0, 0), |target| (target.resume, target.accepts));
+    Policy::new(&order.settings, resumes, accepts)
 }
 
 /// Whether new orders can be followed by the engine that runs.

@@ -75,6 +75,12 @@ pub enum ApplyError {
         /// The name.
         path: RelPath,
     },
+    /// Something else than expected is at the name, and was to stay. Nothing was changed.
+    #[error("'{path}' was changed by others")]
+    Drifted {
+        /// The name.
+        path: RelPath,
+    },
     /// The name could not be taken because others change it again and again. Retryable later.
     #[error("'{path}' is being changed by other processes again and again")]
     Contended {
@@ -107,9 +113,10 @@ impl ApplyError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Fs(error) => error.is_retryable(),
-            Self::ForeignContent { .. } | Self::NotCarried { .. } | Self::OutOfRange { .. } => {
-                false
-            }
+            Self::ForeignContent { .. }
+            | Self::Drifted { .. }
+            | Self::NotCarried { .. }
+            | Self::OutOfRange { .. } => false,
             Self::Overtaken { .. } | Self::Contended { .. } => true,
         }
     }

@@ -50,6 +50,35 @@ impl Applier {
         name: &Name,
         expect: Option<Expected>,
     ) -> Result<Published, ApplyError> {
+        self.publish_with(staged, dir, name, expect, false)
+    }
+
+    /// As [`Applier::publish`], but what is there in the stead of what the caller expects stays,
+    /// or is swapped back.
+    ///
+    /// # Errors
+    /// [`ApplyError::Drifted`] then; else as there.
+    pub fn publish_or_keep(
+        &self,
+        staged: Staged,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+    ) -> Result<Published, ApplyError> {
+        self.publish_with(staged, dir, name, expect, true)
+    }
+
+    fn publish_with(
+        &self,
+        staged: Staged,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+        keep: bool,
+    ) -> Result<Published, ApplyError> {
+        let drifted = || ApplyError::Drifted {
+            path: dir.path().join(name),
+        };
         let mut staged = staged;
         let mut swap = expect.is_some();
         for _ in 0..ATTEMPTS {
@@ -59,6 +88,9 @@ impl Applier {
                     Ok(()) => {
                         staged.temp.disarm();
                         return Self::published(&staged, dir, name, Displaced::None);
+                    }
+                    Err(error) if error.kind() == FsErrorKind::Exists && keep => {
+                        return Err(drifted());
                     }
                     Err(error) if error.kind() == FsErrorKind::Exists => {}
                     Err(error) => return Err(Self::refused(error, dir, name)),
@@ -70,6 +102,9 @@ impl Applier {
             let temp = &staged.temp;
             match temp.folder.exchange(&temp.name, dir, name) {
                 Ok(()) => {
+                    if keep && Self::swap_back(&mut staged, dir, name, expect)? {
+                        return Err(drifted());
+                    }
                     let displaced = self.dispose(&mut staged, dir, name, expect)?;
                     return Self::published(&staged, dir, name, displaced);
                 }
@@ -112,6 +147,28 @@ impl Applier {
             Some(kept) => Displaced::Foreign(Box::new(kept)),
         };
         Self::published(&staged, dir, name, displaced)
+    }
+
+    /// Swaps back what came out of the exchange if it is not what was expected; says whether.
+    fn swap_back(
+        staged: &mut Staged,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+    ) -> Result<bool, FsError> {
+        staged.temp.disarm();
+        let (folder, temp) = (&staged.temp.folder, &staged.temp.name);
+        let out = folder.look_existing(temp)?;
+        if expect.is_none_or(|e| e.is_met_by(&out)) {
+            return Ok(false);
+        }
+        folder.exchange(temp, dir, name)?;
+        // Ours again, unless others were at the name meanwhile: the next start keeps that.
+        let back = folder.look_existing(temp)?;
+        if back.fingerprint.identity == staged.identity {
+            folder.unlink(temp)?;
+        }
+        Ok(true)
     }
 
     /// Looks at what came out of the exchange, which is now under the staged name.

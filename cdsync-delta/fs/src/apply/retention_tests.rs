@@ -137,6 +137,40 @@ fn erasing_leaves_nothing() {
     assert_eq!(kept(&place), [""; 0]);
 }
 
+/// Proves that what turns out in the trash to be others' work goes back as it was, also in a job
+/// that erases, and that it stays in the trash when its name was taken meanwhile.
+#[test]
+fn others_work_goes_back() {
+    for (erase, taken) in [(false, false), (true, false), (false, true)] {
+        let place = Place::new();
+        let limits = TrashLimits {
+            erase,
+            ..TrashLimits::default()
+        };
+        let applier = applier(&place, limits);
+        let top = place.root.top();
+        place.write("f", b"theirs");
+        let ours = Identity::default().into();
+        let kept_now = applier.trash(&top, &name("f"), Some(ours), &path("f"));
+        let late = kept_now.unwrap().unwrap();
+        assert!(!late.expected);
+        assert_eq!(kept(&place), ["1-f"]);
+        if taken {
+            place.write("f", b"newer");
+        }
+        applier.put_back(&late, &top, &name("f")).unwrap();
+        assert_eq!(
+            place.read("f"),
+            if taken {
+                b"newer"
+            } else {
+                b"theirs".as_slice()
+            }
+        );
+        assert_eq!(kept(&place).len(), usize::from(taken));
+    }
+}
+
 /// Proves that an older version of our own that is replaced is kept where the trash is said to
 /// keep things.
 #[test]

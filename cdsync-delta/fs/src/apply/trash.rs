@@ -244,6 +244,24 @@ impl Applier {
         self.settle(&slot, expect, from).map(Some)
     }
 
+    /// Puts back what has just been moved to the trash, if its name is free still; else it stays
+    /// there.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn put_back(&self, kept: &Trashed, dir: &Dir, name: &Name) -> Result<(), ApplyError> {
+        let (top, _) = self.trash_top();
+        let mut components = kept.kept_as.components();
+        let (Some(folder), Some(entry)) = (components.next(), components.next()) else {
+            return Ok(());
+        };
+        let folder = top.open_folder(&name_of(folder)?)?;
+        match folder.rename_new(&name_of(entry)?, dir, name) {
+            Err(error) if error.kind() == FsErrorKind::Exists => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     /// Moves a whole folder to the trash in one go, if the names below it are exactly those that
     /// the caller knows.
     ///
@@ -280,7 +298,9 @@ impl Applier {
         from: &RelPath,
     ) -> Result<Trashed, ApplyError> {
         let observed = slot.folder.look_existing(&slot.name)?;
-        if self.limits.erase && observed.kind != Kind::Folder {
+        let expected = expect.is_none_or(|e| e.is_met_by(&observed));
+        // What others made of it may have to go back.
+        if self.limits.erase && expected && observed.kind != Kind::Folder {
             slot.folder.unlink(&slot.name)?;
         } else {
             let weight = own_weight(&slot.folder, &slot.name)?;
@@ -288,7 +308,6 @@ impl Applier {
             trash.note(slot, from, observed.kind)?;
             trash.add_weight(&slot.folder, weight.map_or(Weight::default(), |w| w.1));
         }
-        let expected = expect.is_none_or(|e| e.is_met_by(&observed));
         Ok(Trashed {
             kept_as: slot.kept_as.clone(),
             observed,

@@ -161,6 +161,7 @@ fn large_steps_are_shared() {
                 xattrs: Xattrs::NONE,
             },
             over: None,
+            drift: OnDrift::Ignore,
             adopt: false,
         });
         let step = Step {
@@ -226,6 +227,7 @@ fn first_step(disk: &Disk, paths: &[&str]) -> (Step, Arc<Contents>) {
             body: Body::Inline(contents.len() - 1),
             meta: meta(0o604),
             over: None,
+            drift: OnDrift::Ignore,
             adopt: false,
         }
     });

@@ -1,0 +1,88 @@
+//! Whether others changed what is at a name.
+
+use cdsync_core::ledger::object::{Hash, Identity, Kind, Observed};
+use cdsync_core::ledger::rows::{Known, Left};
+use cdsync_core::path::Name;
+use cdsync_core::replica::OnDrift;
+use cdsync_fs::{ApplyError, Dir, LookWants, hash_content};
+
+use super::Disk;
+
+/// A file that has only another change time is read up to this size, in bytes, to tell whether
+/// anything else changed. A larger one is taken by its size and modification time: names that it
+/// got or lost, and backups, change the time as well.
+const READ_MAX_BYTES: u64 = 64 << 20;
+
+/// What is at a name, compared with what is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Met {
+    /// Nothing.
+    Nothing,
+    /// What was left there.
+    AsLeft,
+    /// The content that was left there, with another mode.
+    OtherMeta,
+    /// Something else.
+    Other,
+}
+
+impl Met {
+    /// Whether it must not be touched.
+    pub(super) fn stays(self, drift: OnDrift) -> bool {
+        drift == OnDrift::Keep && matches!(self, Self::OtherMeta | Self::Other)
+    }
+
+    /// Whether replacing it is to be told.
+    pub(super) fn is_told(self, drift: OnDrift) -> bool {
+        drift == OnDrift::Replace && matches!(self, Self::OtherMeta | Self::Other)
+    }
+}
+
+impl Disk {
+    /// Compares what is at a name with what is known to be there; `None` for nothing.
+    pub(super) fn met(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        known: Option<&Known>,
+    ) -> Result<Met, ApplyError> {
+        let Some(seen) = dir.look(name, LookWants::default())? else {
+            return Ok(Met::Nothing);
+        };
+        let Some(known) = known else {
+            return Ok(Met::Other);
+        };
+        if known.identity == Identity::default() {
+            // Whatever is there.
+            return Ok(Met::AsLeft);
+        }
+        if seen.fingerprint.identity != known.identity {
+            return Ok(Met::Other);
+        }
+        let Some(left) = &known.left else {
+            return Ok(Met::AsLeft);
+        };
+        if seen.fingerprint.ctime == left.ctime {
+            return Ok(Met::AsLeft);
+        }
+        if seen.kind == Kind::File && !has_content(dir, name, &seen, left) {
+            return Ok(Met::Other);
+        }
+        if seen.kind != Kind::Symlink && seen.meta.mode != left.mode {
+            return Ok(Met::OtherMeta);
+        }
+        Ok(Met::AsLeft)
+    }
+}
+
+/// Whether a file whose change time is another one has the content that was left in it.
+fn has_content(dir: &Dir, name: &Name, seen: &Observed, left: &Left) -> bool {
+    let print = &seen.fingerprint;
+    if (print.size, print.mtime) != (left.size, left.mtime) {
+        return false;
+    }
+    let Some(hash) = left.hash.filter(|_| print.size <= READ_MAX_BYTES) else {
+        return true;
+    };
+    hash_content(dir, name, print, false).is_ok_and(|found| Hash(found) == hash)
+}
