@@ -73,6 +73,7 @@ impl Coalescer {
         let local = Some(Local {
             fingerprint: seen.fingerprint,
             handle: seen.handle.clone(),
+            round: 0,
         });
         if let Some(handle) = &seen.handle {
             self.doubt_holder(t, handle)?;
@@ -585,6 +586,7 @@ fn note_local(row: &mut LiveObject, seen: &Observed) {
     row.local = Some(Local {
         fingerprint: seen.fingerprint,
         handle,
+        round: 0,
     });
 }
 

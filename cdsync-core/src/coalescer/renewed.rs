@@ -57,6 +57,7 @@ impl Coalescer {
         row.local = Some(Local {
             fingerprint: seen.fingerprint,
             handle: seen.handle.clone(),
+            round: 0,
         });
         self.folders.forget();
         self.listings.deep(id);

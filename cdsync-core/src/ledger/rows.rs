@@ -133,6 +133,8 @@ pub struct Local {
     pub fingerprint: Fingerprint,
     /// A folder's kernel file handle.
     pub handle: Option<Vec<u8>>,
+    /// At a target, between which syncs of the disk it was written.
+    pub round: u64,
 }
 
 /// What is behind a name.

@@ -87,6 +87,7 @@ impl LedgerWriter {
         let local = Some(Local {
             fingerprint: root.fingerprint,
             handle: root.handle.clone(),
+            round: 0,
         });
         if let Some(handle) = &root.handle {
             t.put(Table::Handles, handle, &id.to_key())?;

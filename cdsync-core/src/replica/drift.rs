@@ -144,7 +144,12 @@ impl Replica {
                 };
                 (seq, ParkedWhat::Remove { at, known, kind })
             }
-            Then::Linked(..) | Then::Touched | Then::Moved | Then::Probed(_) | Then::Swept => {
+            Then::Linked(..)
+            | Then::Touched
+            | Then::Moved
+            | Then::Probed(_)
+            | Then::Verified
+            | Then::Swept => {
                 return Ok(());
             }
         };

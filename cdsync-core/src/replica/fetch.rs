@@ -82,6 +82,10 @@ impl Fetches {
         self.wanted.values().map(|f| f.seq).min()
     }
 
+    pub(super) fn objects(&self) -> impl Iterator<Item = ObjectId> {
+        self.wanted.keys().copied()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

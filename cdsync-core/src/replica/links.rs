@@ -200,6 +200,7 @@ impl Replica {
         }
         if let (Some(local), Some(seen)) = (&mut row.local, seen) {
             note_link(local, &seen);
+            local.round = self.durable.round;
             put_live(t, id, row)?;
         }
         Ok(())

@@ -10,11 +10,13 @@
 //! 2. [`Replica::poll_step`]: what to do on the disk now; answer by [`Replica::handle_applied`];
 //!    then [`Replica::take_refused`]: whether a record turned out not to fit;
 //! 3. [`Replica::poll_fetch`]: large content to pull;
+//!    and [`Replica::poll_verify`]: what a crash of the system may have taken;
 //! 4. [`Replica::poll_sync`]: whether the disk must be synced; answer by [`Replica::handle_synced`]
 //!    inside a transaction that is made durable, then [`Replica::claim`] may be reported;
 //! 5. [`Replica::poll_timeout`]: when parked objects are tried again: [`Replica::handle_timeout`].
 
 mod drift;
+mod durable;
 mod fetch;
 mod links;
 mod losses;
@@ -34,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use drift::Drifted;
+pub use durable::BootId;
 pub use fetch::{FetchResult, FetchWant};
 pub use losses::{LOST_MAX, LostReport};
 pub use op::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, OnDrift, Place, Step};
@@ -148,6 +151,7 @@ pub struct Replica {
     sweep: Sweep,
     lost: Lost,
     drifts: drift::Drifts,
+    durable: durable::Durable,
     logged: Vec<Logged>,
     /// A record that does not fit what is known.
     refused: Option<ReplicaError>,
@@ -194,6 +198,8 @@ enum Then {
     Probed(access::Slot),
     /// Content was looked for before it is fetched.
     Adopted(Box<crate::ledger::object::ObjectState>),
+    /// A copy was compared with what was written.
+    Verified,
     /// Something foreign was removed.
     Swept,
 }
@@ -288,10 +294,12 @@ impl Replica {
             batch_end: None,
             hold: progress.hold,
             syncing: None,
-            dirty: false,
+            // An earlier start may have ended before its sync did.
+            dirty: true,
             sweep: Sweep::new(owed),
             lost: Lost::open(t)?,
             drifts,
+            durable: durable::Durable::default(),
             logged: Vec::new(),
             refused: None,
         };
@@ -475,7 +483,8 @@ impl Replica {
 
     /// Whether the disk must be synced before more can be claimed; one sync at a time.
     pub fn poll_sync(&mut self) -> bool {
-        if self.syncing.is_some() || !self.is_idle() {
+        let busy = self.syncing.is_some() || self.durable.is_syncing();
+        if busy || !self.is_idle() || self.durable.is_doubted() {
             return false;
         }
         let limit = self.fetches.first_seq();
@@ -488,39 +497,15 @@ impl Replica {
                 && mark.hold <= mark.seq
         });
         self.syncing = ready;
+        if ready.is_some() {
+            self.durable.end_round(None);
+        }
         ready.is_some()
     }
 
     /// Whether anything was changed on the disk since the last sync began.
     pub fn take_dirty(&mut self) -> bool {
         std::mem::take(&mut self.dirty)
-    }
-
-    /// Everything that was on the disk when [`Self::poll_sync`] said so is durable: writes the new
-    /// claim, which counts once this transaction is durable too.
-    ///
-    /// # Errors
-    /// [`TableError`]; not retryable within the transaction.
-    pub fn handle_synced(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
-        let Some(mark) = self.syncing.take() else {
-            return Ok(());
-        };
-        self.progress = Progress {
-            claim: mark.seq,
-            incarnation: mark.incarnation,
-            hold: mark.hold,
-            bytes: mark.bytes,
-        };
-        self.marks.retain(|m| m.seq > mark.seq);
-        put_meta(t, PROGRESS, &self.progress)?;
-        self.maybe_sweep();
-        Ok(())
-    }
-
-    /// A sync failed: nothing is claimed, and it is asked for again.
-    pub fn handle_sync_failed(&mut self) {
-        self.syncing = None;
-        self.dirty = true;
     }
 
     fn end_batch(&mut self) {

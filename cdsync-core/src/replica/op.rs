@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::ids::ObjectId;
 use crate::ledger::access::{FolderAt, Slot};
-use crate::ledger::object::{Identity, Kind, Metadata, Observed};
+use crate::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
 use crate::ledger::rows::{Known, Left, ParkedWhat};
 use crate::path::{Name, NameSetDigest};
 use crate::time::Timestamp;
@@ -172,6 +172,20 @@ pub enum ApplyOp {
         /// What is expected at the name.
         over: Option<Identity>,
     },
+    /// Compares a copy with how it was written, reading a file from the disk where its hash is
+    /// known: [`ApplyResult::NotEqual`] when it is not so.
+    Verify {
+        /// Which object.
+        id: ObjectId,
+        /// Where.
+        at: Place,
+        /// What it is.
+        kind: Kind,
+        /// What it looked like.
+        print: Fingerprint,
+        /// For what is no folder: how it was left.
+        left: Option<Left>,
+    },
     /// Moves objects, each to where another one may still be.
     Move(Vec<MoveOne>),
     /// Moves something into the trash.
@@ -203,6 +217,7 @@ impl ApplyOp {
             | Self::MakeSpecial { id, .. }
             | Self::Link { id, .. }
             | Self::SetMeta { id, .. }
+            | Self::Verify { id, .. }
             | Self::Remove { id, .. } => Some(*id),
             Self::Move(moves) => moves.first().map(|m| m.id),
         }
@@ -218,7 +233,7 @@ impl ApplyOp {
             | Self::MakeLink { meta, .. }
             | Self::MakeSpecial { meta, .. }
             | Self::SetMeta { meta, .. } => Some(meta),
-            Self::Link { .. } | Self::Move(_) | Self::Remove { .. } => None,
+            Self::Link { .. } | Self::Verify { .. } | Self::Move(_) | Self::Remove { .. } => None,
         }
     }
 
@@ -232,6 +247,7 @@ impl ApplyOp {
             | Self::MakeLink { at, .. }
             | Self::MakeSpecial { at, .. }
             | Self::Link { at, .. }
+            | Self::Verify { at, .. }
             | Self::Remove { at, .. } => Some(at),
             Self::SetMeta { at, .. } => at.as_ref(),
             Self::Move(_) => None,
@@ -253,7 +269,7 @@ impl ApplyOp {
             | Self::MakeLink { meta, .. }
             | Self::MakeSpecial { meta, .. }
             | Self::SetMeta { meta, .. } => Some(meta),
-            Self::Link { .. } | Self::Move(_) | Self::Remove { .. } => None,
+            Self::Link { .. } | Self::Verify { .. } | Self::Move(_) | Self::Remove { .. } => None,
         }
     }
 

@@ -65,7 +65,7 @@ impl Replica {
                 if let Some(seen) = &seen {
                     self.note_losses(t, state.id, seen.losses)?;
                 }
-                enter(t, *state, op, seen.map(local_of))
+                enter(t, *state, op, seen.map(|seen| self.local_of(seen)))
             }
             (Then::New(state), ApplyResult::Failed(reason)) => {
                 enter(t, (*state).clone(), op, None)?;
@@ -113,6 +113,10 @@ impl Replica {
             (Then::Probed(slot), ApplyResult::Done(_) | ApplyResult::Failed(_)) => {
                 self.replaced(t, &op, slot)
             }
+            (Then::Verified, ApplyResult::Done(seen)) => self.verified(t, &op, seen),
+            (Then::Verified, ApplyResult::NotEqual | ApplyResult::Failed(_)) => {
+                self.torn(wall, t, &op)
+            }
             (Then::Swept, ApplyResult::Failed(reason)) => {
                 self.sweep.failed(reason);
                 op.folder().map_or(Ok(()), |folder| self.swept(t, folder))
@@ -133,6 +137,15 @@ impl Replica {
         }
     }
 
+    /// A copy as it was seen just now.
+    pub(super) fn local_of(&self, seen: Observed) -> Local {
+        Local {
+            fingerprint: seen.fingerprint,
+            handle: seen.handle,
+            round: self.durable.round,
+        }
+    }
+
     fn held(
         &mut self,
         wall: WallMillis,
@@ -142,6 +155,7 @@ impl Replica {
     ) -> Result<(), TableError> {
         let id = state.id;
         self.fetches.remove(id);
+        self.durable.published(id);
         self.unpark(t, id)?;
         let Some(row) = live(t, id)? else {
             return Ok(());
@@ -167,7 +181,7 @@ impl Replica {
         if let Some(seen) = &seen {
             self.note_losses(t, id, seen.losses)?;
         }
-        let local = seen.map(local_of).or(row.local);
+        let local = seen.map(|seen| self.local_of(seen)).or(row.local);
         let names = row.names;
         let is_linked = names.len() > 1;
         put_live(
@@ -203,7 +217,7 @@ impl Replica {
         if let Some(seen) = &seen {
             self.note_losses(t, id, seen.losses)?;
         }
-        row.local = seen.map(local_of).or(row.local);
+        row.local = seen.map(|seen| self.local_of(seen)).or(row.local);
         put_live(t, id, row)?;
         if has_copies {
             self.relink(wall, t, id)?;
@@ -234,10 +248,13 @@ impl Replica {
                     // What others wrote before it was moved stays theirs: it is met when it is
                     // replaced.
                     let print = |l: &Local| (l.fingerprint.size, l.fingerprint.mtime);
-                    let seen = local_of(*seen);
-                    let theirs = |before: &Local| print(before) != print(&seen);
-                    if row.state.kind != Kind::File || !row.local.as_ref().is_some_and(theirs) {
-                        row.local = Some(seen);
+                    let seen = self.local_of(*seen);
+                    let is_file = row.state.kind == Kind::File;
+                    match &mut row.local {
+                        Some(before) if is_file && print(before) != print(&seen) => {
+                            before.round = seen.round;
+                        }
+                        local => *local = Some(seen),
                     }
                     put_live(t, one.id, row)?;
                 }
@@ -292,7 +309,7 @@ impl Replica {
             return Ok(());
         };
         self.note_losses(t, id, seen.losses)?;
-        row.local = Some(local_of(seen));
+        row.local = Some(self.local_of(seen));
         self.unpark(t, id)?;
         put_live(t, id, row)
     }
@@ -385,12 +402,5 @@ fn not_before(row: &LiveObject, state: ObjectState) -> ObjectState {
         version: row.state.version,
         replaces: row.state.replaces,
         ..state
-    }
-}
-
-fn local_of(seen: Observed) -> Local {
-    Local {
-        fingerprint: seen.fingerprint,
-        handle: seen.handle,
     }
 }

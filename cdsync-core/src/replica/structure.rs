@@ -119,6 +119,9 @@ impl Replica {
         let Layout { names, .. } = layout;
         self.take(t, names.renames, &mut rest)?;
         self.take_links(wall, t, names.links, &mut rest)?;
+        if self.is_back(rest.seq()) {
+            come_back(t, &mut rest)?;
+        }
         if moves.is_empty() {
             return self.plan_rest(wall, t, rest);
         }
@@ -480,6 +483,25 @@ impl Replica {
         }
         self.plan_object(wall, t, queued, state, None, None)
     }
+}
+
+/// Names that were emptied before the disk lost its last changes may hold again what they held.
+fn come_back(t: &dyn TablesRead, rest: &mut Rest) -> Result<(), TableError> {
+    for at in rest
+        .queued
+        .record
+        .names
+        .iter()
+        .filter(|n| n.object.is_none())
+    {
+        let slot = (at.parent, at.name.clone());
+        let planned = rest.removals.iter().any(|removal| removal.slot == slot);
+        if planned || access::name(t, slot.0, &slot.1)?.is_some() {
+            continue;
+        }
+        rest.removals.push(Removal::of_whatever(slot));
+    }
+    Ok(())
 }
 
 fn layout(t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {

@@ -1,5 +1,7 @@
 //! What a target refuses, holds, parks and claims: batches made by hand, and worlds in miniature.
 
+mod upkeep;
+
 use super::*;
 use crate::filter::FilterSpec;
 use crate::ledger::loss::Losses;

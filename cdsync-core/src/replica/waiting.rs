@@ -135,6 +135,11 @@ impl Replica {
                 }
                 // What is looked for is not there yet.
                 Then::Probed(_) => continue,
+                // Nor where the rows have it.
+                Then::Verified => {
+                    self.durable.doubt_again(op.object());
+                    continue;
+                }
                 _ => {}
             }
             let waiting = match &then {

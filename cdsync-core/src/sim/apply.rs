@@ -65,6 +65,19 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         ApplyOp::Link {
             from, at, identity, ..
         } => link(disk, from, at, *identity),
+        ApplyOp::Verify { at, print, .. } => {
+            let there = open(disk, at)
+                .ok()
+                .and_then(|folder| disk.child(folder, &at.name));
+            let same = |id: &NodeId| {
+                let seen = disk.observe(*id).fingerprint;
+                (seen.identity, seen.size) == (print.identity, print.size)
+            };
+            match there.filter(same) {
+                Some(id) => Ok(vec![id]),
+                None => return ApplyResult::NotEqual,
+            }
+        }
         ApplyOp::Move(moves) => {
             return match move_all(disk, moves) {
                 Ok(results) => ApplyResult::Moved(results),

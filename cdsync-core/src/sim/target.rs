@@ -454,6 +454,7 @@ fn describe(op: &ApplyOp) -> String {
             let folder = if *kind == Kind::Folder { " folder" } else { "" };
             format!("meta{folder} {id} {place:?}")
         }
+        ApplyOp::Verify { id, at: place, .. } => format!("verify {id} {}", at(place)),
         ApplyOp::Move(moves) => moves
             .iter()
             .map(|m| format!("mv {} {} -> {}; ", m.id, at(&m.from), at(&m.to)))

@@ -22,6 +22,7 @@
 
 mod agent;
 mod board;
+mod boot;
 mod clock;
 mod control;
 #[cfg(any(test, feature = "fuzzing"))]

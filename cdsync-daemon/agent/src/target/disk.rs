@@ -7,7 +7,7 @@ mod second;
 mod tests;
 mod whole;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -193,7 +193,12 @@ impl Disk {
     ) -> Vec<ApplyResult> {
         let mut results: Vec<Option<ApplyResult>> = vec![None; ops.len()];
         let mut shards: [Vec<usize>; WRITERS] = Default::default();
-        let chosen = whole::choose(ops);
+        let chosen = if self.applier.is_each_synced() {
+            // Each of its files would have to be synced by its name.
+            HashSet::new()
+        } else {
+            whole::choose(ops)
+        };
         let mut whole = WholeFolders::default();
         for (index, op) in ops.iter().enumerate() {
             if let ApplyOp::MakeFolder { id, at, .. } = op {
@@ -323,6 +328,13 @@ impl Disk {
                 }
                 _ => self.set_meta(at.as_ref(), *identity, *kind, meta),
             },
+            ApplyOp::Verify {
+                at,
+                kind,
+                print,
+                left,
+                ..
+            } => self.verify(at, *kind, print, left.as_ref()),
             ApplyOp::Move(moves) => self.relocate(moves).map(ApplyResult::Moved),
             ApplyOp::Remove {
                 id,

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cdsync_core::filter::Filter;
 use cdsync_core::ids::{ObjectId, OriginId, ServerId};
+use cdsync_core::job::{self, Retry};
 use cdsync_core::ledger::access::{self, meta, put_meta};
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
-use cdsync_core::replica::{Policy, Replica, Step, SweepEntry};
+use cdsync_core::replica::{BootId, Policy, Replica, Step, SweepEntry};
 use cdsync_core::wire::{
     Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, Op, ParkedReport, Signed,
     TargetReport, TargetState, batch_cost, decode,
@@ -31,7 +32,8 @@ use super::{
     Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
     Verdict,
 };
-use crate::clock::{steady, wall};
+use crate::boot;
+use crate::clock::{random_id, steady, wall};
 use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
@@ -49,6 +51,10 @@ const INPUTS_MAX: usize = 64;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long a report of a busy target may wait.
 const REPORT_EVERY: Duration = Duration::from_millis(50);
+/// How long copies that are to be verified wait for others to have the disk.
+const VERIFY_EVERY: Duration = Duration::from_millis(20);
+/// How often a job that claims without syncs has its disk synced all the same.
+const FLUSH_EVERY: Duration = Duration::from_secs(60);
 /// How many parked objects a report names.
 const REPORT_PARKED: usize = 100;
 
@@ -90,6 +96,10 @@ pub(super) struct Engine {
     losses: Losses,
     /// Something was fetched and waits to be published.
     fetched: bool,
+    /// Syncs that failed one after another, and when the next one may be asked for.
+    sync_failures: u32,
+    sync_after: Instant,
+    flushed_at: Instant,
 }
 
 impl Engine {
@@ -119,10 +129,10 @@ impl Engine {
         };
         let foreign = !root.top().is_empty_but_reserved()?;
         let store = LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?;
-        let job = context.order.name.as_str();
+        let name = context.order.name.as_str();
         let marker = context.order.job.0.to_le_bytes();
         // Looked at before anything is made: this may be the place of a mount that is missing.
-        let marked = Applier::marker_of(&root, job)?.as_deref() == Some(&marker[..]);
+        let marked = Applier::marker_of(&root, name)?.as_deref() == Some(&marker[..]);
         let adopted = part.adopt == Adopt::Accept;
         if known && !marked && was_marked(&store)? {
             let before: Option<(String, bool)> = meta(&store.read()?, FILLED)?;
@@ -147,7 +157,11 @@ impl Engine {
             empty(&store)?;
         }
         let limits = trash::limits(&context.order.settings);
-        let applier = Arc::new(Applier::open(&root, job)?.with_trash(limits));
+        let each = context.order.settings.durability == job::Durability::Each;
+        let applier = Applier::open(&root, name)?
+            .with_trash(limits)
+            .with_each_synced(each);
+        let applier = Arc::new(applier);
         let filter = Filter::new(&context.order.filter)?;
         // A marker alone says that the job was here once: what came since is people's own.
         let waiting = foreign && !(marked && known) && !adopted;
@@ -160,9 +174,12 @@ impl Engine {
             applier.write_marker(&marker)?;
             store.write(Durability::Durable, |t| put_meta(t, MARKED, &true))?;
         }
+        let boot = boot::id().unwrap_or_else(|| BootId(u128::from(random_id())));
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
             let replica = Replica::open(t, filter.clone(), foreign)?;
-            Ok(replica.with_policy(policy(&context.order)))
+            let mut replica = replica.with_policy(policy(&context.order));
+            replica.handle_boot(t, boot)?;
+            Ok(replica)
         };
         let mut replica: Replica = store
             .write(Durability::Durable, fresh)
@@ -214,6 +231,9 @@ impl Engine {
             owners_told: false,
             losses: Losses::default(),
             fetched: false,
+            sync_failures: 0,
+            sync_after: Instant::now(),
+            flushed_at: Instant::now(),
         })
     }
 
@@ -259,6 +279,9 @@ impl Engine {
     }
 
     fn wait(&self) -> Duration {
+        if self.replica.can_verify() {
+            return VERIFY_EVERY;
+        }
         let parked = self.replica.poll_timeout();
         let retry = parked.map(|at| Duration::from_millis(at.0.saturating_sub(steady().0)));
         let wait = retry.map_or(HEARTBEAT, |retry| retry.min(HEARTBEAT));
@@ -340,13 +363,21 @@ impl Engine {
                 }
             }
             Input::Synced(Ok(())) => {
+                if std::mem::take(&mut self.sync_failures) > 0 {
+                    self.trouble = None;
+                }
+                self.flushed_at = Instant::now();
                 self.store
                     .write(Durability::Durable, |t| self.replica.handle_synced(t))?;
                 let mut resume = self.resume.lock().unwrap_or_else(PoisonError::into_inner);
                 resume.cursor = self.replica.resume();
             }
             Input::Synced(Err(reason)) => {
-                self.replica.handle_sync_failed();
+                self.store
+                    .write(Durability::Durable, |t| self.replica.handle_sync_failed(t))?;
+                self.sync_failures = self.sync_failures.saturating_add(1);
+                let wait = Retry::default().wait_ms(0, self.sync_failures);
+                self.sync_after = Instant::now() + Duration::from_millis(wait);
                 self.trouble = Some(format!("the disk cannot be synced: {reason}"));
                 context
                     .log
@@ -432,7 +463,7 @@ impl Engine {
                 }
                 Err(error) => return Err(error),
             }
-            self.ask_sync();
+            self.ask_sync(context.order.settings.durability)?;
         }
         if self.replica.is_sweeping() {
             self.sweep()?;
@@ -440,16 +471,39 @@ impl Engine {
         while let Some(want) = self.replica.poll_fetch() {
             self.link.say(LinkOrder::Fetch(want));
         }
-        self.ask_sync();
+        if self.replica.can_verify() {
+            self.store
+                .write(Durability::Lazy, |t| self.replica.poll_verify(t))?;
+            self.apply(&Arc::default())?;
+        }
+        self.ask_sync(context.order.settings.durability)?;
         self.write_log(context);
         Ok(())
     }
 
-    fn ask_sync(&mut self) {
-        if self.replica.poll_sync() {
-            let dirty = self.replica.take_dirty();
-            self.syncer.ask(dirty);
+    fn ask_sync(&mut self, durability: job::Durability) -> Result<(), TargetError> {
+        if self.sync_after > Instant::now() {
+            return Ok(());
         }
+        let lazy = durability == job::Durability::None;
+        if self.replica.poll_sync() {
+            if lazy {
+                self.store
+                    .write(Durability::Durable, |t| self.replica.handle_published(t))?;
+                let mut resume = self.resume.lock().unwrap_or_else(PoisonError::into_inner);
+                resume.cursor = self.replica.resume();
+            } else {
+                let dirty = self.replica.take_dirty();
+                self.syncer.ask(dirty);
+            }
+        }
+        // What is claimed without a sync is not left to the next power cut for ever.
+        let due = !lazy || self.flushed_at.elapsed() > FLUSH_EVERY;
+        if due && self.replica.poll_flush() {
+            let _ = self.replica.take_dirty();
+            self.syncer.ask(true);
+        }
+        Ok(())
     }
 
     fn batch(&mut self, compressed: bool, payload: Bytes) -> Result<(), TargetError> {

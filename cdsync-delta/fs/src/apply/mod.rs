@@ -179,6 +179,8 @@ pub struct Applier {
     weights: Mutex<Weights>,
     /// Older versions of our own that are replaced go to the trash too.
     keep_replaced: bool,
+    /// Each file is on the disk before it has its name, and its name before anything else is done.
+    sync_each: bool,
 }
 
 impl Applier {
@@ -205,6 +207,7 @@ impl Applier {
             limits: TrashLimits::default(),
             weights: Mutex::default(),
             keep_replaced: false,
+            sync_each: false,
         };
         stage::clear(&applier.stage)?;
         applier.keep_spares()?;
@@ -219,6 +222,19 @@ impl Applier {
         self.keep_replaced = !limits.erase;
         self.limits = limits;
         self
+    }
+
+    /// Has each file synced before it is published, and its folder after.
+    #[must_use]
+    pub fn with_each_synced(mut self, each: bool) -> Self {
+        self.sync_each = each;
+        self
+    }
+
+    /// Whether each file is synced for itself.
+    #[must_use]
+    pub fn is_each_synced(&self) -> bool {
+        self.sync_each
     }
 
     /// The root whose tree it changes.

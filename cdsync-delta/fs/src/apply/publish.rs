@@ -76,6 +76,24 @@ impl Applier {
         expect: Option<Expected>,
         keep: bool,
     ) -> Result<Published, ApplyError> {
+        if self.sync_each {
+            staged.sync()?;
+        }
+        let published = self.publish_staged(staged, dir, name, expect, keep)?;
+        if self.sync_each {
+            self.sync_folder(dir)?;
+        }
+        Ok(published)
+    }
+
+    fn publish_staged(
+        &self,
+        staged: Staged,
+        dir: &Dir,
+        name: &Name,
+        expect: Option<Expected>,
+        keep: bool,
+    ) -> Result<Published, ApplyError> {
         let drifted = || ApplyError::Drifted {
             path: dir.path().join(name),
         };

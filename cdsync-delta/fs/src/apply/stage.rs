@@ -46,6 +46,16 @@ impl Staged {
         Some(observe_fd(file.as_fd(), LookWants::default()))
     }
 
+    /// Has a file's bytes on the disk when this returns.
+    pub(super) fn sync(&self) -> Result<(), FsError> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let temp = &self.temp;
+        rustix::fs::fsync(file)
+            .map_err(|errno| FsError::at("sync", temp.folder.path(), &temp.name, errno))
+    }
+
     /// What setting its metadata came to.
     pub fn applied(&self) -> Applied {
         self.applied

@@ -1,9 +1,9 @@
 //! Whether others changed what is at a name.
 
-use cdsync_core::ledger::object::{Hash, Identity, Kind, Observed};
+use cdsync_core::ledger::object::{Fingerprint, Hash, Identity, Kind, Observed};
 use cdsync_core::ledger::rows::{Known, Left};
 use cdsync_core::path::Name;
-use cdsync_core::replica::OnDrift;
+use cdsync_core::replica::{ApplyResult, OnDrift, Place};
 use cdsync_fs::{ApplyError, Dir, LookWants, hash_content};
 
 use super::Disk;
@@ -72,6 +72,40 @@ impl Disk {
             return Ok(Met::OtherMeta);
         }
         Ok(Met::AsLeft)
+    }
+}
+
+impl Disk {
+    /// Whether a copy is as it was written, by what is on the disk and not only in memory.
+    pub(super) fn verify(
+        &self,
+        at: &Place,
+        kind: Kind,
+        print: &Fingerprint,
+        left: Option<&Left>,
+    ) -> Result<ApplyResult, ApplyError> {
+        let dir = self.dir(at)?;
+        let wants = LookWants {
+            handle: kind == Kind::Folder,
+            ..LookWants::default()
+        };
+        let Some(seen) = dir.look(&at.name, wants)? else {
+            return Ok(ApplyResult::NotEqual);
+        };
+        let mut equal = seen.kind == kind && seen.fingerprint.identity == print.identity;
+        if kind == Kind::File && equal {
+            let now = &seen.fingerprint;
+            equal = now.size == print.size
+                && match left.and_then(|left| left.hash) {
+                    Some(hash) => hash_content(&dir, &at.name, now, true)
+                        .is_ok_and(|found| Hash(found) == hash),
+                    None => now.mtime == print.mtime,
+                };
+        }
+        if !equal {
+            return Ok(ApplyResult::NotEqual);
+        }
+        Ok(ApplyResult::Done(vec![seen]))
     }
 }
 
