@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cdsync_tests::{Cluster, job_file, wait_until};
+use cdsync_tests::{Cluster, Random, is_root, job_file, wait_until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -147,10 +147,9 @@ fn erasing_keeps_nothing() {
     fs::remove_dir_all(kept.source.join("folder")).unwrap();
     kept.settled();
     wait_until(PATIENCE, "nothing is left", || {
-        contents(&kept.target.join(".cdsync"))
+        ["stage", "spare", "trash"]
             .iter()
-            .all(|text| text.len() == 8)
-            && kept.trash().is_empty()
+            .all(|folder| contents(&kept.target.join(".cdsync/site").join(folder)).is_empty())
     });
 }
 
@@ -255,4 +254,31 @@ fn others_changes_are_an_alert_if_the_job_says_so() {
     kept.cluster.cdsync(["job", "resume", "site"]).expect(0);
     kept.until("it is acknowledged", |status| status["state"] == "in-sync");
     assert_eq!(kept.status()["drift"]["count"], 1);
+}
+
+/// Proves that a full disk takes from the trash what it needs, that this is told, and that the
+/// targets go on holding what the source does.
+#[test]
+fn a_full_disk_takes_from_the_trash() {
+    if !is_root() {
+        eprintln!("SKIPPED, needs root: a small filesystem");
+        return;
+    }
+    let mut cluster = Cluster::start();
+    let source = cluster.space.folder("source");
+    let target = cluster.space.disk("target", "tmpfs", 40);
+    let mut random = Random::new(5);
+    cluster.agent("origin", &source);
+    cluster.agent("edge", &target);
+    let settings = "trash = { age = \"7d\", percent = 90 }";
+    let targets = [("edge", &*target)];
+    let text = job_file("site", ("origin", &source), &targets, settings);
+    cluster.apply(&text, &[]).expect(0);
+    for _ in 0..6 {
+        fs::write(source.join("large"), random.bytes(12 << 20)).unwrap();
+        cluster.wait("site");
+        cluster.assert_equal("site", &source, &target);
+    }
+    let log = cluster.cdsync(["job", "log", "site"]).out;
+    assert!(log.contains("the disk is full"), "{log}");
 }

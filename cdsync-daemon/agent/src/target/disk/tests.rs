@@ -347,3 +347,164 @@ fn many_and_deep_folders_are_made() {
     }
     assert_eq!(staged(top.path()), 0);
 }
+
+/// Changes a file behind the agent's back, in one of the ways that others do.
+type Change = fn(&Path);
+
+/// Proves what counts as a change by others and what does not, and what becomes of it: that nothing
+/// of it is lost when it is replaced, and nothing touched when it is to stay.
+#[test]
+fn others_work_is_met() {
+    use std::os::unix::fs::PermissionsExt;
+    let ways: [(&str, bool, Change); 6] = [
+        ("nothing", false, |_| {}),
+        ("another name", false, |at| {
+            std::fs::hard_link(at, at.with_extension("link")).unwrap();
+        }),
+        ("rewritten", true, |at| {
+            std::fs::write(at, "theirs").unwrap()
+        }),
+        ("with its time restored", true, |at| {
+            let mtime = std::fs::metadata(at).unwrap().modified().unwrap();
+            std::fs::write(at, "MINE").unwrap();
+            let file = std::fs::File::options().write(true).open(at).unwrap();
+            file.set_modified(mtime).unwrap();
+        }),
+        ("replaced", true, |at| {
+            std::fs::write(at.with_extension("new"), "theirs").unwrap();
+            std::fs::rename(at.with_extension("new"), at).unwrap();
+        }),
+        ("another mode", true, |at| {
+            std::fs::set_permissions(at, PermissionsExt::from_mode(0o600)).unwrap();
+        }),
+    ];
+    for (what, is_theirs, change) in ways {
+        for drift in [OnDrift::Keep, OnDrift::Replace] {
+            let top = tempfile::tempdir().unwrap();
+            let disk = Arc::new(disk(top.path()));
+            let at = top.path().join("f");
+            let (known, print) = written(&disk, None, OnDrift::Ignore, "mine");
+            change(&at);
+            let theirs = std::fs::read(&at).unwrap();
+            let verified = disk.verify(&place(&disk, "f"), Kind::File, &print, known.left.as_ref());
+            let whole = matches!(verified.unwrap(), ApplyResult::Done(_));
+            assert_eq!(whole, theirs == b"mine" && what != "replaced", "{what}");
+            let result = write(&disk, Some(known), drift, "next");
+            let now = std::fs::read(&at).unwrap();
+            match (is_theirs, drift) {
+                (true, OnDrift::Keep) => {
+                    assert_eq!((result, now), (ApplyResult::Kept, theirs), "{what}");
+                }
+                (true, _) => {
+                    assert!(matches!(result, ApplyResult::Overwrote(_)), "{what}");
+                    assert_eq!(now, b"next");
+                    if theirs != b"mine" {
+                        assert_eq!(trash(top.path()), [theirs], "{what}");
+                    }
+                }
+                (false, _) => {
+                    assert!(matches!(result, ApplyResult::Done(_)), "{what}: {result:?}");
+                    assert_eq!(now, b"next");
+                }
+            }
+            assert_eq!(staged(top.path()), 0);
+        }
+    }
+}
+
+/// Proves that something of others at a name that is to be new is met too.
+#[test]
+fn others_names_are_met() {
+    for drift in [OnDrift::Keep, OnDrift::Replace] {
+        let top = tempfile::tempdir().unwrap();
+        let disk = Arc::new(disk(top.path()));
+        std::fs::write(top.path().join("f"), "theirs").unwrap();
+        let result = write(&disk, None, drift, "mine");
+        let now = std::fs::read(top.path().join("f")).unwrap();
+        if drift == OnDrift::Keep {
+            assert_eq!((result, now), (ApplyResult::Kept, b"theirs".to_vec()));
+        } else {
+            assert!(matches!(result, ApplyResult::Overwrote(_)), "{result:?}");
+            assert_eq!(trash(top.path()), [b"theirs"]);
+        }
+    }
+}
+
+/// Proves that where a copy of our own was lost, whatever is at its name gives way, also in a job
+/// that keeps what others change, and that nothing of it is lost.
+#[test]
+fn what_was_lost_is_replaced() {
+    for drift in [OnDrift::Keep, OnDrift::Replace] {
+        let top = tempfile::tempdir().unwrap();
+        let disk = Arc::new(disk(top.path()));
+        std::fs::write(top.path().join("f"), "torn").unwrap();
+        let result = write(&disk, Some(Known::default()), drift, "whole");
+        assert!(matches!(result, ApplyResult::Done(_)), "{result:?}");
+        assert_eq!(std::fs::read(top.path().join("f")).unwrap(), b"whole");
+        assert_eq!(trash(top.path()), [b"torn"]);
+    }
+}
+
+/// Publishes the file `f`.
+fn write(disk: &Arc<Disk>, over: Option<Known>, drift: OnDrift, text: &str) -> ApplyResult {
+    let bytes = Bytes::from(text.to_owned());
+    let hash = Hash(range_hash(0, &bytes, true).0);
+    let op = ApplyOp::WriteFile {
+        id: id_of("f"),
+        at: place(disk, "f"),
+        body: Body::Inline(0),
+        meta: Metadata {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            user: Vec::new(),
+            group: Vec::new(),
+            mtime: Timestamp { secs: 5, nanos: 7 },
+            xattrs: Xattrs::NONE,
+        },
+        over,
+        drift,
+        adopt: false,
+    };
+    let step = Step {
+        ops: Arc::new(vec![op]),
+        ordered: false,
+    };
+    let mut results = disk.run(&step, &Arc::new(vec![Some((bytes, hash))]));
+    results.remove(0)
+}
+
+/// Publishes it, and tells how it was left.
+fn written(
+    disk: &Arc<Disk>,
+    over: Option<Known>,
+    drift: OnDrift,
+    text: &str,
+) -> (Known, cdsync_core::ledger::object::Fingerprint) {
+    let ApplyResult::Done(seen) = write(disk, over, drift, text) else {
+        panic!("it cannot be written");
+    };
+    let print = seen[0].fingerprint;
+    let left = Left {
+        size: print.size,
+        mtime: print.mtime,
+        ctime: print.ctime,
+        mode: seen[0].meta.mode,
+        hash: Some(Hash(range_hash(0, text.as_bytes(), true).0)),
+    };
+    let known = Known {
+        identity: print.identity,
+        left: Some(left),
+    };
+    (known, print)
+}
+
+/// What the files in the trash hold.
+fn trash(top: &Path) -> Vec<Vec<u8>> {
+    let folders = std::fs::read_dir(top.join(".cdsync/job/trash")).unwrap();
+    let entries = |folder: std::fs::DirEntry| std::fs::read_dir(folder.path()).unwrap();
+    let files = folders.flatten().flat_map(entries).flatten();
+    let kept = files.filter(|file| file.file_name() != "manifest");
+    kept.map(|file| std::fs::read(file.path()).unwrap())
+        .collect()
+}
