@@ -7,10 +7,12 @@ use serde::de::DeserializeOwned;
 
 use crate::filter::{Filter, FilterSpec};
 use crate::ids::{IncarnationId, Label, ObjectId, OriginId};
+use crate::ledger::digest::DigestKey;
 use crate::ledger::loss::Losses;
 use crate::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed, Seq};
 use crate::ledger::record::Record;
 use crate::ledger::rows::{Incarnation, NameRow, ObjectRow, ParkedRow, Progress, decode_row};
+use crate::ledger::snapshot::{AnswerError, answer};
 use crate::ledger::tables::Table;
 use crate::ledger::xattrs::Xattrs;
 use crate::path::{Escaped, Name, RelPath, is_hidden};
@@ -18,8 +20,8 @@ use crate::replica::{ApplyOp, ApplyResult, MoveResult, Replica};
 use crate::sim::MemTables;
 use crate::time::{Timestamp, WallMillis};
 use crate::wire::{
-    Accepted, AgentMessage, BatchHeader, Grant, JoinReply, JoinRequest, MasterMessage, Orders,
-    PeerMessage, Signed, decode, encode,
+    Accepted, AgentMessage, BatchHeader, CompareAnswer, CompareAsk, CompareWhy, Grant, JoinReply,
+    JoinRequest, MasterMessage, Orders, PeerMessage, Signed, Snapshot, decode, encode,
 };
 
 /// Steps that one batch may take: more is a loop.
@@ -107,6 +109,59 @@ pub fn replica(bytes: &[u8]) {
     }
 }
 
+/// A target that compares: each answer is `[u16 LE length][answer]`, and behind each a byte whose
+/// bits say which operations fail on the disk. What the answers bring is asked about too, as a
+/// target that is hostile asks a source.
+pub fn compare(bytes: &[u8]) {
+    let of = Snapshot {
+        origin: OriginId(0x11),
+        incarnation: IncarnationId(0x22),
+        at: Seq(300),
+        bytes: 0,
+        files: 0,
+        why: CompareWhy::Unknown,
+        key: [0; 32],
+    };
+    let mut t = MemTables::default();
+    let filter = Filter::new(&FilterSpec::default()).expect("no filter is a filter");
+    let mut replica = Replica::open(&mut t, filter, false).expect("tables do not fail");
+    let mut rest = bytes;
+    while let Some((len, more)) = rest.split_first_chunk::<2>() {
+        let len = usize::from(u16::from_le_bytes(*len)).min(more.len());
+        let (message, more) = more.split_at(len);
+        let (fails, more) = more.split_first().unwrap_or((&0, more));
+        rest = more;
+        if let Ok(ask) = decode::<CompareAsk>(message) {
+            let answered = answer(&t, of.origin, &DigestKey(of.key), &ask);
+            assert!(
+                !matches!(answered, Err(AnswerError::Table(_))),
+                "tables do not fail"
+            );
+        }
+        if !replica.is_reconciling() {
+            let begun = replica.handle_snapshot(&mut t, &of);
+            assert!(begun.expect("tables do not fail"), "the same origin");
+        }
+        replica.poll_compare(&t).expect("tables do not fail");
+        if let Ok(answer) = decode::<CompareAnswer>(message) {
+            let taken = replica.handle_compared(&mut t, answer);
+            taken.expect("tables do not fail");
+        }
+        replica.poll_compare(&t).expect("tables do not fail");
+        for _ in 0..STEPS_MAX {
+            if !replica.has_differences() {
+                break;
+            }
+            replica
+                .plan_differences(&mut t)
+                .expect("tables do not fail");
+            run(&mut replica, &mut t, *fails);
+        }
+        assert!(!replica.has_differences(), "it goes on and on");
+        replica.take_refused();
+    }
+}
+
 fn run(replica: &mut Replica, t: &mut MemTables, fails: u8) {
     for _ in 0..STEPS_MAX {
         let step = replica.poll_step(WallMillis(1), t);
@@ -187,11 +242,12 @@ mod tests {
     fn the_corpus_is_survived() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
         type Target = (&'static str, fn(&[u8]));
-        let targets: [Target; 4] = [
+        let targets: [Target; 5] = [
             ("peer", super::peer),
             ("control", super::control),
             ("rows", super::rows),
             ("replica", super::replica),
+            ("compare", super::compare),
         ];
         for (name, target) in targets {
             let mut count = 0;

@@ -188,6 +188,10 @@ impl fmt::Debug for ObjectId {
     }
 }
 
+/// One run of the operating system: what was written in it and not synced is lost with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootId(pub u128);
+
 #[cfg(test)]
 mod tests {
     use super::*;

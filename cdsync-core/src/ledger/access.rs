@@ -1,13 +1,13 @@
 //! Reading and writing rows by what they mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::loss::Losses;
-use super::object::{Identity, Seq};
+use super::object::{Identity, Kind, Seq};
 use super::record::Record;
 use super::rows::{
     LiveObject, NameRow, ObjectRow, ParkedRow, decode_row, encode_row, name_key, names_end,
@@ -112,10 +112,27 @@ pub fn children(
     parent: ObjectId,
     each: &mut dyn FnMut(Name, NameRow) -> ControlFlow<()>,
 ) -> Result<(), TableError> {
+    children_after(t, parent, None, each)
+}
+
+/// The same behind a name.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn children_after(
+    t: &dyn TablesRead,
+    parent: ObjectId,
+    after: Option<&Name>,
+    each: &mut dyn FnMut(Name, NameRow) -> ControlFlow<()>,
+) -> Result<(), TableError> {
     let mut failed = None;
     let end = names_end(parent);
     let to = end.as_ref().map(<[u8; 16]>::as_slice);
-    t.range(Table::Names, &parent.to_key(), to, &mut |key, value| {
+    let from = match after {
+        Some(name) => [&name_key(parent, name)[..], &[0]].concat(),
+        None => parent.to_key().to_vec(),
+    };
+    t.range(Table::Names, &from, to, &mut |key, value| {
         let parsed = decode_row(Table::Names, value).and_then(|row| {
             let name = key.get(16..).and_then(|bytes| Name::new(bytes).ok());
             Ok((
@@ -175,6 +192,8 @@ pub fn path_of(t: &dyn TablesRead, id: ObjectId) -> Result<Option<RelPath>, Tabl
 #[derive(Debug, Default)]
 pub struct Folders {
     known: BTreeMap<ObjectId, FolderAt>,
+    /// Those of the known that are something else.
+    others: BTreeSet<ObjectId>,
     /// What the paths take, or took before some were forgotten.
     path_bytes: usize,
     /// Where folders are that are not where the ledger has them.
@@ -222,10 +241,29 @@ impl Folders {
         let at = FolderAt { id, path, identity };
         if self.known.len() >= FOLDERS_MAX || self.path_bytes > FOLDERS_MAX_BYTES {
             self.known.clear();
+            self.others.clear();
             self.path_bytes = at.path.as_bytes().len();
+        }
+        if row.state.kind != Kind::Folder {
+            self.others.insert(id);
         }
         self.known.insert(id, at.clone());
         Ok(Some(at))
+    }
+
+    /// Whether names may be in an object: it is a folder of the ledger, or was one.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn is_folder(&self, t: &dyn TablesRead, id: ObjectId) -> Result<bool, TableError> {
+        if self.known.contains_key(&id) {
+            return Ok(!self.others.contains(&id));
+        }
+        Ok(match object(t, id)? {
+            Some(ObjectRow::Live(row)) => row.state.kind == Kind::Folder,
+            Some(ObjectRow::Gone(_)) => true,
+            None => id.is_root(),
+        })
     }
 
     /// The path of a folder by where those at and above it are.
@@ -311,6 +349,7 @@ impl Folders {
     /// Forgets everything: a folder moved, went, or was noted anew.
     pub fn forget(&mut self) {
         self.known.clear();
+        self.others.clear();
         self.path_bytes = 0;
     }
 }
@@ -321,6 +360,31 @@ impl Folders {
 /// [`TableError`]; not retryable within the transaction.
 pub fn is_below(t: &dyn TablesRead, folder: ObjectId, top: ObjectId) -> Result<bool, TableError> {
     is_below_by(t, folder, top, |_| None)
+}
+
+/// The same by the names that folders still have: what a record took from its name goes elsewhere.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn is_named_below(
+    t: &dyn TablesRead,
+    folder: ObjectId,
+    top: ObjectId,
+) -> Result<bool, TableError> {
+    let mut at = folder;
+    for _ in 0..PATH_MAX_BYTES {
+        if at == top {
+            return Ok(true);
+        }
+        let Some((parent, own)) = live(t, at)?.and_then(|row| row.slot().cloned()) else {
+            break;
+        };
+        if name(t, parent, &own)?.and_then(|row| row.object) != Some(at) {
+            break;
+        }
+        at = parent;
+    }
+    Ok(false)
 }
 
 fn is_below_by(
@@ -371,7 +435,7 @@ pub fn files_below(t: &dyn TablesRead, folder: ObjectId) -> Result<u64, TableErr
         })?;
         for (id, slot) in found {
             match live(t, id)? {
-                Some(row) if row.state.kind == super::object::Kind::Folder => stack.push(id),
+                Some(row) if row.state.kind == Kind::Folder => stack.push(id),
                 Some(row) => files += u64::from(row.slot() == Some(&slot)),
                 None => {}
             }
@@ -380,13 +444,21 @@ pub fn files_below(t: &dyn TablesRead, folder: ObjectId) -> Result<u64, TableErr
     Ok(files)
 }
 
-/// Removes the names and objects below a folder, leaving tombstones. Returns how many files: objects
-/// that are no folders.
+/// What went with a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Buried {
+    /// How many files: objects that are no folders.
+    pub files: u64,
+    /// What lives on by another name.
+    pub living: Vec<ObjectId>,
+}
+
+/// Removes the names and objects below a folder, leaving tombstones.
 ///
 /// # Errors
 /// [`TableError`]; not retryable within the transaction.
-pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, TableError> {
-    let mut buried = 0;
+pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<Buried, TableError> {
+    let mut buried = Buried::default();
     let mut stack = vec![folder];
     while let Some(at) = stack.pop() {
         let mut found = Vec::new();
@@ -403,6 +475,7 @@ pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, 
             child.names.retain(|slot| *slot != (at, name.clone()));
             if !child.names.is_empty() {
                 put_live(t, id, child)?;
+                buried.living.push(id);
                 continue;
             }
             if let Some(local) = child.local {
@@ -414,8 +487,8 @@ pub fn bury_below(t: &mut dyn Tables, folder: ObjectId, by: Seq) -> Result<u64, 
             t.remove(Table::Parked, &id.to_key())?;
             put_gone(t, id, by)?;
             match child.state.kind {
-                super::object::Kind::Folder => stack.push(id),
-                _ => buried += 1,
+                Kind::Folder => stack.push(id),
+                _ => buried.files += 1,
             }
         }
     }
@@ -446,7 +519,7 @@ pub fn digest_below(t: &dyn TablesRead, folder: ObjectId) -> Result<NameSetDiges
             }
             if let (Some(id), Some(object)) = (row.object, object)
                 && held
-                && object.state.kind == super::object::Kind::Folder
+                && object.state.kind == Kind::Folder
             {
                 stack.push((id, path));
             }
@@ -463,16 +536,14 @@ pub fn log_record(t: &dyn TablesRead, seq: Seq) -> Result<Option<(u64, Record)>,
     get(t, Table::Log, &seq.0.to_be_bytes())
 }
 
-/// Appends to the log.
+/// Appends to the log. Returns what it takes there, in bytes.
 ///
 /// # Errors
 /// [`TableError`]; not retryable within the transaction.
-pub fn append_log(t: &mut dyn Tables, bytes: u64, record: &Record) -> Result<(), TableError> {
-    t.put(
-        Table::Log,
-        &record.seq.0.to_be_bytes(),
-        &encode_row(&(bytes, record)),
-    )
+pub fn append_log(t: &mut dyn Tables, bytes: u64, record: &Record) -> Result<u64, TableError> {
+    let row = encode_row(&(bytes, record));
+    t.put(Table::Log, &record.seq.0.to_be_bytes(), &row)?;
+    Ok(row.len() as u64)
 }
 
 /// Calls `each` for the records behind a number, in order, until it breaks.
@@ -528,29 +599,57 @@ pub fn parked(t: &dyn TablesRead, most: usize) -> Result<Vec<(ObjectId, ParkedRo
     rows(t, Table::Parked, most)
 }
 
-/// The rows of a table whose keys are objects.
+/// Calls `each` for every parked object, in the order of their ids.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn each_parked(
+    t: &dyn TablesRead,
+    each: &mut dyn FnMut(ObjectId, ParkedRow),
+) -> Result<(), TableError> {
+    each_row(t, Table::Parked, &mut |id, row| {
+        each(id, row);
+        ControlFlow::Continue(())
+    })
+}
+
+/// The first rows of a table whose keys are objects.
 fn rows<T: DeserializeOwned>(
     t: &dyn TablesRead,
     table: Table,
     most: usize,
 ) -> Result<Vec<(ObjectId, T)>, TableError> {
     let mut rows = Vec::new();
+    each_row(t, table, &mut |id, row| {
+        rows.push((id, row));
+        if rows.len() >= most {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    Ok(rows)
+}
+
+fn each_row<T: DeserializeOwned>(
+    t: &dyn TablesRead,
+    table: Table,
+    each: &mut dyn FnMut(ObjectId, T) -> ControlFlow<()>,
+) -> Result<(), TableError> {
     let mut failed = None;
     t.range(table, &[], None, &mut |key, value| {
         let id = ObjectId::from_key(key).ok_or(TableError::Corrupt {
             table: table.name(),
         });
         match id.and_then(|id| Ok((id, decode_row(table, value)?))) {
-            Ok(row) => rows.push(row),
-            Err(error) => failed = Some(error),
-        }
-        if failed.is_some() || rows.len() >= most {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
+            Ok((id, row)) => each(id, row),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
         }
     })?;
-    failed.map_or(Ok(rows), Err)
+    failed.map_or(Ok(()), Err)
 }
 
 /// Reads a small fact.

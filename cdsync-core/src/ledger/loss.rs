@@ -19,11 +19,13 @@ pub enum Loss {
     HardLink,
     /// The modification time to the nanosecond.
     Time,
+    /// All of it: its name is another one's to the filesystem.
+    Name,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Owner,
         Self::Mode,
         Self::Acl,
@@ -31,6 +33,7 @@ impl Loss {
         Self::Capability,
         Self::HardLink,
         Self::Time,
+        Self::Name,
     ];
 
     /// For people: what is missing and why.
@@ -44,6 +47,7 @@ impl Loss {
             Self::Capability => "the agent may not give it its capabilities",
             Self::HardLink => "the filesystem does not hold a file under several names",
             Self::Time => "the filesystem does not hold its exact time",
+            Self::Name => "the filesystem takes its name for another one of its folder",
         }
     }
 }
@@ -59,6 +63,11 @@ impl Losses {
     /// Adds one.
     pub const fn add(&mut self, loss: Loss) {
         self.0 |= 1 << loss as u8;
+    }
+
+    /// Takes one away.
+    pub const fn remove(&mut self, loss: Loss) {
+        self.0 &= !(1 << loss as u8);
     }
 
     /// Adds all of another set.

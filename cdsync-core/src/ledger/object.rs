@@ -156,7 +156,7 @@ pub struct Identity {
 
 /// What tells that a file's bytes have not been touched: compare all of it, because tools restore
 /// modification times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// Which inode.
     pub identity: Identity,

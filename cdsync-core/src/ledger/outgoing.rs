@@ -8,6 +8,7 @@ use super::object::{Fingerprint, Kind, ObjectState, Seq};
 use super::record::Record;
 use super::rows::ObjectRow;
 use super::tables::{TableError, TablesRead};
+use super::trim::log_start;
 use super::writer::size_of;
 use crate::ids::ObjectId;
 use crate::path::Name;
@@ -41,6 +42,28 @@ impl Default for BatchLimits {
             contents: 16 * 1024,
             items: 16 * 1024,
             inline: INLINE_MAX_BYTES,
+        }
+    }
+}
+
+/// What the batches of all streams of one agent take together, two of each, as long as none of them
+/// is smaller than [`SHARE_MIN_BYTES`].
+const ALL_STREAMS_BYTES: u64 = 24 << 20;
+
+/// The smallest batch that a stream is left with.
+const SHARE_MIN_BYTES: u64 = 16 << 10;
+
+impl BatchLimits {
+    /// The limits of one of so many streams that have batches at the same time: peers that take none
+    /// do not make this side grow with their number. Twelve have it all.
+    #[must_use]
+    pub fn shared_by(self, streams: usize) -> Self {
+        let share = ALL_STREAMS_BYTES / (2 * streams.max(1) as u64);
+        let share = share.max(SHARE_MIN_BYTES);
+        Self {
+            bytes: self.bytes.min(share),
+            inline: self.inline.min(share),
+            ..self
         }
     }
 }
@@ -197,15 +220,16 @@ pub fn content_at(
     let row = match object(t, id)? {
         Some(ObjectRow::Live(row)) if row.state.kind == Kind::File => row,
         Some(ObjectRow::Gone(by)) => return Ok(Err(by)),
-        _ => return Ok(Err(at_least)),
+        Some(ObjectRow::Live(_)) => return Ok(Err(at_least)),
+        // Its tombstone went with the record that removed it.
+        None => return Ok(Err(at_least.max(log_start(t)?))),
     };
     let (Some(local), Some((parent, name))) = (row.local, row.names.into_iter().next()) else {
         return Ok(Err(at_least));
     };
     let Some(folder) = folders.at(t, parent)? else {
-        return Ok(Err(
-            live(t, parent)?.map_or(at_least, |p| p.state.version.seq)
-        ));
+        let gone = at_least.max(log_start(t)?);
+        return Ok(Err(live(t, parent)?.map_or(gone, |p| p.state.version.seq)));
     };
     Ok(Ok(ContentAt {
         object: id,
@@ -215,4 +239,24 @@ pub fn content_at(
         version: row.state.content_seq,
         mtime: row.state.meta.mtime,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves that a few streams have whole batches, that the batches of many take no more together
+    /// than those of a few, and that each of them still has one.
+    #[test]
+    fn many_streams_share() {
+        let whole = BatchLimits::default();
+        assert_eq!(whole.shared_by(0), whole);
+        assert_eq!(whole.shared_by(12), whole);
+        for streams in [13, 100, 700, 10_000] {
+            let share = whole.shared_by(streams);
+            let together = 2 * share.bytes * streams as u64;
+            assert!(together <= ALL_STREAMS_BYTES || share.bytes == SHARE_MIN_BYTES);
+            assert!(share.inline <= share.bytes && share.bytes >= SHARE_MIN_BYTES);
+        }
+    }
 }

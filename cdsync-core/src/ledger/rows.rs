@@ -223,6 +223,13 @@ pub enum ParkedWhat {
         /// What it is.
         kind: Kind,
     },
+    /// What others did there stays: nothing is to be done but to look again.
+    Theirs {
+        /// Whose name it is; `None` for something foreign.
+        object: Option<ObjectId>,
+        /// Where; `None` for the root folder.
+        at: Option<(ObjectId, Name)>,
+    },
 }
 
 impl ParkedWhat {
@@ -231,6 +238,7 @@ impl ParkedWhat {
     pub const fn name(&self) -> Option<&(ObjectId, Name)> {
         match self {
             Self::Link { at, .. } | Self::Remove { at, .. } => Some(at),
+            Self::Theirs { at, .. } => at.as_ref(),
             Self::Content(_) | Self::Meta(_) | Self::Move { .. } => None,
         }
     }

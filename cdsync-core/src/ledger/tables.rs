@@ -26,11 +26,13 @@ pub enum Table {
     Links,
     /// Object id to what a target's disk does not hold of it.
     Lost,
+    /// At a target that compares: object id to what the upstream's snapshot has of it.
+    Compared,
 }
 
 impl Table {
     /// Every table, in a fixed order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Meta,
         Self::Objects,
         Self::Names,
@@ -40,6 +42,7 @@ impl Table {
         Self::Doubts,
         Self::Links,
         Self::Lost,
+        Self::Compared,
     ];
 
     /// Its name in a store, with the version of its row format.
@@ -55,6 +58,7 @@ impl Table {
             Self::Doubts => "doubts-0",
             Self::Links => "links-0",
             Self::Lost => "lost-0",
+            Self::Compared => "compared-0",
         }
     }
 }
@@ -122,4 +126,20 @@ pub trait Tables: TablesRead {
     /// # Errors
     /// [`TableError::Store`], not retryable within the transaction.
     fn remove(&mut self, table: Table, key: &[u8]) -> Result<(), TableError>;
+
+    /// Removes everything up to a key, and that too.
+    ///
+    /// # Errors
+    /// [`TableError::Store`], not retryable within the transaction.
+    fn remove_until(&mut self, table: Table, last: &[u8]) -> Result<(), TableError> {
+        let mut keys = Vec::new();
+        self.range(table, &[], None, &mut |key, _| {
+            if key > last {
+                return ControlFlow::Break(());
+            }
+            keys.push(key.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        keys.iter().try_for_each(|key| self.remove(table, key))
+    }
 }

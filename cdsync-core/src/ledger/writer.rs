@@ -5,6 +5,7 @@ use super::object::{Content, Kind, ObjectState, Observed, Seq, Version};
 use super::record::Record;
 use super::rows::{Incarnation, LiveObject, Local};
 use super::tables::{Table, TableError, Tables, TablesRead};
+use super::trim::{Kept, TrimLimits, kept, put_kept, trim};
 use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::time::{Hlc, WallMillis};
 
@@ -23,6 +24,8 @@ pub struct LedgerWriter {
     incarnation: IncarnationId,
     counters: Counters,
     saved: Counters,
+    kept: Kept,
+    saved_kept: Kept,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -51,11 +54,14 @@ impl LedgerWriter {
         let known: Option<OriginId> = meta(t, ORIGIN)?;
         let origin = known.unwrap_or(fresh);
         let counters: Counters = meta(t, COUNTERS)?.unwrap_or_default();
+        let kept = kept(t)?;
         let mut ledger = Self {
             origin,
             incarnation,
             counters,
             saved: counters,
+            kept,
+            saved_kept: kept,
         };
         let mut list: Vec<Incarnation> = meta(t, INCARNATIONS)?.unwrap_or_default();
         list.push(Incarnation {
@@ -128,6 +134,12 @@ impl LedgerWriter {
         self.counters.bytes
     }
 
+    /// When the last record was made.
+    #[must_use]
+    pub const fn last_change(&self) -> WallMillis {
+        self.counters.hlc.wall()
+    }
+
     /// How many objects that are no folders have been told of and are there: the files, for people
     /// and for whoever judges how much of them goes.
     #[must_use]
@@ -177,7 +189,30 @@ impl LedgerWriter {
     /// [`TableError`]; not retryable within the transaction.
     pub fn append(&mut self, t: &mut dyn Tables, record: &Record) -> Result<(), TableError> {
         self.counters.bytes += record.content_bytes();
-        append_log(t, self.counters.bytes, record)
+        self.kept.bytes += append_log(t, self.counters.bytes, record)?;
+        Ok(())
+    }
+
+    /// Drops the beginning of the log. Returns up to where, if there was anything to drop.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn trim(
+        &mut self,
+        t: &mut dyn Tables,
+        limits: TrimLimits,
+    ) -> Result<Option<Seq>, TableError> {
+        let Some(left) = trim(t, self.kept, limits)? else {
+            return Ok(None);
+        };
+        (self.kept, self.saved_kept) = (left, left);
+        Ok(Some(left.start))
+    }
+
+    /// What is left of the log.
+    #[must_use]
+    pub const fn kept(&self) -> Kept {
+        self.kept
     }
 
     /// Writes the counters if they moved. Call it before the transaction ends.
@@ -188,6 +223,10 @@ impl LedgerWriter {
         if self.counters != self.saved {
             put_meta(t, COUNTERS, &self.counters)?;
             self.saved = self.counters;
+        }
+        if self.kept != self.saved_kept {
+            put_kept(t, self.kept)?;
+            self.saved_kept = self.kept;
         }
         Ok(())
     }
@@ -235,6 +274,32 @@ pub fn knows_cursor(
         None => meta::<Counters>(t, COUNTERS)?.unwrap_or_default().seq,
     };
     Ok((list[at].after..=end).contains(&seq))
+}
+
+/// Where a source's ledger stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct History {
+    pub(super) origin: OriginId,
+    pub(super) incarnation: IncarnationId,
+    pub(super) head: Seq,
+    pub(super) bytes: u64,
+    pub(super) files: u64,
+}
+
+/// `None` for an empty ledger.
+pub(super) fn history(t: &dyn TablesRead) -> Result<Option<History>, TableError> {
+    let list: Vec<Incarnation> = meta(t, INCARNATIONS)?.unwrap_or_default();
+    let (Some(origin), Some(last)) = (meta(t, ORIGIN)?, list.last()) else {
+        return Ok(None);
+    };
+    let counters: Counters = meta(t, COUNTERS)?.unwrap_or_default();
+    Ok(Some(History {
+        origin,
+        incarnation: last.id,
+        head: counters.seq,
+        bytes: counters.bytes,
+        files: counters.files,
+    }))
 }
 
 /// The size that a state's content says.

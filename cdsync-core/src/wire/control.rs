@@ -140,6 +140,7 @@ pub enum SourceState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GapReport {
     /// The folder below the root, escaped.
+    #[serde(deserialize_with = "bounds::text")]
     pub path: String,
     /// Since when.
     pub since: WallMillis,
@@ -168,6 +169,7 @@ pub struct SourceReport {
     /// How many gaps are open.
     pub gap_count: u64,
     /// The first of them, at most 20.
+    #[serde(deserialize_with = "bounds::list::<_, _, REPORT_MAX_NAMES>")]
     pub gaps: Vec<GapReport>,
     /// How many files are read again, because their bytes may be other ones than recorded.
     pub doubts: u64,
@@ -201,6 +203,9 @@ pub enum TargetState {
     Unreachable,
     /// Stopped for safety; `last_error` has the reason.
     Halted,
+    /// Comparing with its upstream, whose log does not lead on from its cursor, or bringing what
+    /// differs; `last_error` says why, and how far it is.
+    Reconciling,
 }
 
 /// A target's state.
@@ -348,6 +353,9 @@ pub struct FenceAnswer {
     /// Paths that could not be brought into the log, with why: the fence fails by them.
     #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub held: Vec<String>,
+    /// Files that changed each time they were read, with how often: the fence is asked for again.
+    #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
+    pub restless: Vec<String>,
 }
 
 /// The label of a change, derived from states for people, logs and filters.

@@ -6,12 +6,16 @@
 //! that arrived, and everything that is not exactly one valid message is an error. Texts for people
 //! come out cut and safe to show.
 
+mod compare;
 mod control;
 mod enrol;
 mod peer;
 mod signed;
 mod upkeep;
 
+pub use compare::{
+    CompareAnswer, CompareAsk, CompareWhy, Compared, OBJECTS_MAX, RANGES_MAX, RangeDigest, Snapshot,
+};
 pub use control::{
     AgentMessage, Answer, Ask, FenceAnswer, GapReport, Hello, JobReport, LogLine, LossReport,
     LostReport, MasterMessage, Op, ParkedReport, Preview, Report, SourceReport, SourceState,

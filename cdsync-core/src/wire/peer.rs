@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Signed;
+use super::{CompareAnswer, CompareAsk, Signed, Snapshot};
 use crate::bounds;
 use crate::ids::{IncarnationId, JobId, ObjectId, OriginId};
 use crate::ledger::object::{Hash, Seq};
@@ -54,6 +54,13 @@ pub enum PeerMessage {
         #[serde(deserialize_with = "bounds::text")]
         reason: String,
     },
+    /// Begins the stream in place of [`Accepted`]: the log does not lead on from the cursor, and the
+    /// target compares first.
+    Snapshot(Snapshot),
+    /// A question about the snapshot.
+    Compare(CompareAsk),
+    /// The answer.
+    Compared(CompareAnswer),
 }
 
 /// Why an upstream refuses.

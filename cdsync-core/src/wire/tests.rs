@@ -410,6 +410,7 @@ fn control_messages() -> Vec<Golden> {
         origin: ORIGIN,
         seq: Seq(9),
         held: vec!["f".into()],
+        restless: vec!["g".into()],
     };
     let answer = AgentMessage::Answer {
         id: 1,
@@ -455,7 +456,8 @@ fn control_messages() -> Vec<Golden> {
         Golden::of(
             "answer",
             &answer,
-            "01 02 01 00 00 11 09 01 01 66 ; version, kind, id, ok, fence, origin, seq, held",
+            "01 02 01 00 00 11 09 01 01 66   ; version, kind, id, ok, fence, origin, seq, held
+             01 01 67                        ; never at rest",
         ),
         Golden::of("renew", &renew, "01 03 01 63 ; version, kind, request"),
         Golden::of("welcome", &welcome, "01 00 01 ; version, kind, now"),
@@ -578,8 +580,99 @@ fn signed_and_enrolment() -> Vec<Golden> {
     ]
 }
 
+fn comparisons() -> Vec<Golden> {
+    let snapshot = Snapshot {
+        origin: ORIGIN,
+        incarnation: IncarnationId(0x22),
+        at: Seq(300),
+        bytes: 128,
+        files: 7,
+        why: CompareWhy::Behind,
+        key: [9; 32],
+    };
+    let ask = PeerMessage::Compare;
+    let range = CompareAsk::Range {
+        after: Vec::new(),
+        to: vec![5],
+        buckets: vec![[1; 8]],
+    };
+    let ranges = CompareAnswer::Ranges(vec![RangeDigest {
+        to: vec![6],
+        sum: [2; 16],
+    }]);
+    let elements = CompareAnswer::Range {
+        differing: 5,
+        elements: vec![([3; 8], 2)],
+    };
+    let folder = Compared {
+        state: state(2, Kind::Folder, Content::None),
+        names: vec![(1, name("a"))],
+    };
+    vec![
+        Golden::of(
+            "snapshot",
+            &PeerMessage::Snapshot(snapshot),
+            "01 09      ; version, kind
+             11 22      ; origin, incarnation
+             ac02 8001  ; at, bytes
+             07 00      ; files, why
+             0909090909090909 0909090909090909 0909090909090909 0909090909090909",
+        ),
+        Golden::of(
+            "compare ranges",
+            &ask(CompareAsk::Ranges { after: vec![1, 2] }),
+            "01 0a 00 02 0102 ; version, kind, ranges, length, after",
+        ),
+        Golden::of(
+            "compare a range",
+            &ask(range),
+            "01 0a 01 00 01 05   ; version, kind, range, after, to
+             01 0101010101010101 ; parts",
+        ),
+        Golden::of(
+            "compare objects",
+            &ask(CompareAsk::Objects {
+                numbers: vec![1, 300],
+            }),
+            "01 0a 02 02 01 ac02 ; version, kind, objects, count, numbers",
+        ),
+        Golden::of(
+            "compare done",
+            &ask(CompareAsk::Done),
+            "01 0a 03 ; version, kind, done",
+        ),
+        Golden::of(
+            "compared ranges",
+            &PeerMessage::Compared(ranges),
+            "01 0b 00 01 01 06 ; version, kind, ranges, count, to
+             0202020202020202 0202020202020202",
+        ),
+        Golden::of(
+            "compared range",
+            &PeerMessage::Compared(elements),
+            "01 0b 01 05            ; version, kind, range, parts that differ
+             01 0303030303030303 02 ; names: hash, object",
+        ),
+        Golden::of(
+            "compared objects",
+            &PeerMessage::Compared(CompareAnswer::Objects(vec![None, Some(folder)])),
+            "01 0b 02 02 00 01 ; version, kind, objects, count, nothing, something
+             11 02 01          ; id, folder
+             a403 e807 64      ; mode, uid, gid
+             01 75 00          ; user, no group
+             01 05             ; mtime: seconds (zigzag), nanoseconds
+             01 06 757365722e61 01 31 ; attributes: name, value
+             00                ; no content
+             11 22 09 07       ; version: origin, incarnation, seq, hlc
+             09 00             ; content seq, replaces nothing
+             01 01 01 61       ; names: count, folder, name",
+        ),
+    ]
+}
+
 fn all() -> Vec<Golden> {
     let mut all = peer_messages();
+    all.extend(comparisons());
     all.extend(batches());
     all.extend(control_messages());
     all.extend(signed_and_enrolment());
@@ -668,6 +761,56 @@ fn small_messages_stay_small_in_memory() {
     };
     assert!(decode::<AgentMessage>(&encode(&answer(1_000))).is_ok());
     assert!(decode::<AgentMessage>(&encode(&answer(100_000))).is_err());
+}
+
+/// Proves that no list of a report makes many times of its bytes in memory, and that what names and
+/// reasons it has come out safe to show.
+#[test]
+fn reports_are_bounded() {
+    let gap = GapReport {
+        path: "a\nb".to_owned(),
+        since: WallMillis(0),
+    };
+    let source = SourceReport {
+        gaps: vec![gap; 20],
+        ..SourceReport::default()
+    };
+    let taken: SourceReport = decode(&encode(&source)).unwrap();
+    assert_eq!(taken.gaps[19].path, "a\\nb");
+    let deletes = MassDelete {
+        why: TooMuch::Beyond,
+        files: 1,
+        gone: 1,
+        origin: ORIGIN,
+        after: Seq(1),
+        upto: Seq(1),
+        held: 1,
+        names: vec![RelPath::root(); 100_000],
+    };
+    let many_gaps = SourceReport {
+        gaps: vec![source.gaps[0].clone(); 100_000],
+        ..source.clone()
+    };
+    let many_names = SourceReport {
+        deletes: Some(deletes),
+        ..source
+    };
+    for many in [many_gaps, many_names] {
+        assert!(decode::<SourceReport>(&encode(&many)).is_err());
+    }
+    let drift = |names| DriftReport {
+        names,
+        ..DriftReport::default()
+    };
+    let few: DriftReport = decode(&encode(&drift(vec!["\x1b".to_owned()]))).unwrap();
+    assert_eq!(few.names, ["\\u{1b}"]);
+    assert!(decode::<DriftReport>(&encode(&drift(vec![String::new(); 100_000]))).is_err());
+    let trash = TrashReport {
+        trouble: Some("a\nb".to_owned()),
+        ..TrashReport::default()
+    };
+    let taken: TrashReport = decode(&encode(&trash)).unwrap();
+    assert_eq!(taken.trouble.as_deref(), Some("a\\nb"));
 }
 
 /// Proves that what a peer writes for people comes out on one line, cut, and cannot speak to a

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::control::REPORT_MAX_NAMES;
+use crate::bounds;
 use crate::time::WallMillis;
 
 /// How many changed paths a report names.
@@ -17,6 +19,7 @@ pub struct TrashReport {
     /// When the oldest of them came.
     pub oldest: Option<WallMillis>,
     /// Why nothing is removed for its age, or why something cannot be removed; for people.
+    #[serde(deserialize_with = "bounds::maybe_text")]
     pub trouble: Option<String>,
 }
 
@@ -26,6 +29,7 @@ pub struct DriftReport {
     /// How many changes of others were met.
     pub count: u64,
     /// The first paths, escaped, at most [`DRIFT_NAMES`].
+    #[serde(deserialize_with = "bounds::texts::<_, REPORT_MAX_NAMES>")]
     pub names: Vec<String>,
     /// How many of others' versions stay, because the job says so.
     pub kept: u64,
