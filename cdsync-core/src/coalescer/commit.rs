@@ -447,7 +447,7 @@ impl Coalescer {
         if row.state.kind == Kind::Folder {
             self.listings.gone(id);
             self.unseen.folder_seen(id);
-            let files = bury_below(t, id, record.seq)?;
+            let files = bury_below(t, id, record.seq)?.files;
             self.ledger.files_went(files);
             self.folders.forget();
         } else {
@@ -488,6 +488,7 @@ impl Coalescer {
         let Lost { id, row, .. } = gone;
         // One of its other names may have been recorded since it was read.
         let mut row = live(t, id)?.unwrap_or(row);
+        what.merge(self.hinted(&row));
         let bytes = moved_bytes(&row, &seen.observed, what, self.listings.is_deaf(slot.0));
         self.heed(t, id, bytes)?;
         row.names.retain(|name| name != from && name != slot);

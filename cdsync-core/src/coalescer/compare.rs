@@ -18,7 +18,7 @@ use crate::time::{Instant, WallMillis};
 pub(super) const RACY_MS: u64 = 30;
 
 /// How far back lost hints may reach when a listing makes up for them.
-const LOST_MS: u64 = 10_000;
+pub(super) const LOST_MS: u64 = 10_000;
 
 /// A name behind which an object of the ledger is not any more.
 #[derive(Debug)]
@@ -97,6 +97,7 @@ impl Coalescer {
             let misses = self.listings.looking_itself.remove(&folder);
             match itself {
                 Ok(observed) => {
+                    self.listings.looked_at_itself(folder);
                     self.seen_folders.insert(folder, observed);
                 }
                 Err(LookError::Failed(reason)) => {
@@ -117,6 +118,7 @@ impl Coalescer {
                 match seen {
                     Ok(observed) => {
                         self.unseen.name_seen(&slot);
+                        self.listings.looked_at(&slot);
                         self.examine(now, wall, t, slot, observed, waiting, &mut round)?;
                     }
                     Err(error) => self.name_missed(now, t, slot, waiting, &error)?,
@@ -129,7 +131,9 @@ impl Coalescer {
         self.renew_folders(wall, t, &mut round, &moves)?;
         self.guard_round(now, wall, t, &mut round, &mut moves)?;
         self.record_round(wall, t, round, &moves)?;
-        self.record_folders(wall, t)
+        self.record_folders(wall, t)?;
+        self.heard(now, wall);
+        Ok(())
     }
 
     fn folder_missed(
@@ -197,10 +201,12 @@ impl Coalescer {
         if let (Some(seen), Some((id, row))) = (&observed, &known)
             && identity(row) == Some(seen.fingerprint.identity)
             && row.state.kind == seen.kind
+            && !self.is_of_another(t, *id, seen)?
         {
             if row.state.kind == Kind::Folder {
                 // Something may have moved in from where the filter did not look.
-                self.seen_folders.entry(*id).or_insert_with(|| seen.clone());
+                self.listings.looked_at_itself(*id);
+                self.seen_folders.insert(*id, seen.clone());
                 self.listings.met(*id);
                 self.keep_handle(t, *id, seen)?;
                 return Ok(());
@@ -350,7 +356,7 @@ impl Coalescer {
         };
         let same_meta = row.state.meta == seen.meta;
         let is_file = seen.kind == Kind::File;
-        let listed = what == What::default() && listed_racy(&row, &seen.fingerprint, wall);
+        let listed = what == What::default() && self.listed_racy(&row, &seen.fingerprint, wall);
         if local.fingerprint == seen.fingerprint && same_meta {
             // The hint may be late: what counts is how soon after the change it was recorded.
             let recorded = row.state.version.hlc.wall();
@@ -378,6 +384,19 @@ impl Coalescer {
         let local = row.local.clone().map(|l| Local { fingerprint, ..l });
         self.written = true;
         put_live(t, id, LiveObject { local, ..row })
+    }
+
+    /// A listing stands for hints that were lost a moment ago, or when the run before ended: what was
+    /// recorded within one step of the clock after its last change may have changed once more within
+    /// that step.
+    fn listed_racy(&self, row: &LiveObject, fingerprint: &Fingerprint, wall: WallMillis) -> bool {
+        let lost = WallMillis(wall.0.saturating_sub(LOST_MS));
+        let since = match self.heard.before {
+            Some(before) if self.gap_count() == 0 => before,
+            Some(before) => before.min(lost),
+            None => lost,
+        };
+        is_racy(fingerprint, row.state.version.hlc.wall()) && is_racy(fingerprint, since)
     }
 
     /// The handle of a folder that was met leads to it: something that was taken for another folder
@@ -467,13 +486,6 @@ pub(super) fn is_emptied(row: &LiveObject, seen: &Observed) -> bool {
 
 fn bytes_differ(a: &Fingerprint, b: &Fingerprint) -> bool {
     a.size != b.size || a.mtime != b.mtime || a.identity != b.identity
-}
-
-/// A listing stands for hints that were lost a moment ago: what was recorded within one step of the
-/// clock after its last change may have changed once more within that step.
-fn listed_racy(row: &LiveObject, fingerprint: &Fingerprint, wall: WallMillis) -> bool {
-    let lost = WallMillis(wall.0.saturating_sub(LOST_MS));
-    is_racy(fingerprint, row.state.version.hlc.wall()) && is_racy(fingerprint, lost)
 }
 
 pub(super) fn is_racy(fingerprint: &Fingerprint, wall: WallMillis) -> bool {

@@ -10,17 +10,67 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::Coalescer;
-use super::compare::{Bytes, RACY_MS, is_racy};
-use crate::ids::ObjectId;
-use crate::ledger::access::{live, put_live};
-use crate::ledger::object::{Content, Hash, Seq};
+use super::compare::{Bytes, LOST_MS, RACY_MS, is_racy};
+use crate::ids::{BootId, ObjectId};
+use crate::ledger::access::{live, meta, put_live, put_meta};
+use crate::ledger::object::{Content, Hash, Kind, Seq};
 use crate::ledger::outgoing::{ContentAt, content_at};
 use crate::ledger::rows::LiveObject;
 use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
+use crate::ledger::walk::each_live;
 use crate::time::{Instant, WallMillis};
 
 /// How long a file that changed while it was read again is left alone.
 const CHANGED: Duration = Duration::from_millis(100);
+
+/// What was changed so long before the last record counts as written by the system when its power
+/// is cut: it writes back what is half a minute old, and takes a while for that.
+const WRITTEN_BACK: Duration = Duration::from_secs(600);
+
+/// The run of the system in which the ledger was opened last.
+const BOOT: &str = "source-boot";
+
+/// Up to when an earlier run had taken in what happened.
+const HEARD: &str = "source-heard";
+
+/// A hint that was not taken in yet is no older.
+const ON_ITS_WAY: Duration = Duration::from_millis(250);
+
+/// Up to when all that happened was taken in: what is lost when a run ends is younger.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Of the run before, until all was compared.
+    pub(super) before: Option<WallMillis>,
+    /// When hints were taken last.
+    taken: Option<Instant>,
+    upto: WallMillis,
+    noted: WallMillis,
+}
+
+impl Heard {
+    pub(super) fn open(t: &dyn TablesRead) -> Result<Self, TableError> {
+        Ok(Self {
+            before: meta(t, HEARD)?,
+            ..Self::default()
+        })
+    }
+
+    /// All hints so far were taken.
+    pub(super) fn took(&mut self, now: Instant) {
+        self.taken = Some(now);
+    }
+
+    /// What was hinted was looked at; `all` of it, or a part is waited for as long as it may be.
+    fn looked(&mut self, now: Instant, wall: WallMillis, all: bool) {
+        let since = self.taken.map(|taken| now.0.saturating_sub(taken.0));
+        let back = match since {
+            Some(since) if all => since + ON_ITS_WAY,
+            _ => Duration::from_millis(LOST_MS),
+        };
+        let back = u64::try_from(back.as_millis()).unwrap_or(u64::MAX);
+        self.upto = self.upto.max(WallMillis(wall.0.saturating_sub(back)));
+    }
+}
 
 /// What is in doubt: the rows of [`Table::Doubts`], counted.
 #[derive(Debug, Default)]
@@ -84,6 +134,51 @@ impl Doubts {
 }
 
 impl Coalescer {
+    /// Says which run of the system this is; call it before anything else. After another one, files
+    /// that had changed shortly before the last record are in doubt: the disk may have lost bytes
+    /// that were read from memory and sent, and have kept their times.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn handle_boot(&mut self, t: &mut dyn Tables, boot: BootId) -> Result<(), TableError> {
+        let before: Option<BootId> = meta(t, BOOT)?;
+        if before == Some(boot) {
+            return Ok(());
+        }
+        put_meta(t, BOOT, &boot)?;
+        if before.is_none() {
+            return Ok(());
+        }
+        let within = u64::try_from(WRITTEN_BACK.as_millis()).unwrap_or(u64::MAX);
+        let since = self.ledger.last_change().0.saturating_sub(within) / 1000;
+        let late = |row: &LiveObject| {
+            let ctime = row.local.as_ref().map(|local| local.fingerprint.ctime.secs);
+            row.state.kind == Kind::File && ctime.is_some_and(|at| at >= since.cast_signed())
+        };
+        each_live(t, late, |t, row| self.doubt_content(t, row.state.id))
+    }
+
+    /// What was hinted was looked at. As long as anything is compared because hints were lost, the time
+    /// of those stands.
+    pub(super) fn heard(&mut self, now: Instant, wall: WallMillis) {
+        if !self.listings.is_idle() || self.gap_count() > 0 {
+            return;
+        }
+        let waits = self.pending.len() > self.unseen.names_count();
+        let all = !waits && self.listings.looking.is_empty();
+        self.heard.looked(now, wall, all);
+    }
+
+    /// Notes with what was written up to when all was taken in.
+    pub(super) fn note_heard(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        let heard = &mut self.heard;
+        if self.written && heard.upto > heard.noted {
+            put_meta(t, HEARD, &heard.upto)?;
+            heard.noted = heard.upto;
+        }
+        Ok(())
+    }
+
     /// How many files are in doubt.
     #[must_use]
     pub fn doubt_count(&self) -> u64 {

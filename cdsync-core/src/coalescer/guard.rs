@@ -15,6 +15,7 @@ use super::listing::Depth;
 use super::pairing::{climb, left, linked};
 use super::pending::{Confirm, Guarded, Waiting};
 use super::{Coalescer, CoalescerConfig, Slot, What};
+use crate::bounds;
 use crate::ids::{ObjectId, OriginId};
 use crate::job::Guard as Bounds;
 use crate::ledger::access::{self, live};
@@ -40,6 +41,8 @@ const EMPTIED_LEAST: u64 = 10;
 const TICK: Duration = Duration::from_millis(100);
 /// How many held names are told.
 const NAMES_MAX: usize = 20;
+/// How many are taken from a peer.
+const NAMES_TAKEN_MAX: usize = 1024;
 
 /// What makes a burst of deletes too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -68,6 +71,7 @@ pub struct MassDelete {
     /// How many files are held: neither in the log nor on the disk.
     pub held: u64,
     /// The first names that are held, at most 20; a folder stands for all that is below it.
+    #[serde(deserialize_with = "bounds::list::<_, _, NAMES_TAKEN_MAX>")]
     pub names: Vec<RelPath>,
 }
 
@@ -332,7 +336,18 @@ impl Coalescer {
         if self.guard.is_off() {
             return Ok(weights);
         }
+        let mut names: BTreeMap<ObjectId, usize> = BTreeMap::new();
+        let mut folders = false;
+        for (_, lost) in left(&round.lost, moves) {
+            *names.entry(lost.id).or_default() += 1;
+            folders |= lost.row.state.kind == Kind::Folder;
+        }
         for (slot, lost) in left(&round.lost, moves) {
+            let gone = names.get(&lost.id).copied().unwrap_or_default();
+            // With a folder other names may go: it counts at its first name then.
+            if !folders && gone < lost.row.names.len() {
+                continue;
+            }
             // What takes the place of a file by a rename is no delete.
             let found = round.found.get(slot);
             let renamed = moves.contains_key(slot);
@@ -342,9 +357,15 @@ impl Coalescer {
                 weights.insert(slot.clone(), weight);
             }
         }
+        let mut emptied_ones = BTreeSet::new();
         for (slot, emptied) in &round.emptied {
             if emptied.waiting.guarded != Guarded::Free && emptied.row.is_announced() {
-                weights.insert(slot.clone(), Weight::ONE_EMPTIED);
+                // Held with its other names, and counted once.
+                let weight = match emptied_ones.insert(emptied.id) {
+                    true => Weight::ONE_EMPTIED,
+                    false => Weight::default(),
+                };
+                weights.insert(slot.clone(), weight);
             }
         }
         Ok(weights)
@@ -488,8 +509,8 @@ impl Coalescer {
     }
 }
 
-/// What goes with a name that something left: `None` where nothing does. A file of several names
-/// counts at its first one.
+/// What goes with a name that something left: `None` where nothing does. A file that left several
+/// names counts at its first one.
 fn weigh(
     t: &dyn TablesRead,
     (slot, lost): (&Slot, &Lost),

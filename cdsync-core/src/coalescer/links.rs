@@ -5,7 +5,6 @@
 //! file with several names is met for the first time: most trees have none, and pay nothing.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use super::compare::{Bytes, Round, moved_bytes};
 use super::{Coalescer, Slot, What};
@@ -13,14 +12,12 @@ use crate::ids::ObjectId;
 use crate::ledger::access::{self, live, meta, put_live, put_meta, put_name};
 use crate::ledger::object::{Identity, Kind, Observed};
 use crate::ledger::record::Record;
-use crate::ledger::rows::{LiveObject, NameRow, ObjectRow, decode_row};
-use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
+use crate::ledger::rows::{LiveObject, NameRow};
+use crate::ledger::tables::{TableError, Tables, TablesRead};
+use crate::ledger::walk::each_live;
 use crate::time::{Instant, WallMillis};
 
 const INDEXED: &str = "links-indexed";
-
-/// How many rows are read before the index is written on: bounds memory.
-const INDEX_CHUNK: usize = 4096;
 
 /// Whether a ledger has the index.
 pub(super) fn is_indexed(t: &dyn TablesRead) -> Result<bool, TableError> {
@@ -62,6 +59,18 @@ impl Coalescer {
                 && !row.names.is_empty()
         });
         Ok(row.map(|row| (id, row)))
+    }
+
+    /// Whether what was seen belongs to another object than the ledger has at that name: the name was
+    /// given to it again before it was missed there.
+    pub(super) fn is_of_another(
+        &self,
+        t: &dyn TablesRead,
+        id: ObjectId,
+        seen: &Observed,
+    ) -> Result<bool, TableError> {
+        let owner = self.known_link(t, seen)?;
+        Ok(owner.is_some_and(|(owner, _)| owner != id))
     }
 
     /// Makes the index before it is asked what was seen.
@@ -140,9 +149,10 @@ impl Coalescer {
         slot: &Slot,
         (id, mut row): (ObjectId, LiveObject),
         seen: &Observed,
-        what: What,
+        mut what: What,
     ) -> Result<ObjectId, TableError> {
         let deaf = self.listings.is_deaf(slot.0);
+        what.merge(self.hinted(&row));
         let bytes = moved_bytes(&row, seen, what, deaf);
         self.heed(t, id, bytes)?;
         let name = NameRow {
@@ -157,6 +167,19 @@ impl Coalescer {
         self.written = true;
         put_live(t, id, row)?;
         Ok(id)
+    }
+
+    /// What is hinted at the names that the ledger has of an object, and not looked at yet. Once its
+    /// new times are noted, those looks would find nothing.
+    pub(super) fn hinted(&self, row: &LiveObject) -> What {
+        let mut what = What::default();
+        for slot in &row.names {
+            let looking = self.listings.looking.get(slot);
+            for waiting in self.pending.get(slot).into_iter().chain(looking) {
+                what.merge(waiting.what);
+            }
+        }
+        what
     }
 
     /// Takes one of several names from an object. `false`: it is the last one.
@@ -192,39 +215,10 @@ pub(super) fn tell(record: &mut Record, row: &LiveObject) {
 
 /// Makes the index of everything that is there.
 fn index(t: &mut dyn Tables) -> Result<(), TableError> {
-    let mut from = Vec::new();
-    loop {
-        let mut found = Vec::new();
-        let mut failed = None;
-        let mut read = 0;
-        let mut last = None;
-        t.range(Table::Objects, &from, None, &mut |key, value| {
-            read += 1;
-            last = Some(key.to_vec());
-            match (ObjectId::from_key(key), decode_row(Table::Objects, value)) {
-                (Some(id), Ok(ObjectRow::Live(row))) if row.state.kind != Kind::Folder => {
-                    found.extend(row.local.map(|l| (l.fingerprint.identity, id)));
-                }
-                (_, Err(error)) => failed = Some(error),
-                _ => {}
-            }
-            if failed.is_some() || read >= INDEX_CHUNK {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
-        failed.map_or(Ok(()), Err)?;
-        for (identity, id) in found {
-            access::put_identity(t, identity, id)?;
-        }
-        match last {
-            Some(mut key) if read >= INDEX_CHUNK => {
-                key.push(0);
-                from = key;
-            }
-            _ => break,
-        }
-    }
+    let indexed = |row: &LiveObject| row.state.kind != Kind::Folder;
+    each_live(t, indexed, |t, row| match row.local {
+        Some(local) => access::put_identity(t, local.fingerprint.identity, row.state.id),
+        None => Ok(()),
+    })?;
     put_meta(t, INDEXED, &true)
 }

@@ -23,6 +23,9 @@ use crate::time::{Instant, WallMillis};
 /// How many folders outside of the ledger are remembered, 60 bytes each or so.
 const UNHEARD_MAX: usize = 4096;
 
+/// How many names are remembered as looked at while their folder is listed.
+const LOOKED_MAX: usize = 4096;
+
 /// How many folders are listed at once: what moves while it is listed is looked at again, so few.
 pub(super) const OUTSTANDING_MAX: usize = 4;
 
@@ -76,6 +79,24 @@ struct Listing {
     blank: bool,
     /// Some of its names could not be looked at, and are not followed one by one.
     failed: bool,
+    /// What was looked at since it was asked for: a part of it that comes now may be older.
+    looked: Looked,
+}
+
+/// What was looked at while a folder is listed.
+#[derive(Debug, Default)]
+struct Looked {
+    names: BTreeSet<Name>,
+    /// More names than are remembered.
+    more: bool,
+    /// The folder itself.
+    itself: bool,
+}
+
+impl Looked {
+    fn has(&self, name: &Name) -> bool {
+        self.more || self.names.contains(name)
+    }
 }
 
 impl Listings {
@@ -178,6 +199,24 @@ impl Listings {
         self.lossy || self.deaf.contains(&folder)
     }
 
+    /// A name was looked at: what a listing that is under way has seen there may be older.
+    pub(super) fn looked_at(&mut self, slot: &Slot) {
+        if let Some(listing) = self.outstanding.get_mut(&slot.0) {
+            let looked = &mut listing.looked;
+            looked.more |= looked.names.len() >= LOOKED_MAX;
+            if !looked.more {
+                looked.names.insert(slot.1.clone());
+            }
+        }
+    }
+
+    /// A folder was looked at, by itself or behind its name.
+    pub(super) fn looked_at_itself(&mut self, folder: ObjectId) {
+        if let Some(listing) = self.outstanding.get_mut(&folder) {
+            listing.looked.itself = true;
+        }
+    }
+
     /// What is being listed of a folder is not all of it.
     pub(super) fn fail(&mut self, folder: ObjectId) {
         if let Some(listing) = self.outstanding.get_mut(&folder) {
@@ -206,6 +245,7 @@ impl Listings {
             seen: BTreeSet::new(),
             blank: false,
             failed: false,
+            looked: Looked::default(),
         };
         self.outstanding.insert(folder, listing);
     }
@@ -333,12 +373,17 @@ impl Coalescer {
             return Ok(());
         }
         self.note_left_out(t, &slot, &observed)?;
-        let Some(depth) = self.listings.outstanding.get(&slot.0).map(|l| l.depth) else {
+        let Some(listing) = self.listings.outstanding.get(&slot.0) else {
             return Ok(());
         };
+        let (depth, was_looked_at) = (listing.depth, listing.looked.has(&slot.1));
         let Some(id) = known else {
             if depth == Depth::Patrol {
                 return self.patrol_differs(now, t, slot);
+            }
+            if was_looked_at {
+                self.look_once_more(now, slot);
+                return Ok(());
             }
             return self.listed_new(now, wall, t, slot, &observed, verdict);
         };
@@ -352,7 +397,8 @@ impl Coalescer {
             && row
                 .local
                 .as_ref()
-                .is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity);
+                .is_some_and(|l| l.fingerprint.identity == observed.fingerprint.identity)
+            && !self.is_of_another(t, id, &observed)?;
         if !same {
             self.owe_deep(depth, id, row.state.kind);
             self.pending.due_now(slot, now);
@@ -376,10 +422,18 @@ impl Coalescer {
             {
                 self.note_handle(t, id, row, &observed)?;
             }
-            if depth == Depth::Shallow {
-                // Else its own metadata is compared when it is listed itself.
+            // Else its own metadata is compared when it is listed itself.
+            if depth == Depth::Shallow && !was_looked_at {
                 self.seen_folders.insert(id, observed);
+            } else if depth == Depth::Shallow {
+                self.look_once_more(now, slot);
             }
+            return Ok(());
+        }
+        let differs = row.local.as_ref().map(|l| l.fingerprint) != Some(observed.fingerprint)
+            || row.state.meta != observed.meta;
+        if was_looked_at && differs {
+            self.look_once_more(now, slot);
             return Ok(());
         }
         if is_emptied(&row, &observed) {
@@ -390,6 +444,14 @@ impl Coalescer {
             return Ok(());
         }
         self.compare_same(wall, t, id, row, &observed, What::default())
+    }
+
+    /// A listing shows something else than a look at the same name since it was asked for: which
+    /// of the two is newer, another look tells.
+    fn look_once_more(&mut self, now: Instant, slot: Slot) {
+        if !self.pending.is_held(&slot) {
+            self.pending.due_now(slot, now);
+        }
     }
 
     fn listed_new(
@@ -501,7 +563,9 @@ impl Coalescer {
         }
         match itself {
             Ok(observed) => {
-                if !listing.failed {
+                // The safety scan only looks for differences: it does not do what a listing that
+                // failed was to do.
+                if !listing.failed && !patrol {
                     self.unseen.folder_seen(folder);
                 }
                 let mut missing = Vec::new();
@@ -530,7 +594,12 @@ impl Coalescer {
                         self.pending.due_now(slot, now);
                     }
                 }
-                self.seen_folders.insert(folder, observed);
+                if listing.looked.itself {
+                    // Which of the two is newer, another look tells.
+                    self.pending.folder(folder);
+                } else {
+                    self.seen_folders.insert(folder, observed);
+                }
                 self.record_folders(wall, t)?;
                 self.withdraw_folder(wall, t, folder)?;
             }
@@ -575,7 +644,11 @@ impl Coalescer {
             let slot = live(t, at)?.and_then(|row| row.names.into_iter().next());
             let Some(slot) = slot else { break };
             at = slot.0;
-            self.pending.due_now(slot, now);
+            // Whether it is gone is being proved, or may be told: what is missing below it must not
+            // begin that anew for ever.
+            if !self.pending.is_confirming_at(&slot) && !self.pending.is_held(&slot) {
+                self.pending.due_now(slot, now);
+            }
         }
         Ok(at != folder)
     }

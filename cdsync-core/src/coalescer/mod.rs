@@ -43,11 +43,12 @@ use crate::ledger::access::{FolderAt, Folders};
 use crate::ledger::object::{Identity, Observed, Seq};
 use crate::ledger::record::Record;
 use crate::ledger::tables::{TableError, Tables};
+use crate::ledger::trim::{Kept, TrimLimits};
 use crate::ledger::writer::LedgerWriter;
 use crate::path::{Name, RelPath};
 use crate::time::{Instant, WallMillis};
-use doubts::Doubts;
 pub use doubts::Reread;
+use doubts::{Doubts, Heard};
 use gaps::Gaps;
 pub use gaps::OpenGap;
 use guard::Guard;
@@ -224,6 +225,7 @@ pub struct Coalescer {
     unseen: Unseen,
     gaps: Gaps,
     doubts: Doubts,
+    heard: Heard,
     guard: Guard,
     patrol: Patrol,
     /// What waited when the scan ended is being looked at, before everything is said.
@@ -282,6 +284,7 @@ impl Coalescer {
             unseen: Unseen::default(),
             gaps: Gaps::default(),
             doubts: Doubts::open(t)?,
+            heard: Heard::open(t)?,
             guard: Guard::new(&config),
             patrol: Patrol::default(),
             closing: false,
@@ -320,6 +323,26 @@ impl Coalescer {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.ledger.bytes()
+    }
+
+    /// Drops the beginning of the log, of what may be announced. Returns up to where, if there was
+    /// anything to drop.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn trim_log(
+        &mut self,
+        t: &mut dyn Tables,
+        limits: TrimLimits,
+    ) -> Result<Option<Seq>, TableError> {
+        let upto = limits.upto.min(self.announced);
+        self.ledger.trim(t, TrimLimits { upto, ..limits })
+    }
+
+    /// What is left of the log.
+    #[must_use]
+    pub fn log_kept(&self) -> Kept {
+        self.ledger.kept()
     }
 
     /// The last number that may be announced.
@@ -409,9 +432,11 @@ impl Coalescer {
     pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
         if self.listings.is_idle() && self.pending.len() == self.unseen.names_count() {
             self.listings.end_scan();
+            self.heard.before = None;
             self.gaps.close();
             self.guard.end_scan();
         }
+        self.note_heard(t)?;
         self.ledger.save(t)?;
         Ok(std::mem::take(&mut self.written))
     }

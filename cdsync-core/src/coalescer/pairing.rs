@@ -78,7 +78,18 @@ impl Coalescer {
                 self.handle_gap(now);
                 continue;
             }
-            let mut early = into_itself(t, round, &moves)?;
+            let early = into_itself(t, round, &moves)?;
+            let in_vain = |slot: &&Slot| round.found[*slot].misses >= MISSES_MAX;
+            let late: Vec<Slot> = early.iter().filter(in_vain).cloned().collect();
+            if !late.is_empty() {
+                // The folder is not in what it was in, and nothing tells how that came about: it is
+                // taken for gone, and met anew where it is.
+                late.iter().for_each(|slot| drop(round.found.remove(slot)));
+                self.handle_gap(now);
+                continue;
+            }
+            let ends = early.into_iter().flat_map(|to| [moves[&to].clone(), to]);
+            let mut early: BTreeSet<Slot> = ends.collect();
             early.extend(twins(round));
             if early.is_empty() {
                 return Ok(moves);
@@ -223,8 +234,7 @@ fn twins(round: &Round) -> BTreeSet<Slot> {
     twins.flatten().cloned().collect()
 }
 
-/// The ends of moves that would put a folder below itself: a move of what it went into was not seen
-/// yet.
+/// Where moves would put folders below themselves: a move of what they went into was not seen yet.
 fn into_itself(
     t: &dyn TablesRead,
     round: &Round,
@@ -235,7 +245,7 @@ fn into_itself(
     for (to, from) in moves {
         let lost = &round.lost[from];
         if is_folder(lost) && climb(t, &parents, to.0, |at| at == lost.id)? {
-            early.extend([to.clone(), from.clone()]);
+            early.insert(to.clone());
         }
     }
     Ok(early)

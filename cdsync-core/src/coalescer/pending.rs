@@ -149,6 +149,12 @@ impl Pending {
         self.confirming > 0
     }
 
+    /// Whether what vanished from a name waits for the kernel's queue.
+    pub(super) fn is_confirming_at(&self, slot: &Slot) -> bool {
+        self.get(slot)
+            .is_some_and(|waiting| waiting.confirm.waits())
+    }
+
     pub(super) fn is_settled(&self, now: Instant) -> bool {
         self.folders.is_empty()
             && self.confirming == 0
@@ -310,6 +316,7 @@ impl Coalescer {
         t: &dyn TablesRead,
         hints: impl IntoIterator<Item = Hint>,
     ) -> Result<(), TableError> {
+        self.heard.took(now);
         for hint in hints {
             if hint.what.folder && hint.what.at_once {
                 self.pending.moves += 1;

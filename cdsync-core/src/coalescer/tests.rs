@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::filter::FilterSpec;
-use crate::ids::ObjectId;
-use crate::ledger::access::log_after;
+use crate::ids::{BootId, ObjectId};
+use crate::ledger::access::{self, log_after};
 use crate::ledger::object::Kind;
 use crate::ledger::outgoing::content_at;
 use crate::ledger::rows::encode_row;
@@ -145,7 +145,7 @@ fn tree(disk: &mut Disk, files: usize) -> NodeId {
 }
 
 fn object_at(source: &SourceSim, parent: ObjectId, file: &str) -> Option<ObjectId> {
-    let row = crate::ledger::access::name(&source.tables, parent, &name(file)).unwrap();
+    let row = access::name(&source.tables, parent, &name(file)).unwrap();
     row.and_then(|row| row.object)
 }
 
@@ -294,6 +294,43 @@ fn bursts_of_deletes_are_held_and_judged() {
     // It was replaced, not deleted.
     let replaced = records.iter().position(|r| !r.removed.is_empty()).unwrap();
     assert!(!records[replaced].objects.is_empty());
+}
+
+/// Proves that a file of two names counts once for the guard, whichever of them goes first: nothing
+/// is held while each lives on under the other name, and all are counted when that goes too.
+#[test]
+fn a_file_of_two_names_counts_once() {
+    for first in ["f", "g"] {
+        let mut source = source(&[], &[]);
+        let dir = tree(&mut source.disk, 20);
+        settle(&mut source);
+        for file in 0..20 {
+            let id = source.disk.child(dir, &name(&format!("f{file}"))).unwrap();
+            source.disk.link(id, ROOT, &name(&format!("g{file}")));
+        }
+        settle(&mut source);
+        let unlink = |source: &mut SourceSim, which: &str| {
+            let folder = if which == "f" { dir } else { ROOT };
+            for file in 0..20 {
+                source.disk.unlink(folder, &name(&format!("{which}{file}")));
+            }
+        };
+        unlink(&mut source, first);
+        settle(&mut source);
+        assert_eq!(source.halted, None, "{first}");
+        let machine = source.machine.as_ref().unwrap();
+        assert_eq!((machine.files(), machine.is_holding()), (20, false));
+        unlink(&mut source, if first == "f" { "g" } else { "f" });
+        for _ in 0..2_000 {
+            source.disk.clock += 10_000_000;
+            source.pump(&mut |_| {});
+            if source.halted.is_some() {
+                break;
+            }
+        }
+        let halt = source.halted.as_ref().expect("no file would be left");
+        assert_eq!((halt.files, halt.gone, halt.held), (20, 0, 20), "{first}");
+    }
 }
 
 /// Proves that a name that vanished is removed only after the kernel's queue was read out.
@@ -825,6 +862,40 @@ fn bytes_in_doubt_are_compared() {
     }
 }
 
+/// Proves that, after the system came up anew, bytes that the disk may have lost are read again, and
+/// told of if they are other ones behind the same times; and that nothing is read again that had
+/// been written long before, nor after a restart of the agent alone.
+#[test]
+fn bytes_that_a_power_cut_may_have_lost_are_compared() {
+    for (boot, after, doubts) in [(2, 1, 1), (2, 3600, 0), (1, 1, 0)] {
+        let mut source = source(&[], &[]);
+        let boots = |source: &mut SourceSim, boot| {
+            let machine = source.machine.as_mut().unwrap();
+            machine
+                .handle_boot(&mut source.tables, BootId(boot))
+                .unwrap();
+        };
+        boots(&mut source, 1);
+        let file = write(&mut source.disk, ROOT, "f", b"two");
+        settle(&mut source);
+        send(&mut source);
+        source.disk.clock += after * 1_000_000_000;
+        source.disk.set_mode(ROOT, 0o700, None);
+        settle(&mut source);
+        source.crash();
+        source.disk.lose_bytes(file, b"one");
+        source.start();
+        boots(&mut source, boot);
+        assert_eq!(source.machine.as_ref().unwrap().doubt_count(), doubts);
+        let records = settle(&mut source);
+        let contents: usize = records.iter().map(|r| r.contents().count()).sum();
+        assert_eq!(
+            contents as u64, doubts,
+            "boot {boot}, {after} s: {records:#?}"
+        );
+    }
+}
+
 /// Proves that a doubt survives a crash: what raised it is in the ledger already.
 #[test]
 fn a_doubt_survives_a_crash() {
@@ -970,4 +1041,51 @@ fn a_safety_scan_finds_what_no_event_told() {
     let contents: usize = records.iter().map(|r| r.contents().count()).sum();
     let removed: usize = records.iter().map(|r| r.removed.len()).sum();
     assert_eq!((contents, removed), (2, 1), "{records:#?}");
+}
+
+/// Proves that a listing which is older than a look at the same names takes back neither what was
+/// recorded of a file and of the folder itself, nor that a name is gone.
+#[test]
+fn an_old_listing_takes_nothing_back() {
+    let mut source = source(&[], &[]);
+    let folder = source.disk.mkdir(ROOT, &name("dir")).unwrap();
+    let file = write(&mut source.disk, folder, "file", b"old");
+    settle(&mut source);
+    source.machine.as_mut().unwrap().start_scan();
+    assert!(list_whole(&mut source, &[]), "the root is listed");
+    let machine = source.machine.as_mut().unwrap();
+    let request = machine.poll_listing(&source.tables).unwrap().unwrap();
+    write(&mut source.disk, folder, "brief", b"");
+    let disk = &source.disk;
+    let entries: Vec<_> = ["file", "brief"]
+        .map(|n| (name(n), Ok(disk.look(folder, &name(n)).unwrap())))
+        .into();
+    let itself = Ok(disk.observe(folder));
+    source.disk.clock += 100_000_000;
+    source.disk.open_file(file);
+    source.disk.write(file, b"new content");
+    source.disk.close(file);
+    source.disk.set_mode(folder, 0o711, None);
+    source.disk.unlink(folder, &name("brief"));
+    for _ in 0..100 {
+        source.disk.clock += 5_000_000;
+        source.pump(&mut |_| {});
+    }
+    let (now, wall) = (source.now(), source.disk.wall());
+    let (machine, t) = (source.machine.as_mut().unwrap(), &mut source.tables);
+    let id = request.folder.id;
+    machine.handle_listed(now, wall, t, id, entries).unwrap();
+    machine.handle_list_end(now, wall, t, id, itself).unwrap();
+    settle(&mut source);
+    let told = told(&source);
+    assert!(!told.contains_key(&(id, name("brief"))), "{told:?}");
+    for (slot, node) in [((id, name("file")), file), ((root(), name("dir")), folder)] {
+        let row = access::live(&source.tables, told[&slot]).unwrap().unwrap();
+        let seen = source.disk.observe(node);
+        assert_eq!(row.state.meta, seen.meta);
+        assert_eq!(
+            row.local.map(|l| l.fingerprint.size),
+            Some(seen.fingerprint.size)
+        );
+    }
 }

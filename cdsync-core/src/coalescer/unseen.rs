@@ -164,6 +164,7 @@ impl Coalescer {
         // What was carried under another path is still to be taken back when it is seen.
         let carried = access::name(t, slot.0, &slot.1)?.is_some_and(|row| row.object.is_some());
         if !carried && (slot.1.is_reserved() || self.is_excluded(&path)) {
+            self.unseen.name_seen(&slot);
             return Ok(());
         }
         let known = self.unseen.is_name(&slot);

@@ -35,6 +35,8 @@ pub enum FenceVerdict {
     Waiting(Vec<Laggard>),
     /// These will not by waiting.
     Never(Vec<Laggard>),
+    /// These may by themselves, but not this fence: begin again after a pause.
+    Again(Vec<Laggard>),
     /// The source's ledger is another one now: begin again.
     Restart,
 }
@@ -139,6 +141,7 @@ impl Coordinator {
             origin: report.origin,
             seq,
             held: report.held.clone(),
+            restless: Vec::new(),
         })
     }
 
@@ -170,10 +173,17 @@ impl Coordinator {
                 laggards.push(laggard);
             }
         }
-        match (laggards.is_empty(), never) {
-            (true, _) => FenceVerdict::Done,
-            (false, true) => FenceVerdict::Never(laggards),
-            (false, false) => FenceVerdict::Waiting(laggards),
+        if never {
+            return FenceVerdict::Never(laggards);
+        }
+        if !fence.restless.is_empty() {
+            laggards.insert(0, restless_laggard(job, fence));
+            return FenceVerdict::Again(laggards);
+        }
+        if laggards.is_empty() {
+            FenceVerdict::Done
+        } else {
+            FenceVerdict::Waiting(laggards)
         }
     }
 
@@ -232,6 +242,19 @@ impl Coordinator {
             ..Laggard::server(name, report.state.into(), why)
         };
         Err((laggard, hopeless))
+    }
+}
+
+/// The source, by files that change each time they are read: who writes them may end at any time.
+fn restless_laggard(job: &Job, fence: &FenceAnswer) -> Laggard {
+    let paths = fence.restless.iter().take(PARKED_NAMED);
+    Laggard {
+        server: job.source().map(|(name, _)| name.clone()),
+        paths: paths.map(|path| shown(path)).collect(),
+        ..Laggard::job(format!(
+            "{} files at the source are never at rest",
+            fence.restless.len()
+        ))
     }
 }
 

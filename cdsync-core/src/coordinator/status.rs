@@ -38,6 +38,8 @@ pub enum JobState {
     Scanning,
     /// First copy.
     Copying,
+    /// Comparing with the upstream what its log does not tell any more.
+    Reconciling,
     /// Catching up.
     Lagging,
     /// Equal.
@@ -57,6 +59,7 @@ impl JobState {
             Self::Parked => "parked",
             Self::Scanning => "scanning",
             Self::Copying => "copying",
+            Self::Reconciling => "reconciling",
             Self::Lagging => "lagging",
             Self::InSync => "in-sync",
         }
@@ -80,6 +83,7 @@ impl From<TargetState> for JobState {
             TargetState::Parked => Self::Parked,
             TargetState::Unreachable => Self::Unreachable,
             TargetState::Halted => Self::Halted,
+            TargetState::Reconciling => Self::Reconciling,
         }
     }
 }
@@ -325,6 +329,14 @@ fn peer_text(text: &str) -> String {
         .collect()
 }
 
+/// What a peer says went wrong, on one line, at most 500 characters. Names in it are escaped already:
+/// a backslash is not doubled.
+fn peer_reason(text: &str) -> String {
+    let escaped = text.split('\\').map(peer_text);
+    let escaped: Vec<String> = escaped.collect();
+    escaped.join("\\").chars().take(500).collect()
+}
+
 /// Names that their agent has escaped: shown as they are, made safe if it did not.
 fn peer_names(names: &[String], max: usize) -> Vec<String> {
     names.iter().take(max).map(|name| shown(name)).collect()
@@ -418,7 +430,7 @@ impl Coordinator {
     ) -> (JobState, Option<String>) {
         let source = self.source_of(job);
         if let Some(SourceState::Halted { reason }) = source.map(|report| &report.state) {
-            return (JobState::Halted, Some(peer_text(reason)));
+            return (JobState::Halted, Some(peer_reason(reason)));
         }
         let halted = targets
             .iter()
@@ -435,7 +447,7 @@ impl Coordinator {
             );
         }
         if let Some(SourceState::Failed { reason }) = source.map(|report| &report.state) {
-            return (JobState::Unreachable, Some(peer_text(reason)));
+            return (JobState::Unreachable, Some(peer_reason(reason)));
         }
         let worst = targets.iter().map(|target| target.state).min();
         (
@@ -478,7 +490,7 @@ impl Coordinator {
         };
         let mut status = SourceStatus {
             state: state.to_owned(),
-            last_error: reason.map(|reason| peer_text(reason)),
+            last_error: reason.map(|reason| peer_reason(reason)),
             ..unknown_source(root.server.name.clone(), root.path.as_str())
         };
         if let Some(report) = report {
@@ -486,7 +498,12 @@ impl Coordinator {
             status.seq = (report.origin != OriginId(0)).then_some(report.head);
             status.runs_done = report.run_done.0;
             status.held_count = report.held_count;
-            status.held = report.held.iter().take(20).map(|h| peer_text(h)).collect();
+            status.held = report
+                .held
+                .iter()
+                .take(20)
+                .map(|h| peer_reason(h))
+                .collect();
             status.gap_count = report.gap_count;
             status.gaps = report.gaps.iter().take(20).map(gap_status).collect();
             status.doubts = report.doubts;
@@ -510,7 +527,7 @@ impl Coordinator {
         let last_error = if connected {
             report
                 .and_then(|report| report.last_error.as_deref())
-                .map(peer_text)
+                .map(peer_reason)
         } else {
             let name = &root.server.name;
             Some(format!(
@@ -593,7 +610,7 @@ fn fill_losses(status: &mut TargetStatus, report: &LossReport) {
 fn parked_status(parked: &ParkedReport) -> ParkedStatus {
     ParkedStatus {
         path: shown(&parked.path),
-        reason: peer_text(&parked.reason),
+        reason: peer_reason(&parked.reason),
         since_ms: parked.since.0,
         attempts: parked.attempts,
         next_try_ms: parked.next_try.0,
@@ -605,7 +622,7 @@ fn trash_status(trash: &TrashReport) -> TrashStatus {
         entries: trash.entries,
         bytes: trash.bytes,
         oldest_ms: trash.oldest.map(|at| at.0),
-        trouble: trash.trouble.as_deref().map(peer_text),
+        trouble: trash.trouble.as_deref().map(peer_reason),
     }
 }
 
@@ -675,5 +692,18 @@ fn gap_status(gap: &GapReport) -> GapStatus {
     GapStatus {
         path: shown(&gap.path),
         since_ms: gap.since.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::peer_reason;
+
+    /// Proves that a name in a reason, which its agent has escaped, is not escaped once more, and
+    /// that an agent which escaped nothing breaks no line.
+    #[test]
+    fn reasons_are_escaped_once() {
+        assert_eq!(peer_reason(r"'a\xe9\\b' failed"), r"'a\xe9\\b' failed");
+        assert_eq!(peer_reason("a\nb\u{202e}"), "a\\nb\\u{202e}");
     }
 }

@@ -390,6 +390,7 @@ fn fences_wait_for_every_target() {
         origin: ORIGIN,
         seq: Seq(10),
         held: Vec::new(),
+        restless: Vec::new(),
     };
     bed.report("edge-1", &job, None, Some(target(TargetState::InSync, 10)));
     bed.report("edge-2", &job, None, Some(target(TargetState::Lagging, 7)));
@@ -422,6 +423,14 @@ fn fences_wait_for_every_target() {
         bed.coordinator.evaluate_fence(&job, &held),
         FenceVerdict::Never(_)
     ));
+    let restless = FenceAnswer {
+        restless: vec!["a".into()],
+        ..fence.clone()
+    };
+    let FenceVerdict::Again(laggards) = bed.coordinator.evaluate_fence(&job, &restless) else {
+        panic!("who writes the file may end at any time");
+    };
+    assert_eq!(laggards[0].paths, ["a"]);
     let other = FenceAnswer {
         origin: OriginId(1),
         ..fence.clone()
@@ -494,6 +503,7 @@ fn manual_jobs_wait_for_their_run() {
         origin: ORIGIN,
         seq: Seq(5),
         held: Vec::new(),
+        restless: Vec::new(),
     };
     assert_eq!(bed.coordinator.start_fence(&job), FenceStart::Run(fence));
     let held = SourceReport {
@@ -531,6 +541,7 @@ fn a_resume_is_waited_for() {
         origin: ORIGIN,
         seq: Seq(10),
         held: Vec::new(),
+        restless: Vec::new(),
     };
     assert!(matches!(
         bed.coordinator.start_fence(&job),
@@ -744,7 +755,7 @@ proptest! {
             for job in &jobs {
                 let status = coordinator.status(job);
                 prop_assert!(status.targets.len() <= 5);
-                let fence = FenceAnswer { origin: ORIGIN, seq: Seq(9), held: Vec::new() };
+                let fence = FenceAnswer { origin: ORIGIN, seq: Seq(9), held: Vec::new(), restless: Vec::new() };
                 let _ = coordinator.evaluate_fence(job, &fence);
             }
             prop_assert!(coordinator.servers(now).len() <= 5);
