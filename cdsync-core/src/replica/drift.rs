@@ -13,7 +13,7 @@ use crate::ids::ObjectId;
 use crate::job::Drift;
 use crate::ledger::access::{live, parked_row, put_meta, put_parked};
 use crate::ledger::object::{Kind, ObjectState, Seq};
-use crate::ledger::rows::{Known, ParkedRow, ParkedWhat};
+use crate::ledger::rows::{Known, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables};
 use crate::ledger::writer::size_of;
 use crate::path::RelPath;
@@ -57,12 +57,11 @@ struct Met {
 impl Drifts {
     pub(super) fn open(
         t: &dyn crate::ledger::tables::TablesRead,
-        parked: &[(ObjectId, ParkedRow)],
+        kept: BTreeSet<ObjectId>,
     ) -> Result<Self, TableError> {
-        let kept = parked.iter().filter(|(_, row)| row.kept.is_some());
         Ok(Self {
             met: crate::ledger::access::meta(t, DRIFT)?.unwrap_or_default(),
-            kept: kept.map(|(id, _)| *id).collect(),
+            kept,
             ..Self::default()
         })
     }
@@ -71,6 +70,11 @@ impl Drifts {
     pub(super) fn forget(&mut self, id: ObjectId) {
         self.kept.remove(&id);
         self.yielding.remove(&id);
+    }
+
+    /// Whether what was kept under this number may be replaced now.
+    pub(super) fn is_yielding(&self, id: ObjectId) -> bool {
+        self.yielding.contains(&id)
     }
 
     pub(super) fn kept(&self) -> Vec<ObjectId> {
@@ -82,11 +86,12 @@ impl Replica {
     /// What to do if others changed what an operation for this record finds.
     pub(super) fn on_drift(&self, id: ObjectId, seq: Seq) -> OnDrift {
         // A further name may hold a copy, where a disk makes no links.
-        if self.adopting || self.is_suspect(seq) || is_name_number(id) {
+        let may_be_copy = is_name_number(id) && self.has_copies();
+        if self.adopts() || self.is_suspect(seq) || may_be_copy {
             return OnDrift::Ignore;
         }
         match self.policy.drift {
-            Drift::Keep if !self.drifts.yielding.contains(&id) => OnDrift::Keep,
+            Drift::Keep if !self.drifts.is_yielding(id) => OnDrift::Keep,
             _ => OnDrift::Replace,
         }
     }
@@ -99,7 +104,16 @@ impl Replica {
         kept: bool,
     ) -> Result<(), TableError> {
         let Some(at) = op.place() else { return Ok(()) };
-        let path = at.folder.path.join(&at.name);
+        self.met_drift_at(t, at.folder.path.join(&at.name), kept)
+    }
+
+    /// The same, where it was met at this path.
+    pub(super) fn met_drift_at(
+        &mut self,
+        t: &mut dyn Tables,
+        path: RelPath,
+        kept: bool,
+    ) -> Result<(), TableError> {
         let met = &mut self.drifts.met;
         met.count += 1;
         let name = path.to_string();
@@ -149,12 +163,20 @@ impl Replica {
             | Then::Moved
             | Then::Probed(_)
             | Then::Verified
+            | Then::Checked(_)
+            | Then::StillThere(_)
+            | Then::GaveWay(_)
             | Then::Swept => {
                 return Ok(());
             }
         };
         let reason = "kept: changed by others".to_owned();
         self.park(wall, t, id, seq, reason, what)?;
+        self.keeps(t, id)
+    }
+
+    /// What is parked so waits for others, or a manager.
+    pub(super) fn keeps(&mut self, t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
         if let Some(mut row) = parked_row(t, id)?.filter(|row| !row.is_of_move()) {
             row.kept = Some(self.policy.accepts);
             put_parked(t, id, &row)?;
@@ -195,6 +217,7 @@ impl Replica {
             at,
             size: size_of(&state.content),
             mtime: state.meta.mtime,
+            hash: super::plan::hash_of(&state.content),
             meta: state.meta.clone(),
             over,
             drift: OnDrift::Keep,

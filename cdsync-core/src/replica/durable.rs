@@ -4,16 +4,17 @@
 //! which round its copy was written. After another boot, or a sync that failed, the copies of all
 //! rounds that no good sync has ended are verified by their content before anything more is claimed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+use super::waiting::wanted;
 use super::{ApplyOp, Mark, PROGRESS, Replica, Then};
-use crate::ids::ObjectId;
+use crate::ids::{BootId, ObjectId};
 use crate::ledger::access::{children, live, meta, parked_row, put_live, put_meta, put_name};
 use crate::ledger::object::{Kind, Observed, Seq};
-use crate::ledger::rows::{Known, NameRow, ObjectRow, ParkedWhat, Progress, decode_row};
+use crate::ledger::rows::{Known, NameRow, ObjectRow, Progress, decode_row};
 use crate::ledger::tables::{Table, TableError, Tables, TablesRead};
 use crate::time::WallMillis;
 
@@ -21,10 +22,6 @@ const SYNCED: &str = "replica-synced";
 
 /// How many copies are verified at once.
 const AT_ONCE: usize = 64;
-
-/// One run of the operating system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootId(pub u128);
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Synced {
@@ -49,16 +46,24 @@ pub(super) struct Durable {
     ending: Option<(u64, Option<Progress>)>,
     /// Still to be verified.
     doubted: BTreeSet<ObjectId>,
+    /// The same, once something that could not be moved is where the ledger has it.
+    waiting: BTreeSet<ObjectId>,
     /// What was being fetched when a sync failed: its staged bytes may be lost, which no later sync
     /// tells, so that it is verified once it is published.
     staged: BTreeSet<ObjectId>,
     /// The system came up anew, and the names that records empty may be back.
     rebooted: bool,
+    /// Something was put in doubt since the sync under way began.
+    raised: bool,
+    /// What was parked and is done, with the round in which it was: its claim came before.
+    unparked: BTreeMap<ObjectId, u64>,
+    /// A sync has ended since this start: what an earlier one did last is on the disk too.
+    has_synced: bool,
 }
 
 impl Durable {
     pub(super) fn is_doubted(&self) -> bool {
-        !self.doubted.is_empty()
+        !self.doubted.is_empty() || !self.waiting.is_empty()
     }
 
     pub(super) fn is_syncing(&self) -> bool {
@@ -73,15 +78,26 @@ impl Durable {
         }
     }
 
-    /// It cannot be verified now.
-    pub(super) fn doubt_again(&mut self, id: Option<ObjectId>) {
-        self.doubted.extend(id);
+    /// It cannot be verified while something is not where the ledger has it.
+    pub(super) fn wait(&mut self, id: Option<ObjectId>) {
+        self.waiting.extend(id);
+    }
+
+    /// What waited for that is verified now.
+    pub(super) fn wait_no_more(&mut self) {
+        self.doubted.append(&mut self.waiting);
+    }
+
+    /// Something that was parked is done.
+    pub(super) fn unparked(&mut self, id: ObjectId) {
+        self.unparked.insert(id, self.round);
     }
 
     /// A sync begins.
     pub(super) fn end_round(&mut self, progress: Option<Progress>) {
         self.ending = Some((self.round, progress));
         self.round += 1;
+        self.raised = false;
     }
 }
 
@@ -120,11 +136,23 @@ impl Replica {
         self.durable.is_doubted()
     }
 
-    /// Whether [`Replica::poll_verify`] has anything to do now: not while moves wait, as what waits
-    /// is not where the rows have it.
+    /// Whether [`Replica::poll_verify`] has anything to do now.
     #[must_use]
     pub fn can_verify(&self) -> bool {
-        self.is_verifying() && self.is_idle() && self.blocking.is_empty()
+        !self.durable.doubted.is_empty() && self.is_idle()
+    }
+
+    /// Whether what is claimed is on the disk for certain, but for what is parked and
+    /// [`Replica::unsynced`].
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.durable.has_synced && !self.is_verifying()
+    }
+
+    /// What was parked and is done, which no sync covers yet: as long as that it is not held for
+    /// certain, and counts as little as what is parked still.
+    pub fn unsynced(&self) -> impl ExactSizeIterator<Item = ObjectId> {
+        self.durable.unparked.keys().copied()
     }
 
     /// Plans the verifying of some copies, if nothing else is under way; operations follow by
@@ -145,7 +173,12 @@ impl Replica {
                 // What is there is others' and stays.
                 continue;
             }
-            let (Some(local), Some((at, _))) = (&row.local, self.place_of(t, id)?) else {
+            // What could not be moved may be lost where it was left.
+            let at = match self.blocking.get(&id).cloned() {
+                Some(stuck) => Some(self.left_place(t, stuck)?),
+                None => self.place_of(t, id)?.map(|(at, _)| at),
+            };
+            let (Some(local), Some(at)) = (&row.local, at) else {
                 continue;
             };
             let op = ApplyOp::Verify {
@@ -167,21 +200,28 @@ impl Replica {
     /// [`TableError`]; not retryable within the transaction.
     pub fn handle_published(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
         self.durable.ending = None;
+        self.sweep.sync_failed();
+        self.durable.unparked.clear();
         match self.syncing.take() {
             Some(mark) => self.claim_mark(t, mark),
             None => Ok(()),
         }
     }
 
-    /// Whether a sync would make anything certain that is claimed already; one sync at a time.
+    /// Whether a sync would make anything certain that is claimed already, or was parked when it was;
+    /// one sync at a time.
     pub fn poll_flush(&mut self) -> bool {
         let synced = &self.durable.synced;
-        let wanted = synced.doubted || synced.progress.claim < self.progress.claim;
+        let wanted = synced.doubted
+            || synced.progress.claim < self.progress.claim
+            || !self.durable.has_synced
+            || !self.durable.unparked.is_empty();
         let free = self.syncing.is_none() && !self.durable.is_syncing();
         if !wanted || !free || !self.is_idle() || self.durable.is_doubted() {
             return false;
         }
         self.durable.end_round(Some(self.progress));
+        self.sweep.sync_began();
         true
     }
 
@@ -195,11 +235,14 @@ impl Replica {
             self.claim_mark(t, mark)?;
         }
         if let Some((round, progress)) = self.durable.ending.take() {
+            self.sweeps_synced(t)?;
             let synced = &mut self.durable.synced;
             synced.round = round;
             synced.progress = progress.unwrap_or(self.progress);
-            synced.doubted = false;
+            synced.doubted = self.durable.raised;
             put_meta(t, SYNCED, synced)?;
+            self.durable.unparked.retain(|_, done| *done > round);
+            self.durable.has_synced = true;
         }
         Ok(())
     }
@@ -212,11 +255,17 @@ impl Replica {
     pub fn handle_sync_failed(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
         self.syncing = None;
         self.durable.ending = None;
+        self.sweep.sync_failed();
         self.dirty = true;
         self.durable.synced.doubted = true;
         self.durable.staged = self.fetches.objects().collect();
         put_meta(t, SYNCED, &self.durable.synced)?;
         self.doubt(t)
+    }
+
+    /// Up to where records do not come again, whatever happens to the system.
+    pub(super) fn claimed_for_certain(&self) -> Seq {
+        self.progress.claim.min(self.durable.synced.progress.claim)
     }
 
     fn claim_mark(&mut self, t: &mut dyn Tables, mark: Mark) -> Result<(), TableError> {
@@ -228,6 +277,7 @@ impl Replica {
         };
         self.marks.retain(|m| m.seq > mark.seq);
         put_meta(t, PROGRESS, &self.progress)?;
+        self.forget_former(t)?;
         self.maybe_sweep();
         Ok(())
     }
@@ -262,6 +312,37 @@ impl Replica {
         failed.map_or(Ok(()), Err)
     }
 
+    /// A folder was lost, or is made anew: the copies in it may be gone with what it was. They count
+    /// as written now, so that a crash before they are verified does not forget that they are to be.
+    pub(super) fn doubt_below(
+        &mut self,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+    ) -> Result<(), TableError> {
+        let mut below = Vec::new();
+        children(t, folder, &mut |_, row| {
+            below.extend(row.object);
+            ControlFlow::Continue(())
+        })?;
+        for id in below {
+            let Some(mut row) = live(t, id)? else {
+                continue;
+            };
+            let Some(local) = &mut row.local else {
+                continue;
+            };
+            local.round = self.durable.round;
+            put_live(t, id, row)?;
+            self.durable.doubted.insert(id);
+            self.durable.raised = true;
+        }
+        if self.durable.raised && !self.durable.synced.doubted {
+            self.durable.synced.doubted = true;
+            put_meta(t, SYNCED, &self.durable.synced)?;
+        }
+        Ok(())
+    }
+
     /// A copy is as it was written: it belongs to the round of now, which is to be synced.
     pub(super) fn verified(
         &mut self,
@@ -285,32 +366,41 @@ impl Replica {
         t: &mut dyn Tables,
         op: &ApplyOp,
     ) -> Result<(), TableError> {
-        let Some(id) = op.object() else { return Ok(()) };
+        let reason = "it was lost in a crash of the system or by the disk: it is fetched again";
+        op.object()
+            .map_or(Ok(()), |id| self.lose(wall, t, id, reason))
+    }
+
+    /// An object is not on the disk any more, or not as it should be: it is made anew.
+    pub(super) fn lose(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        reason: &str,
+    ) -> Result<(), TableError> {
         let Some(mut row) = live(t, id)? else {
             return Ok(());
         };
         let Some((parent, name)) = row.slot().cloned() else {
             return Ok(());
         };
-        row.local = None;
-        let wanted = match parked_row(t, id)?.map(|parked| parked.what) {
-            Some(ParkedWhat::Content(wanted) | ParkedWhat::Meta(wanted)) => wanted,
-            _ => row.state.clone(),
-        };
-        if wanted.kind == Kind::Folder {
-            children(t, id, &mut |_, below| {
-                self.durable.doubted.extend(below.object);
-                ControlFlow::Continue(())
-            })?;
+        if let Some(stuck) = self.blocking.get(&id) {
+            let left = stuck.left_slot();
+            return self.give_up(wall, t, id, &left);
         }
+        row.local = None;
+        let wanted = wanted(parked_row(t, id)?, &row.state);
         put_live(t, id, row)?;
+        if wanted.kind == Kind::Folder {
+            self.doubt_below(t, id)?;
+        }
         let noted = NameRow {
             object: Some(id),
             remnant: Some(Known::default()),
         };
         put_name(t, parent, &name, noted)?;
         self.folders.forget();
-        let reason = "it was lost in a crash of the system or by the disk: it is fetched again";
         self.park_content(wall, t, wanted.version.seq, wanted, reason.to_owned())
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Replica, Then};
 use crate::ids::ObjectId;
+use crate::job::AdoptCheck;
 use crate::ledger::access::live;
 use crate::ledger::object::{Hash, ObjectState, Seq};
 use crate::ledger::tables::{TableError, Tables};
@@ -78,6 +79,10 @@ impl Fetches {
         self.wanted.len() >= WANTED_MAX
     }
 
+    pub(super) fn has(&self, id: ObjectId) -> bool {
+        self.wanted.contains_key(&id)
+    }
+
     pub(super) fn first_seq(&self) -> Option<Seq> {
         self.wanted.values().map(|f| f.seq).min()
     }
@@ -125,12 +130,23 @@ impl Fetch {
             // A retry of what was parked before.
             return;
         }
-        let content_seq = self.state.content_seq.max(state.content_seq);
-        self.state = ObjectState {
-            content_seq,
-            ..state
-        };
+        self.state = with_content_of(&self.state, state);
     }
+}
+
+/// A later state, with the content that an earlier one knew where that came ahead of its record: it
+/// keeps the time that belongs to it.
+pub(super) fn with_content_of(known: &ObjectState, state: ObjectState) -> ObjectState {
+    if known.content_seq < state.content_seq {
+        return state;
+    }
+    let mut state = state;
+    if known.content_seq > state.content_seq {
+        state.meta.mtime = known.meta.mtime;
+    }
+    state.content_seq = known.content_seq;
+    state.content = known.content.clone();
+    state
 }
 
 impl Replica {
@@ -211,7 +227,7 @@ impl Replica {
             FetchResult::Removed(by) => {
                 self.hold = self.hold.max(by);
                 hold_back(&mut self.marks, fetch.seq, by);
-                if self.parked.contains_key(&id) && live(t, id)?.is_some() {
+                if self.parked.contains(id) && live(t, id)?.is_some() {
                     // A claim may have passed its record already, because it is parked: it stays
                     // so until the record that removes it is taken in.
                     self.park_fetch(wall, t, id, format!("record {by} removes it"))?;
@@ -265,7 +281,8 @@ impl Replica {
                     meta: state.meta.clone(),
                     over,
                     drift: self.on_drift(id, seq),
-                    adopt: false,
+                    // Looked at once more, now that its hash is known.
+                    adopt: self.adopts() && self.policy.adopt_check == AdoptCheck::Content,
                 },
                 Then::Held(Box::new(state)),
             );

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::structure::Rest;
+use super::structure::{Rest, went_since};
 use super::{ApplyOp, Place, Replica, Then};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
@@ -20,14 +20,18 @@ use crate::time::WallMillis;
 /// The number under which something is noted that is to be done at one of several names: of no
 /// origin, so that it is no object's.
 pub(super) fn name_number(slot: &Slot) -> ObjectId {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in slot.0.to_key().iter().chain(slot.1.as_bytes()) {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    numbered(OriginId(u64::MAX), Some(slot))
+}
+
+/// A number for a name, or for the root, which has none.
+pub(super) fn numbered(origin: OriginId, slot: Option<&Slot>) -> ObjectId {
+    let mut number = 0xcbf2_9ce4_8422_2325_u64;
+    if let Some((folder, name)) = slot {
+        for byte in folder.to_key().iter().chain(name.as_bytes()) {
+            number = (number ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
     }
-    ObjectId {
-        origin: OriginId(u64::MAX),
-        number: hash,
-    }
+    ObjectId { origin, number }
 }
 
 /// Whether this is such a number.
@@ -79,13 +83,15 @@ impl Replica {
         if more.is_empty() {
             return Ok(());
         }
-        let Some(mut row) = live(t, id)?
-            .filter(|row| row.state.version.seq == record.seq && row.state.kind != Kind::Folder)
+        let state = record.objects.iter().find(|state| state.id == id);
+        let is_its = |row: &LiveObject| state.is_some_and(|s| s.version == row.state.version);
+        let Some(mut row) =
+            live(t, id)?.filter(|row| is_its(row) && row.state.kind != Kind::Folder)
         else {
             return Ok(());
         };
         for slot in more {
-            if row.names.contains(&slot) {
+            if row.names.contains(&slot) || went_since(t, record, &slot)? {
                 continue;
             }
             let remnant = self.left_at(t, record.seq, &row, &slot)?;
@@ -128,7 +134,7 @@ impl Replica {
         Ok(())
     }
 
-    fn intend_link(
+    pub(super) fn intend_link(
         &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,
@@ -191,6 +197,7 @@ impl Replica {
         };
         let (object, remnant) = (Some(id), None);
         put_name(t, slot.0, &slot.1, NameRow { object, remnant })?;
+        self.is_at_its_name(t, id)?;
         if let Some(seen) = &seen
             && seen.losses.has(Loss::HardLink)
         {
@@ -214,12 +221,44 @@ impl Replica {
         (seq, slot): (Seq, Slot),
         reason: String,
     ) -> Result<(), TableError> {
-        let Some(object) = op.object() else {
-            return Ok(());
-        };
+        match op.object() {
+            Some(id) => self.link_later(wall, t, (seq, id), slot, reason),
+            None => Ok(()),
+        }
+    }
+
+    /// A name is to be linked to its object's first one later.
+    pub(super) fn link_later(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        (seq, object): (Seq, ObjectId),
+        slot: Slot,
+        reason: String,
+    ) -> Result<(), TableError> {
         let number = name_number(&slot);
         let what = ParkedWhat::Link { object, at: slot };
         self.park(wall, t, number, seq, reason, what)
+    }
+
+    /// Some names of an object went from the disk with their folder: if it had no others there, it
+    /// went too, and is fetched anew.
+    pub(super) fn names_went(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+    ) -> Result<(), TableError> {
+        let Some(mut row) = live(t, id)? else {
+            return Ok(());
+        };
+        order_names(t, &mut row.names)?;
+        let first = row.names.first().cloned();
+        put_live(t, id, row)?;
+        match first {
+            Some(first) if is_waiting(t, &first)? => self.give_up(wall, t, id, &first),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -78,6 +78,12 @@ impl Replica {
         self.lost.all.get(&id).copied().unwrap_or_default()
     }
 
+    /// Whether further names of anything are copies here.
+    pub(super) fn has_copies(&self) -> bool {
+        let mut all = self.lost.all.values();
+        all.any(|losses| losses.has(Loss::HardLink))
+    }
+
     /// How often [`Replica::lost_report`] has changed, but for what was removed since.
     #[must_use]
     pub fn lost_changes(&self) -> u64 {

@@ -4,27 +4,34 @@
 //! disk for what is missing, so a record may come twice, or over anything half-applied. Call in
 //! this order, inside one transaction where a ledger is asked for:
 //!
-//! 1. [`Replica::handle_accepted`], [`Replica::handle_tick`], [`Replica::handle_batch`],
-//!    [`Replica::handle_fetched`]: inputs; the next batch only once the one before was taken in
+//! 1. [`Replica::handle_accepted`] or [`Replica::handle_snapshot`], [`Replica::handle_compared`],
+//!    [`Replica::handle_tick`], [`Replica::handle_batch`], [`Replica::handle_fetched`]: inputs; the next batch only once the one before was taken in
 //!    whole ([`Replica::is_idle`]);
-//! 2. [`Replica::poll_step`]: what to do on the disk now; answer by [`Replica::handle_applied`];
+//! 2. [`Replica::plan_differences`] and [`Replica::poll_step`]: what to do on the disk now; answer by [`Replica::handle_applied`];
 //!    then [`Replica::take_refused`]: whether a record turned out not to fit;
 //! 3. [`Replica::poll_fetch`]: large content to pull;
+//!    [`Replica::poll_compare`]: questions, where the upstream has only a snapshot to begin from;
 //!    and [`Replica::poll_verify`]: what a crash of the system may have taken;
+//!    [`Replica::poll_patrol`]: what others may have changed;
 //! 4. [`Replica::poll_sync`]: whether the disk must be synced; answer by [`Replica::handle_synced`]
 //!    inside a transaction that is made durable, then [`Replica::claim`] may be reported;
 //! 5. [`Replica::poll_timeout`]: when parked objects are tried again: [`Replica::handle_timeout`].
 
+mod clash;
 mod drift;
 mod durable;
 mod fetch;
+mod graves;
 mod links;
 mod losses;
 mod op;
 mod parked;
+mod patrol;
 mod plan;
 mod policy;
+mod reconcile;
 mod result;
+mod schedule;
 mod structure;
 mod sweep;
 #[cfg(test)]
@@ -36,11 +43,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use drift::Drifted;
-pub use durable::BootId;
 pub use fetch::{FetchResult, FetchWant};
 pub use losses::{LOST_MAX, LostReport};
-pub use op::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, OnDrift, Place, Step};
+pub use op::{ApplyOp, ApplyResult, Body, Difference, MoveOne, MoveResult, OnDrift, Place, Step};
+pub use patrol::{PATROL_NAMES, PatrolAsk};
 pub use policy::Policy;
+pub use reconcile::{ReconcileProgress, compared};
 pub use sweep::SweepEntry;
 
 use crate::filter::Filter;
@@ -55,15 +63,21 @@ use crate::time::{Hlc, WallMillis};
 use crate::wire::{Accepted, BatchHeader, Cursor, Inline, Op, Tick};
 use fetch::Fetches;
 use losses::Lost;
+use patrol::Patrol;
+use reconcile::Reconcile;
+use schedule::Schedule;
 use sweep::Sweep;
 use waiting::Stuck;
 
 const ORIGIN: &str = "replica-origin";
 const PROGRESS: &str = "replica-progress";
 const ADOPTING: &str = "replica-adopting";
+const SWEEPS_ONLY: &str = "replica-sweeps-only";
 
-/// How many objects may be parked before no more records are taken.
-pub const PARKED_MAX: usize = 10_000;
+/// How many objects may be parked before no more records are taken: a bound of memory (some 7 MiB),
+/// far beyond what a full disk or a mistake in permissions comes to, because what ends the trouble may
+/// come later in the log.
+pub const PARKED_MAX: usize = 100_000;
 
 /// Why a batch or an answer is refused: the upstream misbehaves. Not retryable on the same
 /// subscription.
@@ -85,6 +99,9 @@ pub enum ReplicaError {
     /// own ancestor or an object another kind of thing.
     #[error("record {0} does not fit the ledger")]
     Record(Seq),
+    /// An answer about a snapshot that nobody asked for, or that cannot be true.
+    #[error("what the upstream says of its snapshot does not fit")]
+    Comparison,
 }
 
 /// A change that was applied, for the job's log.
@@ -117,6 +134,8 @@ pub struct Replica {
     /// Whether the source's first scan has ended.
     complete: bool,
     adopting: bool,
+    /// The whole root is to be compared, and nothing in it to be taken over.
+    sweeps_only: bool,
     folders: Folders,
     queue: VecDeque<Queued>,
     /// Operations planned, with what their results mean.
@@ -124,7 +143,7 @@ pub struct Replica {
     /// Operations under way: nothing joins them any more.
     issued: Option<Issued>,
     fetches: Fetches,
-    parked: BTreeMap<ObjectId, WallMillis>,
+    parked: Schedule,
     /// Noted among the parked rows while they are planned or under way.
     intended: BTreeSet<ObjectId>,
     /// Parked objects that are to be moved, and are where they were.
@@ -151,17 +170,25 @@ pub struct Replica {
     sweep: Sweep,
     lost: Lost,
     drifts: drift::Drifts,
+    graves: graves::Graves,
     durable: durable::Durable,
+    patrol: Patrol,
     logged: Vec<Logged>,
     /// A record that does not fit what is known.
     refused: Option<ReplicaError>,
+    reconcile: Reconcile,
+    /// A cursor of a history that is not this upstream's.
+    former: Option<Cursor>,
 }
 
 /// A record of the batch being applied, with its contents.
 #[derive(Debug)]
 struct Queued {
     record: Record,
-    contents: Vec<(usize, Inline)>,
+    /// Of which object, where the driver has it, and how it comes.
+    contents: Vec<(ObjectId, usize, Inline)>,
+    /// It was made of an upstream's snapshot: no other record says the same.
+    of_snapshot: bool,
 }
 
 /// The meaning of an operation's result.
@@ -202,6 +229,12 @@ enum Then {
     Verified,
     /// Something foreign was removed.
     Swept,
+    /// A copy was looked at where it should be; `None` for the root.
+    Checked(Option<access::Slot>),
+    /// It was asked whether something foreign is still at a name.
+    StillThere(access::Slot),
+    /// Something foreign that was kept was removed.
+    GaveWay(access::Slot),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -212,7 +245,8 @@ struct Mark {
     hold: Seq,
 }
 
-/// A file that waits for its content may have been published by a retry that a crash took back.
+/// Something that waits to be made may be at its name all the same: what was done last failed after
+/// that, or a crash took back that it worked.
 fn suspect_published(t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
     let Some(row) = access::live(t, id)? else {
         return Ok(());
@@ -248,20 +282,24 @@ impl Replica {
             }
         };
         let progress: Progress = meta(t, PROGRESS)?.unwrap_or_default();
-        let owed: Vec<ObjectId> = meta(t, waiting::OWED)?.unwrap_or_default();
-        let parked = access::parked(t, usize::MAX)?;
-        let stuck: Vec<_> = parked
-            .iter()
-            .filter_map(|(id, row)| Some((*id, Stuck::of(row)?)))
-            .collect();
-        for (id, row) in &parked {
-            // What is kept for others is at the name.
-            let is_file = matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File);
-            if is_file && row.kept.is_none() {
-                suspect_published(t, *id)?;
+        let owed: sweep::Owed = meta(t, waiting::OWED)?.unwrap_or_default();
+        let (mut parked, mut kept) = (Schedule::default(), BTreeSet::new());
+        let (mut stuck, mut files) = (Vec::new(), Vec::new());
+        access::each_parked(t, &mut |id, row| {
+            // The clock may be another one than before: all are due.
+            parked.insert(id, WallMillis(0));
+            stuck.extend(Stuck::of(&row).map(|stuck| (id, stuck)));
+            if row.kept.is_some() {
+                // What is kept for others is at the name.
+                kept.insert(id);
+            } else if matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File) {
+                files.push(id);
             }
+        })?;
+        for id in files {
+            suspect_published(t, id)?;
         }
-        let drifts = drift::Drifts::open(t, &parked)?;
+        let drifts = drift::Drifts::open(t, kept)?;
         let mut this = Self {
             policy: Policy::default(),
             filter,
@@ -272,6 +310,7 @@ impl Replica {
             head_bytes: progress.bytes,
             complete: false,
             adopting,
+            sweeps_only: meta(t, SWEEPS_ONLY)?.unwrap_or(false),
             folders: Folders::default(),
             queue: VecDeque::new(),
             running: Vec::new(),
@@ -280,11 +319,7 @@ impl Replica {
             blocking: BTreeMap::new(),
             untouched: BTreeSet::new(),
             waiting: BTreeMap::new(),
-            parked: parked
-                .into_iter()
-                // The clock may be another one than before: all are due.
-                .map(|(id, _)| (id, WallMillis(0)))
-                .collect(),
+            parked,
             intended: BTreeSet::new(),
             rest: None,
             suspect: known.is_none().then_some(Seq(0)),
@@ -299,9 +334,13 @@ impl Replica {
             sweep: Sweep::new(owed),
             lost: Lost::open(t)?,
             drifts,
+            graves: graves::Graves::default(),
             durable: durable::Durable::default(),
+            patrol: Patrol::open(t)?,
             logged: Vec::new(),
             refused: None,
+            reconcile: Reconcile::Off,
+            former: Self::former(t)?,
         };
         for (id, stuck) in stuck {
             this.is_stuck(id, stuck);
@@ -318,12 +357,13 @@ impl Replica {
     /// Where to resume.
     #[must_use]
     pub fn resume(&self) -> Option<Cursor> {
-        let origin = self.origin?;
-        (self.progress.claim > Seq(0)).then_some(Cursor {
+        let claimed = self.origin.filter(|_| self.progress.claim > Seq(0));
+        let own = claimed.map(|origin| Cursor {
             origin,
             incarnation: self.progress.incarnation,
             seq: self.progress.claim,
-        })
+        });
+        own.or(self.former)
     }
 
     /// It holds everything up to here, but what is parked; durable.
@@ -371,6 +411,7 @@ impl Replica {
             && self.rest.is_none()
             && self.touched.is_empty()
             && self.batch_end.is_none()
+            && !self.is_reconciling()
     }
 
     /// Whether no more records should be asked for until something that waits is done.
@@ -395,16 +436,29 @@ impl Replica {
         accepted: &Accepted,
     ) -> Result<bool, TableError> {
         self.suspect.get_or_insert(accepted.head);
-        match self.origin {
-            Some(origin) if origin != accepted.origin => return Ok(false),
-            Some(_) if self.progress.claim > Seq(0) && !accepted.resumed => return Ok(false),
-            Some(_) => {}
-            None => {
-                self.origin = Some(accepted.origin);
-                put_meta(t, ORIGIN, &accepted.origin)?;
-            }
+        if !accepted.resumed && self.progress.claim > Seq(0)
+            || !self.takes_origin(t, accepted.origin)?
+        {
+            return Ok(false);
         }
-        // What was read but not claimed comes again.
+        self.begin_subscription();
+        // What an earlier upstream said is not this one's word.
+        self.head = accepted.head.max(self.progress.claim);
+        self.complete = accepted.complete;
+        Ok(true)
+    }
+
+    /// Whether it holds this source's ledger; an empty one does from now on.
+    fn takes_origin(&mut self, t: &mut dyn Tables, origin: OriginId) -> Result<bool, TableError> {
+        if self.origin.is_none() {
+            self.origin = Some(origin);
+            put_meta(t, ORIGIN, &origin)?;
+        }
+        Ok(self.origin == Some(origin))
+    }
+
+    /// What was read but not claimed comes again.
+    fn begin_subscription(&mut self) {
         self.queue.clear();
         self.refused = None;
         if let Some(rest) = self.rest.take() {
@@ -417,19 +471,17 @@ impl Replica {
         self.batch_end = None;
         self.marks.clear();
         self.fetches.clear();
+        self.reconcile = Reconcile::Off;
         self.cursor = self.progress.claim;
         self.hold = self.progress.hold;
-        // What an earlier upstream said is not this one's word.
-        self.head = accepted.head.max(self.progress.claim);
-        self.complete = accepted.complete;
-        Ok(true)
     }
 
     /// A sign of life.
     pub fn handle_tick(&mut self, tick: &Tick) {
         self.head = self.head.max(tick.head);
         self.head_bytes = self.head_bytes.max(tick.bytes);
-        self.complete = tick.complete;
+        // It does not begin again in a ledger: a tick that says less is a late one.
+        self.complete |= tick.complete;
         self.maybe_sweep();
     }
 
@@ -456,12 +508,18 @@ impl Replica {
             }
             wanted = wanted.next();
             let count = record.contents().count();
-            let contents: Vec<_> = contents.by_ref().take(count).collect();
-            let fit = |content: &(usize, Inline)| plan::content_fits(record.seq, &content.1);
+            let own = contents.by_ref().take(count).zip(record.contents());
+            let own = own.map(|((index, content), state)| (state.id, index, content));
+            let contents: Vec<_> = own.collect();
+            let fit = |one: &(ObjectId, usize, Inline)| plan::content_fits(record.seq, &one.2);
             if contents.len() != count || !contents.iter().all(fit) {
                 return Err(ReplicaError::Contents);
             }
-            queue.push_back(Queued { record, contents });
+            queue.push_back(Queued {
+                record,
+                contents,
+                of_snapshot: false,
+            });
         }
         if contents.next().is_some() {
             return Err(ReplicaError::Contents);
@@ -499,6 +557,7 @@ impl Replica {
         self.syncing = ready;
         if ready.is_some() {
             self.durable.end_round(None);
+            self.sweep.sync_began();
         }
         ready.is_some()
     }

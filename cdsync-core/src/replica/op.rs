@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::ids::ObjectId;
 use crate::ledger::access::{FolderAt, Slot};
-use crate::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
+use crate::ledger::loss::Losses;
+use crate::ledger::object::{Fingerprint, Hash, Identity, Kind, Metadata, Observed};
 use crate::ledger::rows::{Known, Left, ParkedWhat};
 use crate::path::{Name, NameSetDigest};
 use crate::time::Timestamp;
@@ -92,10 +93,11 @@ pub enum ApplyOp {
         over: Option<Known>,
         /// What to do with whatever else is found there.
         drift: OnDrift,
-        /// A file of equal size and modification time that is there already is taken as it is.
+        /// A file that is there already is taken as it is, if it is equal by what the job compares.
         adopt: bool,
     },
-    /// Takes a file that is there already if its size and modification time are these.
+    /// Takes a file that is there already if its size and modification time are these, and its
+    /// content where the job has that compared.
     AdoptFile {
         /// Which object.
         id: ObjectId,
@@ -105,6 +107,8 @@ pub enum ApplyOp {
         size: u64,
         /// Modification time.
         mtime: Timestamp,
+        /// BLAKE3 of its content, where that is known.
+        hash: Option<Hash>,
         /// Its metadata.
         meta: Metadata,
         /// What is expected if it is not equal.
@@ -186,6 +190,24 @@ pub enum ApplyOp {
         /// For what is no folder: how it was left.
         left: Option<Left>,
     },
+    /// Looks whether a copy is as it was left, metadata and all: [`ApplyResult::Differs`] when it is
+    /// not so.
+    Check {
+        /// Which object; the default one where it is only asked whether anything is there.
+        id: ObjectId,
+        /// Where; `None` for the root folder.
+        at: Option<Place>,
+        /// What it is.
+        kind: Kind,
+        /// What it looked like.
+        print: Fingerprint,
+        /// How its content was left, where that is asked.
+        left: Option<Left>,
+        /// The metadata that it should have, where that is asked.
+        meta: Option<Metadata>,
+        /// What of that it is known not to have.
+        losses: Losses,
+    },
     /// Moves objects, each to where another one may still be.
     Move(Vec<MoveOne>),
     /// Moves something into the trash.
@@ -218,6 +240,7 @@ impl ApplyOp {
             | Self::Link { id, .. }
             | Self::SetMeta { id, .. }
             | Self::Verify { id, .. }
+            | Self::Check { id, .. }
             | Self::Remove { id, .. } => Some(*id),
             Self::Move(moves) => moves.first().map(|m| m.id),
         }
@@ -233,6 +256,7 @@ impl ApplyOp {
             | Self::MakeLink { meta, .. }
             | Self::MakeSpecial { meta, .. }
             | Self::SetMeta { meta, .. } => Some(meta),
+            Self::Check { meta, .. } => meta.as_ref(),
             Self::Link { .. } | Self::Verify { .. } | Self::Move(_) | Self::Remove { .. } => None,
         }
     }
@@ -249,7 +273,7 @@ impl ApplyOp {
             | Self::Link { at, .. }
             | Self::Verify { at, .. }
             | Self::Remove { at, .. } => Some(at),
-            Self::SetMeta { at, .. } => at.as_ref(),
+            Self::SetMeta { at, .. } | Self::Check { at, .. } => at.as_ref(),
             Self::Move(_) => None,
         }
     }
@@ -269,6 +293,7 @@ impl ApplyOp {
             | Self::MakeLink { meta, .. }
             | Self::MakeSpecial { meta, .. }
             | Self::SetMeta { meta, .. } => Some(meta),
+            Self::Check { meta, .. } => meta.as_mut(),
             Self::Link { .. } | Self::Verify { .. } | Self::Move(_) | Self::Remove { .. } => None,
         }
     }
@@ -287,6 +312,19 @@ impl ApplyOp {
             Self::Move(moves) => moves,
             _ => &[],
         }
+    }
+
+    /// Whether it is done while a batch is taken in, and no record of that says so: content that was
+    /// fetched, and further names.
+    pub(super) fn is_beside_batch(&self) -> bool {
+        matches!(
+            self,
+            Self::Link { .. }
+                | Self::WriteFile {
+                    body: Body::Staged(_),
+                    ..
+                }
+        )
     }
 
     /// The folder that it happens in: operations of different folders may run side by side.
@@ -323,8 +361,23 @@ pub enum MoveResult {
     Done(Box<Observed>),
     /// It is neither at its old name nor at its new one.
     Missing,
+    /// Not done: to this disk its new name is the same as this other one of the folder.
+    Clashes(Name),
     /// Not done, and why, for people.
     Failed(String),
+}
+
+/// How a copy is another one than it was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// Nothing is there.
+    Gone,
+    /// Something else is there.
+    Other,
+    /// Its content.
+    Content,
+    /// Its owner, mode, times or attributes.
+    Meta,
 }
 
 /// What an operation came to.
@@ -339,8 +392,12 @@ pub enum ApplyResult {
     /// As [`ApplyResult::Done`]; what others had changed there is in the trash, or was only
     /// metadata.
     Overwrote(Vec<Observed>),
+    /// [`ApplyOp::Check`]: others changed it.
+    Differs(Difference),
     /// Not done: others changed what is there, and it stays.
     Kept,
+    /// Not done: to this disk its name is the same as this other one of the folder.
+    Clashes(Name),
     /// [`ApplyOp::AdoptFile`]: what is there is not equal, and may be replaced.
     /// [`ApplyOp::SetMeta`]: its content is not what was left there, or is gone.
     NotEqual,

@@ -1,11 +1,12 @@
 //! Objects that could not be applied, and when they are tried again.
 
+use super::fetch::with_content_of;
 use super::waiting::{Stuck, after_move};
 use super::{ApplyOp, Place, Replica, Then};
 use crate::ids::ObjectId;
-use crate::ledger::access::{self, live, parked_row, put_parked, remove_parked};
+use crate::ledger::access::{self, live, parked_row, put_name, put_parked, remove_parked};
 use crate::ledger::object::{Kind, ObjectState, Seq};
-use crate::ledger::rows::{ParkedRow, ParkedWhat};
+use crate::ledger::rows::{NameRow, ParkedRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::NameSetDigest;
 use crate::time::WallMillis;
@@ -17,7 +18,7 @@ impl Replica {
     /// When parked objects are tried again.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<WallMillis> {
-        self.parked.values().min().copied()
+        self.parked.first()
     }
 
     /// Tries parked objects whose time has come; operations follow by [`Replica::poll_step`].
@@ -29,23 +30,18 @@ impl Replica {
         wall: WallMillis,
         t: &mut dyn Tables,
     ) -> Result<(), TableError> {
-        if !self.running.is_empty() || self.issued.is_some() {
+        // In the middle of a record the names of what it removes may look free.
+        if !self.running.is_empty() || self.issued.is_some() || self.rest.is_some() {
             return Ok(());
         }
-        let due: Vec<ObjectId> = self
-            .parked
-            .iter()
-            .filter(|(_, next)| **next <= wall)
-            .map(|(id, _)| *id)
-            .take(RETRY_BATCH)
-            .collect();
+        let due = self.parked.due(wall, RETRY_BATCH);
         self.retrying = !due.is_empty();
         if due.iter().any(|id| self.blocking.contains_key(id)) {
             self.retry_moves(wall, t)?;
         }
         for id in due {
             let Some(row) = parked_row(t, id)? else {
-                self.parked.remove(&id);
+                self.parked.remove(id);
                 continue;
             };
             if self.blocking.contains_key(&id) {
@@ -76,17 +72,26 @@ impl Replica {
             ParkedWhat::Content(state) if live(t, id)?.is_some() => {
                 self.plan_content(wall, t, row.seq, &state, None, None)
             }
-            ParkedWhat::Meta(state) => self.retry_meta(t, id, row.seq, state),
+            ParkedWhat::Meta(state) => self.retry_meta(wall, t, id, row.seq, state),
             ParkedWhat::Move { .. } => Ok(()),
             ParkedWhat::Remove { at, known, kind } => {
                 let still = access::name(t, at.0, &at.1)?.and_then(|row| row.remnant);
                 let still = still.is_some_and(|still| still.identity == known.identity);
                 let fresh = access::name(t, at.0, &at.1)?.is_none() && row.attempts == 0;
                 let folder = self.folders.at(t, at.0)?;
-                let (Some(folder), true) = (folder, fresh || still) else {
-                    // Its folder went too, or the name was taken by something else since.
+                let Some(folder) = folder else {
+                    // Its folder went too.
                     return self.unpark(t, id);
                 };
+                if !fresh && !still {
+                    // The name was to be taken by something else since, whether that came or not.
+                    self.owe_sweep(t, at.0)?;
+                    return self.unpark(t, id);
+                }
+                // As when it was planned first: until it is done the name remembers what is there.
+                let object = access::name(t, at.0, &at.1)?.and_then(|row| row.object);
+                let remnant = Some(known);
+                put_name(t, at.0, &at.1, NameRow { object, remnant })?;
                 let place = Place {
                     folder,
                     name: at.1.clone(),
@@ -105,6 +110,7 @@ impl Replica {
                 Ok(())
             }
             ParkedWhat::Link { object, at } => self.plan_link(t, row.seq, object, at),
+            ParkedWhat::Theirs { object, at } => self.retry_theirs(t, id, object, at),
             ParkedWhat::Content(_) => self.unpark(t, id),
         }
     }
@@ -119,7 +125,7 @@ impl Replica {
         what: ParkedWhat,
     ) -> Result<(), TableError> {
         let before = parked_row(t, id)?;
-        self.parked.remove(&id);
+        self.parked.remove(id);
         self.intended.insert(id);
         let row = ParkedRow {
             seq,
@@ -139,12 +145,20 @@ impl Replica {
 
     fn retry_meta(
         &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
         id: ObjectId,
         seq: Seq,
         state: ObjectState,
     ) -> Result<(), TableError> {
         if state.kind == Kind::Folder {
+            let Some(row) = live(t, id)? else {
+                return self.unpark(t, id);
+            };
+            if row.local.is_none() && !id.is_root() {
+                // It was lost meanwhile: it gets them when it is made.
+                return self.plan_content(wall, t, seq, &row.state, None, None);
+            }
             self.touched.insert(id);
             return Ok(());
         }
@@ -177,7 +191,16 @@ impl Replica {
         reason: String,
     ) -> Result<(), TableError> {
         let id = state.id;
-        self.park(wall, t, id, seq, reason, ParkedWhat::Content(state))
+        self.park(wall, t, id, seq, reason, ParkedWhat::Content(state))?;
+        // However long it has been tried, it is tried again as soon as its folder is made.
+        let Some(row) = live(t, id)? else {
+            return Ok(());
+        };
+        let parent = row.slot().map_or(id, |(parent, _)| *parent);
+        if live(t, parent)?.is_some_and(|row| row.local.is_none()) && !parent.is_root() {
+            self.waiting.entry(parent).or_default().insert(id);
+        }
+        Ok(())
     }
 
     pub(super) fn park(
@@ -253,14 +276,17 @@ impl Replica {
                     }));
                 }
             },
-            ParkedWhat::Link { .. } | ParkedWhat::Remove { .. } => {}
+            ParkedWhat::Link { .. } | ParkedWhat::Remove { .. } | ParkedWhat::Theirs { .. } => {}
         }
         put_parked(t, state.id, &row)
     }
 
     pub(super) fn unpark(&mut self, t: &mut dyn Tables, id: ObjectId) -> Result<(), TableError> {
         self.drifts.forget(id);
-        let known = self.parked.remove(&id).is_some();
+        let known = self.parked.remove(id);
+        if known {
+            self.durable.unparked(id);
+        }
         if self.intended.remove(&id) || known {
             self.is_free(id);
             remove_parked(t, id)?;
@@ -305,9 +331,5 @@ impl Replica {
 
 /// A later state takes the place of an earlier one, whose content is still to come.
 fn renew(wanted: &mut ObjectState, state: &ObjectState) {
-    let content_seq = wanted.content_seq.max(state.content_seq);
-    *wanted = ObjectState {
-        content_seq,
-        ..state.clone()
-    };
+    *wanted = with_content_of(wanted, state.clone());
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::{ApplyOp, Body, Issued, OnDrift, Place, Queued, Replica, Running, Step, Then, tree};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
-use crate::ledger::object::{Content, Identity, Kind, OWNER_NAME_MAX_BYTES, ObjectState, Seq};
+use crate::ledger::object::{
+    Content, Hash, Identity, Kind, OWNER_NAME_MAX_BYTES, ObjectState, Seq,
+};
 use crate::ledger::outgoing::INLINE_MAX_BYTES;
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
 use crate::ledger::rows::{Known, LiveObject, NameRow, ObjectRow};
@@ -34,6 +36,7 @@ pub(super) fn fits(record: &Record, origin: OriginId) -> bool {
                     .is_none_or(|id| id.origin == origin && !id.is_root())
         })
         && slots.len() == record.names.len()
+        && folders_have_one_name(record)
         && objects.len() == record.objects.len()
         && record
             .names
@@ -49,7 +52,16 @@ pub(super) fn fits(record: &Record, origin: OriginId) -> bool {
             .all(|state| state_fits(record.seq, state, origin))
 }
 
-fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
+/// Whether no folder gets two names: only files have links.
+fn folders_have_one_name(record: &Record) -> bool {
+    let folders = record.objects.iter().filter(|o| o.kind == Kind::Folder);
+    let folders: BTreeSet<ObjectId> = folders.map(|state| state.id).collect();
+    let mut named = BTreeSet::new();
+    let mut names = record.names.iter().filter_map(|name| name.object);
+    names.all(|id| !folders.contains(&id) || named.insert(id))
+}
+
+pub(super) fn state_fits(seq: Seq, state: &ObjectState, origin: OriginId) -> bool {
     let content_fits = match (state.kind, &state.content) {
         (Kind::File, Content::Data { .. }) => true,
         (Kind::Symlink, Content::Link(target)) => {
@@ -160,8 +172,10 @@ impl Replica {
                 let names = busy_names.get(&at.parent);
                 names.is_some_and(|names| names.contains(&at.name))
             };
-            if record.objects.iter().any(|state| busy.contains(&state.id))
-                || record.names.iter().any(is_busy)
+            // Where none of them has anything to do, there is nothing to wait for.
+            if !self.running.is_empty()
+                && (record.objects.iter().any(|state| busy.contains(&state.id))
+                    || record.names.iter().any(is_busy))
             {
                 return Ok(false);
             }
@@ -177,7 +191,7 @@ impl Replica {
             let Some(queued) = self.queue.pop_front() else {
                 break;
             };
-            if !is_tree || self.is_too_deep(t, &queued.record)? {
+            if !is_tree || self.has_no_place(t, &queued.record)? {
                 self.refuse(seq);
                 return Ok(false);
             }
@@ -190,9 +204,16 @@ impl Replica {
             if self.is_suspect(queued.record.seq) {
                 // Whatever was done of it, its folders may not have got their times again.
                 let parents = queued.record.names.iter().map(|name| name.parent);
-                let objects = queued.record.objects.iter();
-                let folders = objects.filter(|o| o.kind == Kind::Folder).map(|o| o.id);
-                self.touched.extend(parents.chain(folders));
+                self.touched.extend(parents);
+                for state in &queued.record.objects {
+                    if state.kind == Kind::Folder {
+                        self.touched.insert(state.id);
+                    }
+                    // New content changes the folder too, without any word of its name.
+                    let names = live(t, state.id)?.map(|row| row.names).unwrap_or_default();
+                    self.touched
+                        .extend(names.into_iter().map(|(parent, _)| parent));
+                }
             }
             let queued = match shape {
                 Shape::New => match self.plan_new_file(t, queued)? {
@@ -227,6 +248,7 @@ impl Replica {
         };
         let [
             (
+                _,
                 index,
                 Inline::Here {
                     version, len, hash, ..
@@ -262,7 +284,7 @@ impl Replica {
             meta: state.meta.clone(),
             over: None,
             drift: self.on_drift(state.id, seq),
-            adopt: self.adopting,
+            adopt: self.adopts(),
         };
         self.run(op, Then::New(Box::new(state)));
         Ok(None)
@@ -305,7 +327,7 @@ impl Replica {
                 if row.state.version.seq > seq
                     && content.is_some()
                     && (row.local.is_none() || row.state.content_seq < state.content_seq)
-                    && !self.parked.contains_key(&state.id)
+                    && !self.parked.contains(state.id)
                     && self.fetches.get_mut(state.id).is_none() =>
             {
                 // It was wanted on a subscription that ended, and renamed or changed since.
@@ -336,7 +358,11 @@ impl Replica {
                     fetch.renew(state.clone());
                     return Ok(());
                 }
-                if content.is_some() {
+                // What nobody waits for was lost in a crash.
+                let is_lost = queued.of_snapshot
+                    && state.kind != Kind::File
+                    && !self.parked.contains(state.id);
+                if content.is_some() || is_lost {
                     return self.plan_content(wall, t, seq, state, content, over);
                 }
                 self.renew_parked(t, state)
@@ -472,7 +498,7 @@ impl Replica {
         over: Option<Known>,
     ) -> Result<(), TableError> {
         let id = state.id;
-        let adopt = self.adopting;
+        let adopt = self.adopts();
         let drift = self.on_drift(id, seq);
         if !adopt && !matches!(content, Some((_, Inline::Here { .. }))) {
             self.suspect_name(t, seq, state, &at, over)?;
@@ -525,6 +551,7 @@ impl Replica {
                     at,
                     size,
                     mtime,
+                    hash: hash_of(&state.content),
                     meta: state.meta.clone(),
                     over: None,
                     drift: OnDrift::Ignore,
@@ -546,7 +573,7 @@ impl Replica {
     }
 
     /// A file may have been published before a crash that lost its row, and no content comes now to
-    /// replace it: what is at its name is moved out of the way, if it is not what is known.
+    /// replace it: whatever is at its name stays there until that comes, or goes with the name.
     fn suspect_name(
         &mut self,
         t: &mut dyn Tables,
@@ -573,36 +600,9 @@ impl Replica {
                 self.run(op, Then::Probed(slot));
                 Ok(())
             }
-            None if over.is_none() => self.clear_name(t, seq, state.id, at.clone()),
+            None if over.is_none() => super::suspect_published(t, state.id),
             None => Ok(()),
         }
-    }
-
-    /// Whatever is at an object's name goes to the trash.
-    pub(super) fn clear_name(
-        &mut self,
-        t: &mut dyn Tables,
-        seq: Seq,
-        id: ObjectId,
-        at: Place,
-    ) -> Result<(), TableError> {
-        let known = Known::default();
-        let slot = (at.folder.id, at.name.clone());
-        let row = NameRow {
-            object: Some(id),
-            remnant: Some(known),
-        };
-        put_name(t, slot.0, &slot.1, row)?;
-        let op = ApplyOp::Remove {
-            id: ObjectId::default(),
-            at,
-            known,
-            drift: OnDrift::Ignore,
-            kind: Kind::File,
-            below: crate::path::NameSetDigest::default(),
-        };
-        self.run(op, Then::Removed(seq, slot));
-        Ok(())
     }
 
     /// Plans the change of something that is on the disk and keeps its name.
@@ -632,7 +632,7 @@ impl Replica {
             fetch.renew(state.clone());
             return Ok(());
         }
-        if self.parked.contains_key(&state.id) && state.kind == Kind::File {
+        if self.parked.contains(state.id) && state.kind == Kind::File {
             return self.renew_parked(t, state);
         }
         let mut state = state.clone();
@@ -670,13 +670,18 @@ impl Replica {
     }
 
     /// Folders in which something changed get their own times again.
-    fn plan_touched(&mut self, t: &dyn TablesRead) -> Result<(), TableError> {
+    fn plan_touched(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
         for id in std::mem::take(&mut self.touched) {
             if self.blocking.contains_key(&id) {
                 // Once it is moved.
                 continue;
             }
             let Some(row) = live(t, id)? else { continue };
+            if self.is_theirs(row.slot()) {
+                // As others want it, until they are told otherwise.
+                self.unpark(t, id)?;
+                continue;
+            }
             let at = if id.is_root() {
                 None
             } else {
@@ -732,6 +737,14 @@ impl Replica {
     }
 }
 
+/// A file's hash, where it is known.
+pub(super) fn hash_of(content: &Content) -> Option<Hash> {
+    match content {
+        Content::Data { hash, .. } => *hash,
+        _ => None,
+    }
+}
+
 fn device_of(content: &Content) -> u64 {
     match content {
         Content::Device(number) => *number,
@@ -775,9 +788,6 @@ impl Shape {
 }
 
 fn content_of(queued: &Queued, id: ObjectId) -> Option<(usize, &Inline)> {
-    let position = queued.record.contents().position(|state| state.id == id)?;
-    queued
-        .contents
-        .get(position)
-        .map(|(index, content)| (*index, content))
+    let found = queued.contents.iter().find(|(of, ..)| *of == id);
+    found.map(|(_, index, content)| (*index, content))
 }

@@ -1,7 +1,7 @@
 //! What a job's settings say to its targets.
 
 use super::Replica;
-use crate::job::{Drift, Retry, Settings};
+use crate::job::{AdoptCheck, Drift, Retry, Settings};
 use crate::time::WallMillis;
 
 /// How a replica keeps its job's promises.
@@ -11,6 +11,10 @@ pub struct Policy {
     pub retry: Retry,
     /// What happens to what others changed.
     pub drift: Drift,
+    /// What is compared before a file that is there already is taken over.
+    pub adopt_check: AdoptCheck,
+    /// How long after a check of the whole root the next one begins, in milliseconds.
+    pub check_every_ms: Option<u64>,
     /// How often a manager resumed the job: acknowledges what was reported before.
     pub resumes: u64,
     /// How often a manager accepted what the targets hold: what was kept before gives way.
@@ -24,6 +28,8 @@ impl Policy {
         Self {
             retry: settings.retry,
             drift: settings.drift,
+            adopt_check: settings.adopt_check,
+            check_every_ms: Some(settings.scan_every_ms).filter(|every| *every > 0),
             resumes,
             accepts,
         }
@@ -34,7 +40,7 @@ impl Replica {
     /// The same replica under a job's settings, in place of the defaults.
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
-        self.handle_policy(policy);
+        self.policy = policy;
         self
     }
 
@@ -45,6 +51,8 @@ impl Replica {
             for id in self.drifts.kept() {
                 self.parked.insert(id, WallMillis(0));
             }
+            // More may be found than was kept.
+            self.patrol.begin_again();
         }
     }
 }

@@ -1,9 +1,12 @@
 //! What became of operations.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::waiting::is_absent;
 use super::{ApplyOp, ApplyResult, Issued, MoveResult, Replica, Then};
-use crate::ledger::access::{self, Slot, live, put_live, put_name};
+use crate::ids::ObjectId;
+use crate::ledger::access::{self, Slot, live, parked_row, put_live, put_name};
 use crate::ledger::loss::Loss;
 use crate::ledger::object::{Kind, ObjectState, Observed, Seq};
 use crate::ledger::rows::{LiveObject, Local, NameRow, ParkedWhat};
@@ -26,9 +29,49 @@ impl Replica {
         };
         debug_assert_eq!(thens.len(), results.len(), "one result for each operation");
         let ops = Arc::unwrap_or_clone(ops);
-        for ((op, then), result) in ops.into_iter().zip(thens).zip(results) {
+        let in_batch = self.batch_end.is_some();
+        let mut beside = BTreeSet::new();
+        let mut unmade = BTreeSet::new();
+        for ((op, then), mut result) in ops.into_iter().zip(thens).zip(results) {
             self.dirty = true;
+            if in_batch && op.is_beside_batch() {
+                beside.extend(op.folder());
+            }
+            let folder = op.place().map(|at| &at.folder);
+            if folder.is_some_and(|at| is_absent(at) && unmade.contains(&at.id)) {
+                // Whatever came of it is in something else that is at the folder's name.
+                result = ApplyResult::Failed("its folder could not be made".to_owned());
+            }
+            if let (ApplyOp::MakeFolder { id, .. }, ApplyResult::Failed(_)) = (&op, &result) {
+                unmade.insert(*id);
+            }
             self.answer(wall, t, op, then, result)?;
+        }
+        if in_batch {
+            beside.retain(|folder| self.touched.contains(folder));
+        } else {
+            beside.clone_from(&self.touched);
+        }
+        self.note_touched(wall, t, beside)
+    }
+
+    /// Notes folders whose times are to be set again. A batch comes once more after a kill, and says
+    /// so itself; what is done besides does not.
+    fn note_touched(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folders: BTreeSet<ObjectId>,
+    ) -> Result<(), TableError> {
+        let fresh: Vec<ObjectId> = folders.difference(&self.intended).copied().collect();
+        for id in fresh {
+            let Some(row) = live(t, id)? else { continue };
+            let is_here = row.local.is_some() || id.is_root();
+            // Whatever else it waits for ends with its times.
+            if is_here && parked_row(t, id)?.is_none() {
+                let seq = row.state.version.seq;
+                self.intend(wall, t, id, seq, ParkedWhat::Meta(row.state))?;
+            }
         }
         Ok(())
     }
@@ -48,6 +91,7 @@ impl Replica {
                 ApplyResult::Done(seen)
             }
             ApplyResult::Kept => return self.keep_theirs(wall, t, op, then),
+            ApplyResult::Clashes(other) => self.clashes(t, &op, &then, &other)?,
             other => other,
         };
         match (then, result) {
@@ -69,6 +113,7 @@ impl Replica {
             }
             (Then::New(state), ApplyResult::Failed(reason)) => {
                 enter(t, (*state).clone(), op, None)?;
+                super::suspect_published(t, state.id)?;
                 self.park_content(wall, t, state.version.seq, *state, reason)
             }
             (Then::Adopted(state), ApplyResult::NotEqual) => {
@@ -77,9 +122,8 @@ impl Replica {
             }
             (Then::Held(state) | Then::Adopted(state), ApplyResult::Failed(reason)) => {
                 self.fetches.remove(state.id);
-                if state.kind != Kind::Folder && self.is_suspect(state.version.seq) {
-                    super::suspect_published(t, state.id)?;
-                }
+                // It may have come to its name before something about it failed.
+                super::suspect_published(t, state.id)?;
                 self.park_content(wall, t, state.version.seq, *state, reason)
             }
             (Then::Meta(state), ApplyResult::Done(seen)) => {
@@ -103,7 +147,7 @@ impl Replica {
             (Then::Linked(seq, slot), ApplyResult::Failed(reason)) => {
                 self.not_linked(wall, t, &op, (seq, slot), reason)
             }
-            (Then::Removed(_, slot), ApplyResult::Done(_)) => self.removed(t, &op, &slot),
+            (Then::Removed(seq, slot), ApplyResult::Done(_)) => self.removed(t, &op, seq, &slot),
             (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
                 self.not_removed(wall, t, &op, seq, slot, reason)
             }
@@ -111,7 +155,7 @@ impl Replica {
             (Then::Touched, ApplyResult::Failed(reason)) => self.not_touched(wall, t, &op, reason),
             (Then::Probed(_), ApplyResult::Done(seen)) if !seen.is_empty() => Ok(()),
             (Then::Probed(slot), ApplyResult::Done(_) | ApplyResult::Failed(_)) => {
-                self.replaced(t, &op, slot)
+                Self::replaced(t, &op, &slot)
             }
             (Then::Verified, ApplyResult::Done(seen)) => self.verified(t, &op, seen),
             (Then::Verified, ApplyResult::NotEqual | ApplyResult::Failed(_)) => {
@@ -119,18 +163,37 @@ impl Replica {
             }
             (Then::Swept, ApplyResult::Failed(reason)) => {
                 self.sweep.failed(reason);
-                op.folder().map_or(Ok(()), |folder| self.swept(t, folder))
+                if let Some(folder) = op.folder() {
+                    self.swept(folder);
+                }
+                Ok(())
             }
             (Then::Swept, _) => Ok(()),
+            (Then::Checked(slot), ApplyResult::Done(seen)) => {
+                self.checked(t, &op, slot.as_ref(), seen.into_iter().next())
+            }
+            (Then::Checked(slot), ApplyResult::Differs(found)) => {
+                self.differs(wall, t, &op, slot.as_ref(), found)
+            }
+            (Then::Checked(_) | Then::StillThere(_), ApplyResult::Failed(_)) => Ok(()),
+            (Then::StillThere(slot), ApplyResult::Differs(found)) => {
+                self.still_there(wall, t, slot, found)
+            }
+            (Then::GaveWay(slot), ApplyResult::Done(_)) => self.gave_way(wall, t, slot, None),
+            (Then::GaveWay(slot), ApplyResult::Failed(reason)) => {
+                self.gave_way(wall, t, slot, Some(reason))
+            }
             (
                 _,
                 ApplyResult::NotEqual
                 | ApplyResult::Overwrote(_)
                 | ApplyResult::Kept
+                | ApplyResult::Differs(_)
+                | ApplyResult::Clashes(_)
                 | ApplyResult::Found(_)
                 | ApplyResult::Moved(_),
             )
-            | (Then::Moved, _) => {
+            | (Then::Moved | Then::StillThere(_), _) => {
                 debug_assert!(false, "an answer to another question");
                 Ok(())
             }
@@ -173,13 +236,15 @@ impl Replica {
             },
         )?;
         self.touched.insert(parent);
-        if state.kind == Kind::Folder {
+        let is_folder = state.kind == Kind::Folder;
+        if is_folder {
             self.folders.forget_one(id);
             self.release(id);
         }
         let state = not_before(&row, state);
         if let Some(seen) = &seen {
-            self.note_losses(t, id, seen.losses)?;
+            let losses = self.with_names(id, seen.losses, row.names.len());
+            self.note_losses(t, id, losses)?;
         }
         let local = seen.map(|seen| self.local_of(seen)).or(row.local);
         let names = row.names;
@@ -195,6 +260,9 @@ impl Replica {
         )?;
         if is_linked {
             self.relink(wall, t, id)?;
+        }
+        if is_folder {
+            self.doubt_below(t, id)?;
         }
         Ok(())
     }
@@ -215,7 +283,8 @@ impl Replica {
         // Copies in place of links do not get the new metadata by themselves.
         let has_copies = row.names.len() > 1 && self.losses_of(id).has(Loss::HardLink);
         if let Some(seen) = &seen {
-            self.note_losses(t, id, seen.losses)?;
+            let losses = self.with_names(id, seen.losses, row.names.len());
+            self.note_losses(t, id, losses)?;
         }
         row.local = seen.map(|seen| self.local_of(seen)).or(row.local);
         put_live(t, id, row)?;
@@ -237,6 +306,7 @@ impl Replica {
             match result {
                 MoveResult::Done(seen) => {
                     self.unpark_moved(t, one.id)?;
+                    self.is_at_its_name(t, one.id)?;
                     // What was in its way is gone.
                     nothing_left(t, &(one.to.folder.id, one.to.name.clone()))?;
                     let Some(mut row) = live(t, one.id)? else {
@@ -262,13 +332,27 @@ impl Replica {
                     let left = (one.from.folder.id, one.from.name.clone());
                     self.give_up(wall, t, one.id, &left)?;
                 }
+                MoveResult::Clashes(other) => {
+                    let reason = self.clash(t, one.id, one.id, one.to.folder.id, &other)?;
+                    self.park_move(wall, t, one, &reason)?;
+                }
                 MoveResult::Failed(reason) => self.park_move(wall, t, one, &reason)?,
             }
         }
         Ok(())
     }
 
-    fn removed(&mut self, t: &mut dyn Tables, op: &ApplyOp, slot: &Slot) -> Result<(), TableError> {
+    fn removed(
+        &mut self,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+        seq: Seq,
+        slot: &Slot,
+    ) -> Result<(), TableError> {
+        if seq <= self.progress.claim {
+            // A crash of the system may bring it back, and no record comes again that says it is gone.
+            self.owe_sweep(t, slot.0)?;
+        }
         if let Some(id) = op.object() {
             self.unpark(t, id)?;
         }
@@ -314,26 +398,21 @@ impl Replica {
         put_live(t, id, row)
     }
 
-    /// What is at an object's name is not what the ledger knows: it goes.
-    fn replaced(&mut self, t: &mut dyn Tables, op: &ApplyOp, slot: Slot) -> Result<(), TableError> {
-        let ApplyOp::SetMeta {
-            id, at: Some(at), ..
-        } = op
-        else {
+    /// What is at an object's name is not what the ledger knows: it goes once its content is here.
+    fn replaced(t: &mut dyn Tables, op: &ApplyOp, slot: &Slot) -> Result<(), TableError> {
+        let ApplyOp::SetMeta { id, .. } = op else {
             return Ok(());
         };
         let Some(mut row) = live(t, *id)? else {
             return Ok(());
         };
-        if row.slot() != Some(&slot) {
+        if row.slot() != Some(slot) {
             return Ok(());
         }
         row.local = None;
-        let seq = row.state.version.seq;
         put_live(t, *id, row)?;
         // Its other names are links to what was found.
-        super::suspect_published(t, *id)?;
-        self.clear_name(t, seq, *id, at.clone())
+        super::suspect_published(t, *id)
     }
 
     fn not_touched(

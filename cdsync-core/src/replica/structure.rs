@@ -17,8 +17,8 @@ use crate::ledger::access::{
     self, Slot, bury_below, digest_below, live, put_gone, put_live, put_name,
 };
 use crate::ledger::object::{Kind, ObjectState, Seq};
-use crate::ledger::record::Record;
-use crate::ledger::rows::{Known, LiveObject, NameRow, ParkedWhat};
+use crate::ledger::record::{NameState, Record};
+use crate::ledger::rows::{Known, LiveObject, NameRow, ObjectRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::NameSetDigest;
 use crate::time::WallMillis;
@@ -66,7 +66,8 @@ impl Removal {
             id: ObjectId::default(),
             slot,
             known: Known::default(),
-            kind: Kind::File,
+            // As such it is removed whatever it is.
+            kind: Kind::Folder,
             below: NameSetDigest::default(),
             noted: false,
         }
@@ -103,8 +104,9 @@ impl Replica {
         t: &mut dyn Tables,
         queued: Queued,
     ) -> Result<(), TableError> {
+        let renewed = self.take_renewed(t, &queued.record)?;
         let layout = layout(t, &queued.record)?;
-        let moves = self.plan_moves(t, &layout)?;
+        let mut moves = self.plan_moves(t, &layout)?;
         let mut rest = Rest {
             queued,
             removals: Vec::new(),
@@ -114,13 +116,30 @@ impl Replica {
             left: Vec::new(),
         };
         leave(t, &layout, &mut rest)?;
+        for removal in &rest.removals {
+            // Of a folder that was lost, with what is left of it there.
+            self.lose_below(wall, t, removal.id)?;
+        }
+        self.leave_renewed(wall, t, renewed, &layout, &mut rest)?;
         self.remove_rows(wall, t, &layout, &mut rest)?;
         self.drop_names(wall, t, &layout, &mut rest)?;
+        // What was still to leave something that is removed goes with it, and is fetched anew.
+        let mut held = BTreeSet::new();
+        for one in &moves {
+            let row = live(t, one.id)?;
+            held.extend(row.filter(|row| row.local.is_some()).map(|_| one.id));
+        }
+        for one in moves.extract_if(.., |one| !held.contains(&one.id)) {
+            // Nor does it take away what is at its new name.
+            let slot = (one.to.folder.id, one.to.name);
+            rest.removals.push(Removal::of_whatever(slot));
+        }
         let Layout { names, .. } = layout;
         self.take(t, names.renames, &mut rest)?;
         self.take_links(wall, t, names.links, &mut rest)?;
-        if self.is_back(rest.seq()) {
-            come_back(t, &mut rest)?;
+        if self.is_suspect(rest.seq()) {
+            let all = self.is_back(rest.seq());
+            come_back(t, &mut rest, all)?;
         }
         if moves.is_empty() {
             return self.plan_rest(wall, t, rest);
@@ -179,6 +198,74 @@ impl Replica {
             let over = slot.as_ref().and_then(|slot| stays.get(slot).copied());
             self.plan_object(wall, t, &queued, state, slot, over)?;
             self.add_names(t, record, state.id)?;
+        }
+        Ok(())
+    }
+
+    /// A file that takes the name of another one, and gets other content with that, comes to that
+    /// name with it, so that nobody reads there what it was before. From now on it is not on the
+    /// disk; gives back where it was.
+    fn take_renewed(
+        &self,
+        t: &mut dyn Tables,
+        record: &Record,
+    ) -> Result<Vec<(Slot, Known)>, TableError> {
+        let mut taken = Vec::new();
+        for state in record.contents().filter(|state| state.kind == Kind::File) {
+            let Some(mut row) = live(t, state.id)? else {
+                continue;
+            };
+            let ([from], Some(known)) = (&row.names[..], row.known()) else {
+                continue;
+            };
+            let from = from.clone();
+            let is_news = row.state.content_seq < state.content_seq
+                && row.state.version.seq < record.seq
+                && !self.blocking.contains_key(&state.id);
+            let mut to = record.names.iter().filter(|n| n.object == Some(state.id));
+            let is_moved = |n: &NameState| (n.parent, &n.name) != (from.0, &from.1);
+            let Some(to) = to.find(|n| is_moved(n)).filter(|_| is_news) else {
+                continue;
+            };
+            if access::name(t, to.parent, &to.name)?.is_some() {
+                row.local = None;
+                put_live(t, state.id, row)?;
+                taken.push((from, known));
+            }
+        }
+        Ok(taken)
+    }
+
+    /// What such files were goes from their old names, which others may take.
+    fn leave_renewed(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        renewed: Vec<(Slot, Known)>,
+        layout: &Layout,
+        rest: &mut Rest,
+    ) -> Result<(), TableError> {
+        let moved: BTreeSet<ObjectId> = layout.moves.iter().map(|(id, ..)| *id).collect();
+        for (slot, known) in renewed {
+            if takes_place(layout, &moved, &slot) {
+                continue;
+            }
+            if layout.next.contains_key(&slot) {
+                rest.stays.insert(slot, known);
+                continue;
+            }
+            let (id, kind) = (name_number(&slot), Kind::File);
+            let at = slot.clone();
+            let what = ParkedWhat::Remove { at, known, kind };
+            self.intend(wall, t, id, rest.seq(), what)?;
+            rest.removals.push(Removal {
+                id,
+                slot,
+                known,
+                kind,
+                below: NameSetDigest::default(),
+                noted: true,
+            });
         }
         Ok(())
     }
@@ -244,16 +331,18 @@ impl Replica {
                 let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
                 let (known, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
-                        // It never came here. What it was to replace here is in no ledger.
-                        if !layout.next.contains_key(&slot) {
-                            rest.removals.push(Removal::of_whatever(slot));
-                        } else if !takes_place(layout, &moved, &slot) {
+                        // It never came here. What it was to replace here is in no ledger, and may
+                        // be a folder with all that is in it.
+                        self.owe_sweep(t, slot.0)?;
+                        if layout.next.contains_key(&slot) && !takes_place(layout, &moved, &slot) {
                             rest.stays.insert(slot, Known::default());
                         }
                         let from = stuck.left_slot();
                         if takes_place(layout, &moved, &from) {
                             continue;
                         }
+                        // No record says that this name is empty.
+                        self.owe_sweep(t, from.0)?;
                         let Some(known) = row.known() else { continue };
                         (known, from)
                     }
@@ -287,14 +376,19 @@ impl Replica {
                     }
                 }
                 let stranded = self.before_removal(wall, t, id)?;
-                bury_below(t, id, seq)?;
+                let buried = bury_below(t, id, seq)?;
+                self.graves.note(buried.files);
                 self.folders.forget();
+                for linked in buried.living {
+                    self.names_went(wall, t, linked)?;
+                }
                 for (stuck, row) in stranded {
                     let replaced = takes_place(layout, &moved, &stuck.left_slot());
                     self.remove_stranded(wall, t, seq, (&stuck, &row, replaced), rest)?;
                 }
             }
             put_gone(t, id, seq)?;
+            self.graves.note(1);
         }
         Ok(())
     }
@@ -358,13 +452,14 @@ impl Replica {
         rest: &mut Rest,
     ) -> Result<(), TableError> {
         let (id, kind) = (row.state.id, row.state.kind);
-        self.parked.remove(&id);
+        self.parked.remove(id);
         self.intended.remove(&id);
         self.is_free(id);
         let Some(known) = row.known().filter(|_| !replaced) else {
             return Ok(());
         };
         let slot = stuck.left_slot();
+        self.owe_sweep(t, slot.0)?;
         let what = ParkedWhat::Remove {
             at: slot.clone(),
             known,
@@ -397,7 +492,7 @@ impl Replica {
             noted,
         } = removal;
         // What was never published may wait for its content under its new name: it stays parked.
-        let id = if noted { id } else { ObjectId::default() };
+        let id = if noted { id } else { name_number(&slot) };
         let Some(at) = self.place_at(t, &slot)? else {
             // The folder that it was in went with it.
             return self.unpark(t, id);
@@ -485,8 +580,9 @@ impl Replica {
     }
 }
 
-/// Names that were emptied before the disk lost its last changes may hold again what they held.
-fn come_back(t: &dyn TablesRead, rest: &mut Rest) -> Result<(), TableError> {
+/// Names that were emptied before a crash may hold what they held: those of which the ledger says so,
+/// and all of them where the disk lost its last changes.
+fn come_back(t: &dyn TablesRead, rest: &mut Rest, all: bool) -> Result<(), TableError> {
     for at in rest
         .queued
         .record
@@ -496,7 +592,11 @@ fn come_back(t: &dyn TablesRead, rest: &mut Rest) -> Result<(), TableError> {
     {
         let slot = (at.parent, at.name.clone());
         let planned = rest.removals.iter().any(|removal| removal.slot == slot);
-        if planned || access::name(t, slot.0, &slot.1)?.is_some() {
+        let is_done = match access::name(t, slot.0, &slot.1)? {
+            Some(row) => row.object.is_some(),
+            None => !all,
+        };
+        if planned || is_done {
             continue;
         }
         rest.removals.push(Removal::of_whatever(slot));
@@ -521,6 +621,9 @@ fn layout(t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {
         let Some(id) = name.object else { continue };
         let row = access::object(t, id)?;
         if row.as_ref().is_some_and(|row| row.seq() > record.seq) {
+            continue;
+        }
+        if went_since(t, record, &slot)? {
             continue;
         }
         layout.next.insert(slot.clone(), id);
@@ -560,6 +663,16 @@ fn layout(t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {
         }
     }
     Ok(layout)
+}
+
+/// Whether the folder of a name is known to have gone since, with the name.
+pub(super) fn went_since(
+    t: &dyn TablesRead,
+    record: &Record,
+    slot: &Slot,
+) -> Result<bool, TableError> {
+    let parent = access::object(t, slot.0)?;
+    Ok(matches!(parent, Some(ObjectRow::Gone(by)) if by > record.seq))
 }
 
 /// Takes objects that have rows away from their old names.

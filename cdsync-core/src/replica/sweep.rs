@@ -1,7 +1,7 @@
 //! After a root was taken over, and in single folders where the ledger may be behind the disk: what
 //! is there and not in the ledger goes to the trash.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::{ApplyOp, OnDrift, Place, Replica, Then};
 use crate::filter::Verdict;
@@ -9,7 +9,8 @@ use crate::ids::ObjectId;
 use crate::ledger::access::{self, FolderAt, live, put_meta};
 use crate::ledger::object::{Identity, Kind};
 use crate::ledger::tables::{TableError, Tables};
-use crate::path::{Name, NameSetDigest};
+use crate::path::{Name, NameSetDigest, RelPath};
+use crate::time::WallMillis;
 
 /// One entry of a swept folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +23,21 @@ pub struct SweepEntry {
     pub identity: Identity,
 }
 
+/// Folders, with where they were when something was left in them: what is carried there may be
+/// excluded where they are now, and is ours all the same.
+pub(super) type Owed = BTreeMap<ObjectId, Option<RelPath>>;
+
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     state: State,
     stack: Vec<ObjectId>,
     /// Single folders in which something may be that is in no ledger.
-    owed: BTreeSet<ObjectId>,
+    owed: Owed,
+    /// Those that were looked through since the last sync of the disk began: what was removed from
+    /// them may be back after a crash of the system.
+    unsynced: Owed,
+    /// The same before the sync under way.
+    syncing: Owed,
     failures: Vec<String>,
 }
 
@@ -39,20 +49,43 @@ enum State {
 }
 
 impl Sweep {
-    pub(super) fn new(owed: Vec<ObjectId>) -> Self {
+    pub(super) fn new(owed: Owed) -> Self {
         Self {
-            owed: owed.into_iter().collect(),
+            owed,
             ..Self::default()
         }
     }
 
     /// Returns whether it was not owed before.
-    pub(super) fn owe(&mut self, folder: ObjectId) -> bool {
-        self.owed.insert(folder)
+    pub(super) fn owe(&mut self, folder: ObjectId, path: Option<RelPath>) -> bool {
+        if self.owed.contains_key(&folder) {
+            return false;
+        }
+        let done = [&self.unsynced, &self.syncing].map(|done| done.get(&folder));
+        let path = done.into_iter().flatten().next().cloned().unwrap_or(path);
+        self.owed.insert(folder, path);
+        true
     }
 
-    pub(super) fn owed(&self) -> Vec<ObjectId> {
-        self.owed.iter().copied().collect()
+    /// What is noted for the next start.
+    pub(super) fn noted(&self) -> Owed {
+        let all = self.syncing.iter().chain(&self.unsynced).chain(&self.owed);
+        all.map(|(id, path)| (*id, path.clone())).collect()
+    }
+
+    /// A sync of the disk begins.
+    pub(super) fn sync_began(&mut self) {
+        self.syncing.append(&mut self.unsynced);
+    }
+
+    /// It ended. Returns whether less is to be noted.
+    pub(super) fn sync_ended(&mut self) -> bool {
+        !std::mem::take(&mut self.syncing).is_empty()
+    }
+
+    /// It failed.
+    pub(super) fn sync_failed(&mut self) {
+        self.unsynced.append(&mut self.syncing);
     }
 
     pub(super) fn is_owed(&self) -> bool {
@@ -89,6 +122,20 @@ impl Replica {
         put_meta(t, super::ADOPTING, &true)
     }
 
+    /// The same, while nothing that is there is taken for what is to come.
+    pub(super) fn sweep_only(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        if !self.adopting {
+            self.sweeps_only = true;
+            put_meta(t, super::SWEEPS_ONLY, &true)?;
+        }
+        self.sweep_again(t)
+    }
+
+    /// Whether what is there and looks equal is taken over.
+    pub(super) fn adopts(&self) -> bool {
+        self.adopting && !self.sweeps_only
+    }
+
     /// Whether a sweep is under way: whether [`Replica::poll_sweep`] has anything to say.
     #[must_use]
     pub fn is_sweeping(&self) -> bool {
@@ -105,11 +152,14 @@ impl Replica {
             return Ok(None);
         }
         let all_here = self.complete && self.progress.claim >= self.head;
-        while all_here && let Some(id) = self.sweep.owed.first().copied() {
-            if let Some(folder) = self.folders.at(t, id)? {
+        while all_here && let Some(id) = self.sweep.owed.keys().next().copied() {
+            // One that is not on the disk holds nothing, and is owed anew if it turns out to be.
+            let folder = self.folders.at(t, id)?;
+            let is_there = |folder: &FolderAt| id.is_root() || folder.identity.is_some();
+            if let Some(folder) = folder.filter(is_there) {
                 return Ok(Some(folder));
             }
-            self.swept(t, id)?;
+            self.swept(id);
         }
         if self.sweep.state == State::Off {
             return Ok(None);
@@ -122,7 +172,17 @@ impl Replica {
         self.sweep.state = State::Off;
         self.adopting = false;
         put_meta(t, super::ADOPTING, &false)?;
+        if std::mem::take(&mut self.sweeps_only) {
+            put_meta(t, super::SWEEPS_ONLY, &false)?;
+        }
         Ok(None)
+    }
+
+    /// Whether a folder of [`Replica::poll_sweep`] is one of those that are looked through by
+    /// themselves. If it cannot be looked at now, it can be asked for again at any time.
+    #[must_use]
+    pub fn is_owed(&self, folder: ObjectId) -> bool {
+        self.sweep.owed.contains_key(&folder)
     }
 
     /// Takes a swept folder's entries; removals follow by [`Replica::poll_step`].
@@ -131,15 +191,21 @@ impl Replica {
     /// [`TableError`]; not retryable within the transaction.
     pub fn handle_swept(
         &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
         folder: &FolderAt,
         entries: Vec<SweepEntry>,
     ) -> Result<(), TableError> {
-        let owed = self.sweep.owed.contains(&folder.id);
+        let former = self.sweep.owed.get(&folder.id).cloned();
+        let owed = former.is_some();
         for entry in entries {
-            let path = folder.path.join(&entry.name);
             let is_folder = entry.kind == Kind::Folder;
-            if self.filter.judge(&path, is_folder) == Verdict::Excluded {
+            let is_carried = |at: &RelPath| {
+                let verdict = self.filter.judge(&at.join(&entry.name), is_folder);
+                verdict != Verdict::Excluded
+            };
+            let former = former.iter().flatten();
+            if !is_carried(&folder.path) && !former.into_iter().any(is_carried) {
                 continue;
             }
             let known = access::name(t, folder.id, &entry.name)?;
@@ -150,6 +216,11 @@ impl Replica {
                 continue;
             }
             if known.is_some() {
+                continue;
+            }
+            if owed || self.sweeps_only {
+                // Nobody has said that all of it may go.
+                self.foreign(wall, t, folder, entry)?;
                 continue;
             }
             self.touched.insert(folder.id);
@@ -168,15 +239,22 @@ impl Replica {
         }
         if owed && self.running.is_empty() {
             // Only now: what was found before is gone.
-            self.swept(t, folder.id)?;
+            self.swept(folder.id);
         }
         Ok(())
     }
 
     /// A folder that was owed holds nothing foreign, or what cannot be removed.
-    pub(super) fn swept(&mut self, t: &mut dyn Tables, folder: ObjectId) -> Result<(), TableError> {
-        if self.sweep.owed.remove(&folder) {
-            put_meta(t, super::waiting::OWED, &self.sweep.owed())?;
+    pub(super) fn swept(&mut self, folder: ObjectId) {
+        if let Some(path) = self.sweep.owed.remove(&folder) {
+            self.sweep.unsynced.insert(folder, path);
+        }
+    }
+
+    /// What was looked through is on the disk.
+    pub(super) fn sweeps_synced(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        if self.sweep.sync_ended() {
+            put_meta(t, super::waiting::OWED, &self.sweep.noted())?;
         }
         Ok(())
     }

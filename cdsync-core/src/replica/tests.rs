@@ -1,5 +1,7 @@
 //! What a target refuses, holds, parks and claims: batches made by hand, and worlds in miniature.
 
+mod patrol;
+mod reconcile;
 mod upkeep;
 
 use super::*;
@@ -9,6 +11,8 @@ use crate::ledger::object::{
     Content, Fingerprint, Hash, Identity, Kind, Metadata, ObjectState, Observed, Version,
 };
 use crate::ledger::record::NameState;
+use crate::ledger::rows::name_key;
+use crate::ledger::tables::Table;
 use crate::ledger::xattrs::Xattrs;
 use crate::path::Name;
 use crate::sim::{Durability, MemTables, NodeId, Scenario, TargetTuning, World};
@@ -302,6 +306,125 @@ fn bad_batches_are_refused() {
         .unwrap();
 }
 
+/// Proves that a batch whose first records are known already is taken in whole at once, while its
+/// contents are at hand.
+#[test]
+fn records_that_come_again_keep_no_batch_open() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let records = vec![create(2, 2, "a"), change(3, 2)];
+    let again = batch(records.clone(), vec![here(2), here(3)]);
+    replica.handle_batch(again).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    drop(replica);
+    let mut replica = opened_again(&mut t, 4);
+    let more = [records, vec![create(4, 3, "b")]].concat();
+    let contents = vec![here(2), here(3), here(4)];
+    replica.handle_batch(batch(more, contents)).unwrap();
+    let done = drain(&mut replica, &mut t, &mut |_| true);
+    let made = |op: &ApplyOp| op.object() == Some(id(3));
+    assert!(done.iter().any(made), "{done:?}");
+    assert!(replica.is_idle(), "it waits for nothing");
+    assert_eq!(sync(&mut replica, &mut t), Seq(4));
+}
+
+fn change(seq: u64, number: u64) -> Record {
+    let mut record = record(seq);
+    record.objects.push(state(number, seq, Kind::File));
+    record
+}
+
+/// The next step, all of it done, and durable: then the agent is killed. Returns the operations.
+fn step_and_crash(mut replica: Replica, t: &mut MemTables) -> Arc<Vec<ApplyOp>> {
+    let step = replica.poll_step(NOW, t).unwrap().unwrap();
+    let done = |op: &ApplyOp| {
+        let number = op.object().map_or(0, |id| id.number);
+        ApplyResult::Done(vec![seen(number, Kind::File)])
+    };
+    let results = step.ops.iter().map(done).collect();
+    let ops = step.ops;
+    replica.handle_applied(NOW, t, results).unwrap();
+    t.commit(Durability::Durable);
+    ops
+}
+
+fn opened_again(t: &mut MemTables, head: u64) -> Replica {
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut replica = Replica::open(t, filter, false).unwrap();
+    let accepted = Accepted {
+        origin: ORIGIN,
+        incarnation: RUN,
+        resumed: true,
+        head: Seq(head),
+        complete: true,
+    };
+    assert!(replica.handle_accepted(t, &accepted).unwrap());
+    replica
+}
+
+fn sets_times_of(ops: &[ApplyOp], folder: ObjectId) -> bool {
+    let sets = |op: &ApplyOp| matches!(op, ApplyOp::SetMeta { id, .. } if *id == folder);
+    ops.iter().any(sets)
+}
+
+/// Proves that a folder in which a file was replaced gets its times again, although the agent was
+/// killed before it had set them, and the record that comes again has nothing else to do.
+#[test]
+fn folders_of_new_content_get_their_times_after_a_kill() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let records = vec![folder_at(2, 2, 1, "a"), create_in(3, 3, 2, "b")];
+    replica.handle_batch(batch(records, vec![here(3)])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(sync(&mut replica, &mut t), Seq(3));
+    let again = || batch(vec![change(4, 3)], vec![here(4)]);
+    replica.handle_batch(again()).unwrap();
+    step_and_crash(replica, &mut t);
+    let mut replica = opened_again(&mut t, 4);
+    replica.handle_batch(again()).unwrap();
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    assert!(sets_times_of(&ops, id(2)), "{ops:?}");
+}
+
+/// Proves that a folder gets its times again, too, when the agent was killed after content which was
+/// fetched came into it in the middle of a batch that says nothing of it.
+#[test]
+fn folders_of_fetched_content_get_their_times_after_a_kill() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let records = vec![folder_at(2, 2, 1, "a"), create_in(3, 3, 2, "b")];
+    replica
+        .handle_batch(batch(records, vec![Inline::Pull]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let want = replica.poll_fetch().unwrap();
+    let fetched = FetchResult::Staged {
+        version: Seq(3),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    };
+    assert!(
+        replica
+            .handle_fetched(NOW, &mut t, want.object, fetched)
+            .unwrap()
+    );
+    let more = || batch(vec![create(4, 4, "c")], vec![here(4)]);
+    replica.handle_batch(more()).unwrap();
+    let ops = step_and_crash(replica, &mut t);
+    assert_eq!(ops[0].object(), Some(id(3)), "{ops:?}");
+    let mut replica = opened_again(&mut t, 4);
+    replica.handle_timeout(NOW, &mut t).unwrap();
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    assert!(sets_times_of(&ops, id(2)), "{ops:?}");
+}
+
+fn create_in(seq: u64, number: u64, parent: u64, file: &str) -> Record {
+    let mut record = create(seq, number, file);
+    record.names[0].parent = id(parent);
+    record
+}
+
 fn folder_at(seq: u64, number: u64, parent: u64, at: &str) -> Record {
     let mut record = record(seq);
     record.objects.push(state(number, seq, Kind::Folder));
@@ -413,6 +536,149 @@ fn parked_objects_are_retried_with_their_newest_state() {
         _ => None,
     });
     assert_eq!(written, Some(0o600));
+    assert_eq!(replica.parked_count(), 0);
+}
+
+/// Proves that a kill between the retry of a parked object and the setting of its folder's times
+/// does not leave the folder with the time of that retry, though the record is claimed long since.
+#[test]
+fn times_of_folders_survive_a_kill_after_a_retry() {
+    let mut t = MemTables::default();
+    let mut killed = replica(&mut t);
+    killed
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+    drain(&mut killed, &mut t, &mut |op| {
+        !matches!(op, ApplyOp::WriteFile { .. })
+    });
+    assert_eq!(sync(&mut killed, &mut t), Seq(2));
+    let later = WallMillis(NOW.0 + 10_000);
+    killed.handle_timeout(later, &mut t).unwrap();
+    drain(&mut killed, &mut t, &mut |_| true);
+    assert!(killed.poll_fetch().is_some());
+    let staged = FetchResult::Staged {
+        version: Seq(2),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    };
+    assert!(killed.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
+    let step = killed
+        .poll_step(NOW, &mut t)
+        .unwrap()
+        .expect("it is written");
+    assert!(matches!(step.ops[..], [ApplyOp::WriteFile { .. }]));
+    let written = vec![ApplyResult::Done(vec![seen(2, Kind::File)])];
+    killed.handle_applied(NOW, &mut t, written).unwrap();
+    drop(killed);
+
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut started = Replica::open(&mut t, filter, false).unwrap();
+    started.handle_timeout(NOW, &mut t).unwrap();
+    let ops = drain(&mut started, &mut t, &mut |_| true);
+    let sets = |op: &ApplyOp| matches!(op, ApplyOp::SetMeta { id: of, .. } if *of == id(1));
+    assert!(ops.iter().any(sets), "{ops:?}");
+    assert_eq!(started.parked_count(), 0);
+}
+
+/// Proves that a removal which a kill interrupted, and which fails when it is tried again after
+/// that, is tried until it works.
+#[test]
+fn interrupted_removals_are_tried_until_they_work() {
+    let mut t = MemTables::default();
+    let mut killed = replica(&mut t);
+    killed
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+    drain(&mut killed, &mut t, &mut |_| true);
+    killed
+        .handle_batch(batch(vec![remove(3, 2, "a")], vec![]))
+        .unwrap();
+    let step = killed.poll_step(NOW, &mut t).unwrap().expect("a removal");
+    assert!(matches!(step.ops[..], [ApplyOp::Remove { .. }]));
+    // As if the record had moved something first, and the kill had come behind that.
+    t.remove(Table::Names, &name_key(id(1), &name("a")))
+        .unwrap();
+    drop(killed);
+
+    let filter = Filter::new(&FilterSpec::default()).unwrap();
+    let mut started = Replica::open(&mut t, filter, false).unwrap();
+    let mut later = NOW;
+    for works in [false, false, true] {
+        started.handle_timeout(later, &mut t).unwrap();
+        let ops = drain(&mut started, &mut t, &mut |op| {
+            works || !matches!(op, ApplyOp::Remove { .. })
+        });
+        let removes = |op: &ApplyOp| matches!(op, ApplyOp::Remove { .. });
+        assert!(ops.iter().any(removes), "{ops:?}");
+        later = WallMillis(later.0 + 600_000);
+    }
+    assert_eq!(started.parked_count(), 0);
+}
+
+/// Proves that what could not be made because its folder could not is tried as soon as the folder is
+/// there, however deep the folders lie in each other.
+#[test]
+fn folders_in_folders_that_failed_come_together() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let deep: Vec<Record> = (2..12).map(|n| folder_at(n, n, n - 1, "d")).collect();
+    replica.handle_batch(batch(deep, vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| false);
+    assert_eq!(replica.parked_count(), 11, "the root's times too");
+    let mut now = NOW;
+    // The first of them works again at last; nothing is waited for after that.
+    now.0 += 600_000;
+    for _ in 2..13 {
+        replica.handle_timeout(now, &mut t).unwrap();
+        let mut one = false;
+        drain(&mut replica, &mut t, &mut |op| {
+            let makes = matches!(op, ApplyOp::MakeFolder { .. });
+            !makes || !std::mem::replace(&mut one, true)
+        });
+    }
+    assert_eq!(replica.parked_count(), 0);
+}
+
+/// Proves that a file which takes the name of another one, and was known before with other content,
+/// never shows that content at the name: it shows the file that was there until the new content is
+/// here.
+#[test]
+fn names_are_taken_with_the_content_that_belongs_to_them() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let both = vec![create(2, 2, "a"), create(3, 3, "a~")];
+    let contents = vec![here(2), here(3)];
+    replica.handle_batch(batch(both, contents)).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let mut over = create(4, 3, "a");
+    over.names.push(remove(4, 3, "a~").names.remove(0));
+    over.removed.push(id(2));
+    replica
+        .handle_batch(batch(vec![over], vec![Inline::Pull]))
+        .unwrap();
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    let emptied = ops.iter().filter_map(|op| match op {
+        ApplyOp::Remove { at, .. } => Some(at.name.clone()),
+        ApplyOp::Move(_) => Some(name("moved")),
+        _ => None,
+    });
+    assert_eq!(emptied.collect::<Vec<_>>(), [name("a~")]);
+    assert_eq!(replica.poll_fetch().map(|want| want.object), Some(id(3)));
+    let staged = FetchResult::Staged {
+        version: Seq(4),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    };
+    assert!(replica.handle_fetched(NOW, &mut t, id(3), staged).unwrap());
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    let written = ops.iter().find_map(|op| match op {
+        ApplyOp::WriteFile { at, over, .. } => Some((at.name.clone(), over.is_some())),
+        _ => None,
+    });
+    assert_eq!(written, Some((name("a"), true)));
+    assert_eq!(sync(&mut replica, &mut t), Seq(4));
     assert_eq!(replica.parked_count(), 0);
 }
 
@@ -645,4 +911,40 @@ fn adoption_keeps_equal_and_trashes_foreign() {
     for gone in ["differs", "foreign", "foreign-folder"] {
         assert!(trashed.iter().any(|t| t == gone), "{gone} of {trashed:?}");
     }
+}
+
+/// Proves that the tombstones of what was removed go once the claim has passed it, and none before;
+/// and that a target looks for them by itself after many removals.
+#[test]
+fn claimed_tombstones_go() {
+    let stands = |t: &MemTables, number| access::object(t, id(number)).unwrap().is_some();
+    let come_and_go = |replica: &mut Replica, t: &mut MemTables, seq| {
+        let records = vec![create(seq, seq, "a"), remove(seq + 1, seq, "a")];
+        replica
+            .handle_batch(batch(records, vec![here(seq)]))
+            .unwrap();
+        drain(replica, t, &mut |_| true);
+    };
+    let mut t = MemTables::default();
+    let mut early = replica(&mut t);
+    come_and_go(&mut early, &mut t, 2);
+    early.drop_tombstones(&mut t).unwrap();
+    assert!(stands(&t, 2), "it is not claimed");
+    sync(&mut early, &mut t);
+    early.drop_tombstones(&mut t).unwrap();
+    assert!(!stands(&t, 2));
+
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let mut seqs = (2..).step_by(2);
+    while !replica.has_tombstones() {
+        let seq = seqs.next().unwrap();
+        come_and_go(&mut replica, &mut t, seq);
+        assert_eq!(sync(&mut replica, &mut t), Seq(seq + 1));
+    }
+    assert!(stands(&t, 2));
+    while replica.has_tombstones() {
+        replica.drop_tombstones(&mut t).unwrap();
+    }
+    assert!(!stands(&t, 2) && stands(&t, 1), "but not the root");
 }

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::reconcile::Reconcile;
 use super::{Replica, ReplicaError};
 use crate::ids::ObjectId;
 use crate::ledger::access::{DEPTH_MAX, live, object};
-use crate::ledger::object::{Kind, Seq};
-use crate::ledger::record::Record;
-use crate::ledger::rows::ObjectRow;
+use crate::ledger::object::{Kind, ObjectState, Seq};
+use crate::ledger::record::{NameState, Record};
+use crate::ledger::rows::{LiveObject, ObjectRow};
 use crate::ledger::tables::{TableError, TablesRead};
 use crate::path::PATH_MAX_BYTES;
 
@@ -22,17 +23,27 @@ impl Replica {
     pub(super) fn refuse(&mut self, seq: Seq) {
         self.queue.clear();
         self.batch_end = None;
+        self.reconcile = Reconcile::Off;
         self.refused = Some(ReplicaError::Record(seq));
     }
 
-    /// Whether a name of the record lies deeper than any path that is carried.
-    pub(super) fn is_too_deep(
+    /// Whether a name of the record has no place: its folder is none, or was never told of, or lies
+    /// deeper than any path that is carried.
+    pub(super) fn has_no_place(
         &mut self,
         t: &dyn TablesRead,
         record: &Record,
     ) -> Result<bool, TableError> {
         for name in record.names.iter().filter(|name| name.object.is_some()) {
-            let Some(folder) = self.folders.at(t, name.parent)? else {
+            let folder = self.folders.at(t, name.parent)?;
+            if !self.folders.is_folder(t, name.parent)? {
+                let comes = |state: &ObjectState| state.id == name.parent;
+                let comes = record.objects.iter().find(|state| comes(state));
+                if comes.is_none_or(|state| state.kind != Kind::Folder) {
+                    return Ok(true);
+                }
+            }
+            let Some(folder) = folder else {
                 continue;
             };
             let above = folder.path.as_bytes().len();
@@ -45,15 +56,21 @@ impl Replica {
 }
 
 /// Whether the tree is still one after a record that moves or changes what has rows: no folder lies
-/// below itself, and nothing has become something else.
+/// below itself or has two names, and nothing has become something else.
 pub(super) fn stays_a_tree(t: &dyn TablesRead, record: &Record) -> Result<bool, TableError> {
     let mut folders = BTreeSet::new();
     for state in &record.objects {
         let known = live(t, state.id)?;
-        if known.is_some_and(|row| row.state.kind != state.kind) {
+        if known
+            .as_ref()
+            .is_some_and(|row| row.state.kind != state.kind)
+        {
             return Ok(false);
         }
         if state.kind == Kind::Folder {
+            if known.is_some_and(|row| keeps_its_name(record, &row)) {
+                return Ok(false);
+            }
             folders.insert(state.id);
         }
     }
@@ -64,6 +81,20 @@ pub(super) fn stays_a_tree(t: &dyn TablesRead, record: &Record) -> Result<bool, 
         }
     }
     Ok(true)
+}
+
+/// Whether a folder gets a name here, and the one before is not taken from it.
+fn keeps_its_name(record: &Record, row: &LiveObject) -> bool {
+    let id = row.state.id;
+    let Some((parent, name)) = row.slot() else {
+        return false;
+    };
+    let own = |at: &&NameState| at.object == Some(id);
+    let Some(new) = record.names.iter().find(own) else {
+        return false;
+    };
+    let is_old = |at: &NameState| at.parent == *parent && at.name == *name;
+    row.state.version.seq < record.seq && !is_old(new) && !record.names.iter().any(is_old)
 }
 
 /// The folder that each object gets, but of those that a later record named.

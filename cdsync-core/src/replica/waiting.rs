@@ -15,12 +15,12 @@ use crate::ids::ObjectId;
 use crate::ledger::access::{self, FolderAt, Slot, children, live, put_live, put_meta, put_parked};
 use crate::ledger::object::{Kind, ObjectState, Seq};
 use crate::ledger::rows::{LiveObject, ParkedRow, ParkedWhat};
-use crate::ledger::tables::{TableError, Tables};
+use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::WallMillis;
 
 /// Folders to be looked through for what the ledger does not know.
-pub(super) const OWED: &str = "replica-owed";
+pub(super) const OWED: &str = "replica-owed-1";
 
 /// An object that is to be moved waits so often for a folder that is not there. What it is to be
 /// moved into may wait for its own name: then it is fetched instead.
@@ -66,17 +66,26 @@ impl Replica {
     pub(super) fn is_free(&mut self, id: ObjectId) {
         if self.blocking.remove(&id).is_some() {
             self.folders.replace(id);
-            self.touched.append(&mut self.untouched);
+            self.look_again();
         }
-        self.release(id);
+        self.try_again(id);
     }
 
-    /// What waited for something is tried now.
+    /// A folder was made. What waited for it is tried now.
     pub(super) fn release(&mut self, id: ObjectId) {
+        self.look_again();
+        self.try_again(id);
+    }
+
+    /// What was to be verified, or to get its times again, and was not where the ledger has it.
+    fn look_again(&mut self) {
+        self.durable.wait_no_more();
+        self.touched.append(&mut self.untouched);
+    }
+
+    fn try_again(&mut self, id: ObjectId) {
         for waiting in self.waiting.remove(&id).unwrap_or_default() {
-            if let Some(next) = self.parked.get_mut(&waiting) {
-                *next = WallMillis(0);
-            }
+            self.parked.hurry(waiting);
         }
     }
 
@@ -87,7 +96,7 @@ impl Replica {
             let own = self.blocking.contains_key(&one.id).then_some(one.id);
             let slot = |at: &Place| (at.folder.id, at.name.clone());
             let to = &one.to.folder;
-            let absent = !to.id.is_root() && to.identity.is_none();
+            let absent = is_absent(to);
             own.or_else(|| self.user_of(&slot(&one.from)))
                 .or_else(|| self.user_of(&slot(&one.to)))
                 .or_else(|| absent.then_some(to.id))
@@ -110,7 +119,8 @@ impl Replica {
         wall: WallMillis,
         t: &mut dyn Tables,
     ) -> Result<bool, TableError> {
-        if self.blocking.is_empty() {
+        let is_absent = |one: &Running| one.op.place().is_some_and(|at| is_absent(&at.folder));
+        if self.blocking.is_empty() && !self.running.iter().any(is_absent) {
             return Ok(false);
         }
         let mut made = BTreeSet::new();
@@ -134,10 +144,10 @@ impl Replica {
                     continue;
                 }
                 // What is looked for is not there yet.
-                Then::Probed(_) => continue,
+                Then::Probed(_) | Then::Checked(_) | Then::StillThere(_) => continue,
                 // Nor where the rows have it.
                 Then::Verified => {
-                    self.durable.doubt_again(op.object());
+                    self.durable.wait(op.object());
                     continue;
                 }
                 _ => {}
@@ -165,14 +175,24 @@ impl Replica {
     fn waits_for(&self, op: &ApplyOp, made: &BTreeSet<ObjectId>) -> Option<ObjectId> {
         // Moves were judged when they were planned.
         let at = op.place()?;
-        if let Some(id) = op.object().filter(|id| self.blocking.contains_key(id)) {
+        // It is looked at where it was left.
+        let own = match op {
+            ApplyOp::Verify { id, .. } => Some(*id),
+            _ => None,
+        };
+        if let Some(id) = op.object().filter(|id| self.blocking.contains_key(id))
+            && own != Some(id)
+        {
             return Some(id);
         }
-        if let Some(id) = self.user_of(&(at.folder.id, at.name.clone())) {
-            return Some(id);
+        let slot = (at.folder.id, at.name.clone());
+        let mut stuck = self.blocking.iter();
+        if let Some((id, _)) = stuck.find(|(id, stuck)| own != Some(**id) && stuck.uses(&slot)) {
+            return Some(*id);
         }
+        // What was in a folder that is lost may be lost too, which needs no folder to be told.
         let folder = &at.folder;
-        if !folder.id.is_root() && folder.identity.is_none() && !made.contains(&folder.id) {
+        if is_absent(folder) && !made.contains(&folder.id) && own.is_none() {
             return Some(folder.id);
         }
         None
@@ -188,6 +208,10 @@ impl Replica {
         // What stays where it is this time.
         let mut stay = Vec::new();
         for (id, stuck) in self.blocking.clone() {
+            if !self.blocking.contains_key(&id) {
+                // Given up with what it was in.
+                continue;
+            }
             let (Some(live), Some(row)) = (live(t, id)?, access::parked_row(t, id)?) else {
                 self.unpark(t, id)?;
                 continue;
@@ -207,7 +231,7 @@ impl Replica {
                 stay.push(stuck);
                 continue;
             };
-            if !folder.id.is_root() && folder.identity.is_none() {
+            if is_absent(&folder) {
                 if row.attempts > PATIENCE {
                     self.give_up(wall, t, id, &stuck.left_slot())?;
                 } else {
@@ -220,24 +244,30 @@ impl Replica {
             }
             moves.push(MoveOne {
                 id,
-                from: Place {
-                    folder: self.folders.now(t, &stuck.from.0)?,
-                    name: stuck.from.1,
-                },
+                from: self.left_place(t, stuck)?,
                 to: Place { folder, name },
                 identity: local.fingerprint.identity,
             });
         }
+        moves.retain(|one| self.blocking.contains_key(&one.id));
         // Nor what would take the place of that.
         let slot = |at: &Place| (at.folder.id, at.name.clone());
         let mut next = 0;
-        while let Some(stuck) = stay.get(next).cloned() {
-            next += 1;
-            let blocked =
-                |one: &mut MoveOne| stuck.uses(&slot(&one.from)) || stuck.uses(&slot(&one.to));
-            for one in moves.extract_if(.., blocked) {
-                stay.extend(self.blocking.get(&one.id).cloned());
+        loop {
+            while let Some(stuck) = stay.get(next).cloned() {
+                next += 1;
+                let blocked =
+                    |one: &mut MoveOne| stuck.uses(&slot(&one.from)) || stuck.uses(&slot(&one.to));
+                for one in moves.extract_if(.., blocked) {
+                    stay.extend(self.blocking.get(&one.id).cloned());
+                }
             }
+            // Nor what would go into itself, because something below it stays.
+            let Some(at) = moves.iter().position(|one| goes_into_itself(one, &moves)) else {
+                break;
+            };
+            let one = moves.remove(at);
+            stay.extend(self.blocking.get(&one.id).cloned());
         }
         for one in &moves {
             self.touched.extend([one.from.folder.id, one.to.folder.id]);
@@ -246,6 +276,17 @@ impl Replica {
             self.run(ApplyOp::Move(moves), Then::Moved);
         }
         Ok(())
+    }
+
+    /// Where something that could not be moved was left.
+    pub(super) fn left_place(
+        &mut self,
+        t: &dyn TablesRead,
+        stuck: Stuck,
+    ) -> Result<Place, TableError> {
+        let (folder, name) = stuck.from;
+        let folder = self.folders.now(t, &folder)?;
+        Ok(Place { folder, name })
     }
 
     /// An object that is not where it was left, or cannot be moved from there: it is fetched anew,
@@ -268,7 +309,17 @@ impl Replica {
                 continue;
             }
             let state = wanted(access::parked_row(t, id)?, &row.state);
+            if let Some(stuck) = self.blocking.get(&id) {
+                // It stays behind where it is on the disk.
+                let left = stuck.from.0.id;
+                self.owe_sweep(t, left)?;
+            }
+            let is_linked = row.names.len() > 1;
             put_live(t, id, row)?;
+            if is_linked {
+                // It may be at its other names all the same.
+                super::suspect_published(t, id)?;
+            }
             if state.kind == Kind::Folder {
                 let mut below = Vec::new();
                 children(t, id, &mut |_, row| {
@@ -279,6 +330,32 @@ impl Replica {
                 lost.extend(below);
             }
             self.want_anew(wall, t, state)?;
+        }
+        Ok(())
+    }
+
+    /// What is at a folder's name goes to the trash, and all copies in it with it: they are fetched
+    /// anew.
+    pub(super) fn lose_below(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        folder: ObjectId,
+    ) -> Result<(), TableError> {
+        let mut below = Vec::new();
+        children(t, folder, &mut |name, row| {
+            below.extend(row.object.map(|id| (id, (folder, name))));
+            std::ops::ControlFlow::Continue(())
+        })?;
+        for (id, slot) in below {
+            let Some(row) = live(t, id)? else { continue };
+            if row.names.len() < 2 {
+                self.give_up(wall, t, id, &slot)?;
+            } else if row.local.is_some() {
+                let reason = "its folder is lost".to_owned();
+                self.link_later(wall, t, (row.state.version.seq, id), slot, reason)?;
+                self.names_went(wall, t, id)?;
+            }
         }
         Ok(())
     }
@@ -308,8 +385,11 @@ impl Replica {
         t: &mut dyn Tables,
         state: ObjectState,
     ) -> Result<(), TableError> {
+        // A record may have changed it since that was noted.
+        let fetched = self.fetches.remove(state.id).map(|fetch| fetch.state);
+        let newer = fetched.filter(|fetched| fetched.version.seq > state.version.seq);
+        let state = newer.unwrap_or(state);
         let (id, seq) = (state.id, state.version.seq);
-        self.fetches.remove(id);
         self.unpark(t, id)?;
         self.parked.insert(id, WallMillis(0));
         let row = ParkedRow {
@@ -333,11 +413,33 @@ impl Replica {
         t: &mut dyn Tables,
         folder: ObjectId,
     ) -> Result<Vec<(Stuck, LiveObject)>, TableError> {
-        let mut stranded = Vec::new();
+        let mut stuck_ones = Vec::with_capacity(self.blocking.len());
+        // What leaves the ledger with it leaves the disk, wherever it is there.
+        let mut going = vec![folder];
         for (id, stuck) in self.blocking.clone() {
             let Some(row) = live(t, id)? else { continue };
-            let in_ledger = access::is_below(t, stuck.to.0, folder)?;
-            let on_disk = self.folders.is_really_below(t, stuck.from.0.id, folder)?;
+            // Not what the record itself takes out.
+            let name = access::name(t, stuck.to.0, &stuck.to.1)?;
+            let in_ledger = name.and_then(|row| row.object) == Some(id)
+                && access::is_named_below(t, stuck.to.0, folder)?;
+            if in_ledger && row.names.len() == 1 {
+                going.push(id);
+            }
+            stuck_ones.push((id, stuck, row, in_ledger));
+        }
+        let mut judged = Vec::with_capacity(stuck_ones.len());
+        for (id, stuck, row, in_ledger) in stuck_ones {
+            let mut on_disk = false;
+            for top in going.iter().filter(|top| **top != id) {
+                on_disk |= self.folders.is_really_below(t, stuck.from.0.id, *top)?;
+            }
+            judged.push((id, stuck, row, in_ledger, on_disk));
+        }
+        let mut stranded = Vec::new();
+        for (id, stuck, row, in_ledger, on_disk) in judged {
+            if !self.blocking.contains_key(&id) {
+                continue;
+            }
             if (in_ledger || on_disk) && row.names.len() > 1 {
                 // It lives on by another name.
                 self.give_up(wall, t, id, &stuck.left_slot())?;
@@ -359,8 +461,9 @@ impl Replica {
         t: &mut dyn Tables,
         folder: ObjectId,
     ) -> Result<(), TableError> {
-        if self.sweep.owe(folder) {
-            put_meta(t, OWED, &self.sweep.owed())?;
+        let path = self.folders.at(t, folder)?.map(|at| at.path);
+        if self.sweep.owe(folder, path) {
+            put_meta(t, OWED, &self.sweep.noted())?;
         }
         Ok(())
     }
@@ -401,6 +504,22 @@ impl Replica {
     }
 }
 
+/// Whether a folder is not on the disk. What is at its path may be another one.
+pub(super) fn is_absent(folder: &FolderAt) -> bool {
+    !folder.id.is_root() && folder.identity.is_none()
+}
+
+/// Whether a folder is to come below itself, and nothing that moves with it leads out of it first.
+fn goes_into_itself(one: &MoveOne, moves: &[MoveOne]) -> bool {
+    let here = |at: &Place| at.folder.path.join(&at.name);
+    let (from, to) = (here(&one.from), &one.to.folder.path);
+    let leads_out = |other: &MoveOne| {
+        let at = here(&other.from);
+        other.id != one.id && at.after(&from).is_some() && to.after(&at).is_some()
+    };
+    to.after(&from).is_some() && !moves.iter().any(leads_out)
+}
+
 /// A parked row that is done after its object's move.
 pub(super) fn after_move(before: &ParkedRow, next: ParkedRow) -> Option<ParkedRow> {
     let ParkedWhat::Move { from, to, .. } = &before.what else {
@@ -416,14 +535,18 @@ pub(super) fn after_move(before: &ParkedRow, next: ParkedRow) -> Option<ParkedRo
     })
 }
 
-/// The state that an object is to get: what it is parked for, or what the ledger has.
-fn wanted(parked: Option<ParkedRow>, held: &ObjectState) -> ObjectState {
+/// The state that an object is to get: what it is parked for, or what the ledger has. Of a folder
+/// that is the newer one; what a file is parked for is renewed by each record that changes it.
+pub(super) fn wanted(parked: Option<ParkedRow>, held: &ObjectState) -> ObjectState {
     let parked = parked.and_then(|row| match row.what {
         ParkedWhat::Move { then, .. } => then.map(|row| row.what),
         other => Some(other),
     });
-    match parked {
-        Some(ParkedWhat::Content(state) | ParkedWhat::Meta(state)) => state,
-        _ => held.clone(),
+    let Some(ParkedWhat::Content(state) | ParkedWhat::Meta(state)) = parked else {
+        return held.clone();
+    };
+    if state.kind == Kind::Folder && state.version.seq < held.version.seq {
+        return held.clone();
     }
+    state
 }

@@ -1,13 +1,14 @@
 //! What is verified after a crash of the system, and what becomes of others' changes.
 
 use super::*;
+use crate::ids::BootId;
 use crate::job::Drift;
 
 const FIRST: BootId = BootId(1);
 const SECOND: BootId = BootId(2);
 
 /// Carries out every step, each operation with this answer.
-fn answer(
+pub(super) fn answer(
     replica: &mut Replica,
     t: &mut MemTables,
     what: &mut dyn FnMut(&ApplyOp) -> ApplyResult,
@@ -111,6 +112,43 @@ fn a_failed_sync_has_everything_verified() {
         assert_eq!(sync(&mut replica, &mut t), Seq(2));
         assert_eq!(replica.parked_count(), usize::from(!good));
     }
+}
+
+/// Proves that what was parked when its record was claimed counts as held only once a sync that began
+/// after it was done has ended.
+#[test]
+fn what_was_parked_is_held_once_it_is_synced() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    replica
+        .handle_batch(batch(vec![folder_at(2, 2, 1, "a")], vec![]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |op| op.object() != Some(id(2)));
+    assert_eq!(sync(&mut replica, &mut t), Seq(2));
+    assert_eq!(replica.parked_count(), 1);
+    assert!(!replica.poll_flush(), "everything else is on the disk");
+    let mut done_under_way = Vec::new();
+    for seq in [3, 4] {
+        let later = WallMillis(NOW.0 + 1_000_000 * seq);
+        replica.handle_timeout(later, &mut t).unwrap();
+        drain(&mut replica, &mut t, &mut |_| true);
+        assert_eq!(replica.parked_count(), 0);
+        done_under_way.push(replica.unsynced().len());
+        if seq == 3 {
+            assert!(!replica.poll_sync(), "there is nothing more to claim");
+            assert!(replica.poll_flush());
+            let mut more = folder_at(3, 3, 1, "b");
+            more.seq = Seq(3);
+            replica.handle_batch(batch(vec![more], vec![])).unwrap();
+            drain(&mut replica, &mut t, &mut |op| op.object() != Some(id(3)));
+            continue;
+        }
+        replica.handle_synced(&mut t).unwrap();
+        assert_eq!(replica.unsynced().collect::<Vec<_>>(), [id(3)]);
+    }
+    assert_eq!(done_under_way, [1, 2]);
+    assert_eq!(sync(&mut replica, &mut t), Seq(3));
+    assert_eq!(replica.unsynced().len(), 0);
 }
 
 /// Proves that what was being fetched when a sync failed is verified once it is published, although
