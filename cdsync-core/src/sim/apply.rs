@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::disk::{Disk, NodeId, ROOT};
+use super::others::Met;
+use super::source::hash;
 use crate::ids::ObjectId;
 use crate::ledger::object::{Identity, Kind, Metadata};
+use crate::ledger::rows::Known;
 use crate::path::{Name, NameSetDigest, RelPath};
-use crate::replica::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, Place};
+use crate::replica::{ApplyOp, ApplyResult, Body, Difference, MoveOne, MoveResult, OnDrift, Place};
 
 /// Where the bytes of a step are.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +32,8 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
             at,
             body,
             meta,
+            over,
+            drift,
             adopt,
             ..
         } => {
@@ -37,46 +42,123 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
                 Body::Staged(id) => bodies.staged.get(id),
             };
             let bytes = bytes.expect("the driver keeps the bytes of a step").clone();
-            write_file(disk, at, bytes, meta, *adopt)
+            let adopted = match adopt {
+                true => adopt_file(disk, at, bytes.len() as u64, meta.mtime, meta),
+                false => Ok(None),
+            };
+            match adopted {
+                Ok(Some(id)) => Ok(vec![id]),
+                Ok(None) => {
+                    let new = (Kind::File, bytes, meta);
+                    return told(publish_over(disk, at, new, over.as_ref(), *drift));
+                }
+                Err(reason) => Err(reason),
+            }
         }
         ApplyOp::AdoptFile {
             at,
             size,
             mtime,
             meta,
+            over,
+            drift,
             ..
         } => match adopt_file(disk, at, *size, *mtime, meta) {
-            Ok(None) => return ApplyResult::NotEqual,
+            Ok(None) => {
+                let stays = met(disk, at, over.as_ref()).is_ok_and(|met| met.stays(*drift));
+                return match stays {
+                    true => ApplyResult::Kept,
+                    false => ApplyResult::NotEqual,
+                };
+            }
             Ok(Some(id)) => Ok(vec![id]),
             Err(reason) => Err(reason),
         },
         ApplyOp::MakeLink {
-            at, target, meta, ..
-        } => open(disk, at).map(|folder| {
-            let id = publish(disk, folder, at, Kind::Symlink, target.clone(), meta);
-            vec![id]
-        }),
+            at,
+            target,
+            meta,
+            over,
+            drift,
+            ..
+        } => {
+            let new = (Kind::Symlink, target.clone(), meta);
+            return told(publish_over(disk, at, new, over.as_ref(), *drift));
+        }
         ApplyOp::MakeSpecial { at, kind, meta, .. } => {
             open(disk, at).map(|folder| vec![publish(disk, folder, at, *kind, Vec::new(), meta)])
         }
         ApplyOp::SetMeta {
-            at, identity, meta, ..
-        } => set_meta(disk, at.as_ref(), *identity, meta),
+            at,
+            identity,
+            meta,
+            left,
+            drift,
+            ..
+        } => match (at, left) {
+            (Some(at), Some(left)) if *drift != OnDrift::Ignore => {
+                let known = Known {
+                    identity: *identity,
+                    left: Some(*left),
+                };
+                return told(set_known_meta(disk, at, &known, meta, *drift));
+            }
+            _ => set_meta(disk, at.as_ref(), *identity, meta),
+        },
         ApplyOp::Link {
             from, at, identity, ..
         } => link(disk, from, at, *identity),
-        ApplyOp::Verify { at, print, .. } => {
+        ApplyOp::Verify {
+            at,
+            kind,
+            print,
+            left,
+            ..
+        } => {
             let there = open(disk, at)
                 .ok()
                 .and_then(|folder| disk.child(folder, &at.name));
             let same = |id: &NodeId| {
-                let seen = disk.observe(*id).fingerprint;
-                (seen.identity, seen.size) == (print.identity, print.size)
+                let (node, seen) = (disk.node(*id), disk.observe(*id).fingerprint);
+                let content = match left.as_ref().and_then(|left| left.hash) {
+                    _ if *kind != Kind::File => true,
+                    Some(known) => seen.size == print.size && hash(&node.bytes) == known,
+                    None => (seen.size, seen.mtime) == (print.size, print.mtime),
+                };
+                node.kind == *kind && seen.identity == print.identity && content
             };
             match there.filter(same) {
                 Some(id) => Ok(vec![id]),
                 None => return ApplyResult::NotEqual,
             }
+        }
+        ApplyOp::Check {
+            at,
+            kind,
+            print,
+            left,
+            meta,
+            ..
+        } => {
+            let there = match at {
+                None => Some(ROOT),
+                Some(at) => open(disk, at).ok().and_then(|it| disk.child(it, &at.name)),
+            };
+            let Some(id) = there else {
+                return ApplyResult::Differs(Difference::Gone);
+            };
+            let (node, seen) = (disk.node(id), disk.observe(id).fingerprint);
+            let content = left.as_ref().and_then(|left| left.hash);
+            if node.kind != *kind || seen.identity != print.identity {
+                return ApplyResult::Differs(Difference::Other);
+            }
+            if *kind == Kind::File && content.is_some_and(|known| hash(&node.bytes) != known) {
+                return ApplyResult::Differs(Difference::Content);
+            }
+            if meta.as_ref().is_some_and(|meta| node.meta != *meta) {
+                return ApplyResult::Differs(Difference::Meta);
+            }
+            Ok(vec![id])
         }
         ApplyOp::Move(moves) => {
             return match move_all(disk, moves) {
@@ -87,10 +169,13 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         ApplyOp::Remove {
             at,
             known,
-            kind,
+            kind: Kind::Folder,
             below,
             ..
-        } => remove(disk, at, known.identity, *kind, *below),
+        } => remove_folder(disk, at, known.identity, *below),
+        ApplyOp::Remove {
+            at, known, drift, ..
+        } => return told(remove_file(disk, at, known, *drift)),
     };
     match outcome {
         Ok(ids) => ApplyResult::Done(ids.into_iter().map(|id| disk.observe(id)).collect()),
@@ -137,20 +222,6 @@ fn make_folder(
     Ok((id, false))
 }
 
-fn write_file(
-    disk: &mut Disk,
-    at: &Place,
-    bytes: Vec<u8>,
-    meta: &Metadata,
-    adopt: bool,
-) -> Outcome {
-    if adopt && let Some(id) = adopt_file(disk, at, bytes.len() as u64, meta.mtime, meta)? {
-        return Ok(vec![id]);
-    }
-    let folder = open(disk, at)?;
-    Ok(vec![publish(disk, folder, at, Kind::File, bytes, meta)])
-}
-
 fn adopt_file(
     disk: &mut Disk,
     at: &Place,
@@ -169,6 +240,75 @@ fn adopt_file(
         disk.set_meta(id, meta.clone());
     }
     Ok(equal.then_some(id))
+}
+
+/// What was done, or why not.
+fn told(result: Result<ApplyResult, String>) -> ApplyResult {
+    result.unwrap_or_else(ApplyResult::Failed)
+}
+
+fn met(disk: &Disk, at: &Place, known: Option<&Known>) -> Result<Met, String> {
+    Ok(Met::at(disk, open(disk, at)?, &at.name, known))
+}
+
+/// Publishes, unless others changed what that would replace and it is to stay.
+fn publish_over(
+    disk: &mut Disk,
+    at: &Place,
+    (kind, bytes, meta): (Kind, Vec<u8>, &Metadata),
+    over: Option<&Known>,
+    drift: OnDrift,
+) -> Result<ApplyResult, String> {
+    let folder = open(disk, at)?;
+    let met = match over {
+        Some(known) if drift != OnDrift::Ignore => met(disk, at, Some(known))?,
+        _ => Met::AsLeft,
+    };
+    let any = over.is_some_and(|known| known.identity == Identity::default());
+    let is_expected = |id: NodeId| {
+        let node = disk.node(id);
+        over.is_some_and(|known| {
+            let is_left = |left: &crate::ledger::rows::Left| {
+                (left.size, left.mtime) == (node.bytes.len() as u64, node.meta.mtime)
+            };
+            let content = node.kind != Kind::File || known.left.as_ref().is_none_or(is_left);
+            node.identity == known.identity && content
+        })
+    };
+    let there = disk.child(folder, &at.name);
+    let foreign = !any && there.is_some_and(|id| !is_expected(id));
+    if met.stays(drift) || (foreign && drift == OnDrift::Keep) {
+        return Ok(ApplyResult::Kept);
+    }
+    let id = publish(disk, folder, at, kind, bytes, meta);
+    let seen = vec![disk.observe(id)];
+    let is_told = met.is_told(drift) || (foreign && drift == OnDrift::Replace);
+    Ok(match is_told {
+        true => ApplyResult::Overwrote(seen),
+        false => ApplyResult::Done(seen),
+    })
+}
+
+fn set_known_meta(
+    disk: &mut Disk,
+    at: &Place,
+    known: &Known,
+    meta: &Metadata,
+    drift: OnDrift,
+) -> Result<ApplyResult, String> {
+    let met = met(disk, at, Some(known))?;
+    if met.stays(drift) {
+        return Ok(ApplyResult::Kept);
+    }
+    if matches!(met, Met::Nothing | Met::Other) {
+        return Ok(ApplyResult::NotEqual);
+    }
+    let ids = set_meta(disk, Some(at), known.identity, meta)?;
+    let seen = ids.into_iter().map(|id| disk.observe(id)).collect();
+    Ok(match met {
+        Met::OtherMeta => ApplyResult::Overwrote(seen),
+        _ => ApplyResult::Done(seen),
+    })
 }
 
 fn publish(
@@ -274,6 +414,14 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
             continue;
         };
         if done.is_none() {
+            if let Some((from, _)) = here
+                && disk.is_below(*to, id)
+            {
+                // As a disk does: it stays where it was.
+                disk.put(id, *from, &one.from.name);
+                results.push(MoveResult::Failed("it would be in itself".to_owned()));
+                continue;
+            }
             clear(disk, *to, &one.to);
             disk.put(id, *to, &one.to.name);
         }
@@ -282,19 +430,14 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
     Ok(results)
 }
 
-fn remove(
-    disk: &mut Disk,
-    at: &Place,
-    identity: Identity,
-    kind: Kind,
-    below: NameSetDigest,
-) -> Outcome {
+fn remove_folder(disk: &mut Disk, at: &Place, identity: Identity, below: NameSetDigest) -> Outcome {
     let folder = open(disk, at)?;
     let Some(id) = disk.child(folder, &at.name) else {
         return Ok(Vec::new());
     };
-    if kind == Kind::Folder {
-        if disk.node(id).kind == Kind::Folder && disk.node(id).identity != identity {
+    let any = identity == Identity::default();
+    if disk.node(id).kind == Kind::Folder {
+        if disk.node(id).identity != identity && !any {
             return Err(format!("{} is another folder", path(at)));
         }
         let mut found = NameSetDigest::default();
@@ -306,6 +449,32 @@ fn remove(
     }
     clear(disk, folder, at);
     Ok(Vec::new())
+}
+
+fn remove_file(
+    disk: &mut Disk,
+    at: &Place,
+    known: &Known,
+    drift: OnDrift,
+) -> Result<ApplyResult, String> {
+    let folder = open(disk, at)?;
+    let met = match drift {
+        OnDrift::Ignore => Met::AsLeft,
+        _ => met(disk, at, Some(known))?,
+    };
+    let is_it = |id: NodeId| disk.node(id).identity == known.identity;
+    let there = disk.child(folder, &at.name);
+    if there.is_none_or(|id| disk.node(id).kind == Kind::Folder && !is_it(id)) {
+        return Ok(ApplyResult::Done(Vec::new()));
+    }
+    if met.stays(drift) {
+        return Ok(ApplyResult::Kept);
+    }
+    clear(disk, folder, at);
+    Ok(match met.is_told(drift) {
+        true => ApplyResult::Overwrote(Vec::new()),
+        false => ApplyResult::Done(Vec::new()),
+    })
 }
 
 fn digest(disk: &Disk, folder: NodeId, at: &RelPath, into: &mut NameSetDigest) {

@@ -1,8 +1,10 @@
 //! Mass deletes: what the guard lets through before somebody has decided.
 
 use super::disk::{Disk, NodeId, OUTSIDE, ROOT};
+use super::kinds::Bed;
 use super::rng::Rng;
-use super::{Scenario, SourceTuning, World};
+use super::source::SourceTuning;
+use super::world::{Scenario, World};
 use crate::ledger::object::Kind;
 use crate::path::{Name, RESERVED_NAME};
 
@@ -22,14 +24,64 @@ enum How {
 }
 
 /// A source of some files whose root is emptied, running or not.
-struct Emptied {
+#[derive(Debug)]
+pub(super) struct Emptied {
     world: World,
     rng: Rng,
+    source: SourceTuning,
     files: u64,
 }
 
+impl Bed for Emptied {
+    /// Of a root that is emptied in place, in whatever way, running or down, at most 10 files or
+    /// 1 % have gone at the target before the job halts; and all go when that is accepted.
+    fn run(&mut self) -> Result<(), String> {
+        self.world.settle()?;
+        self.world.check()?;
+        self.world.source.tuning = self.source;
+        let all = [
+            How::Unlink,
+            How::Trees,
+            How::MoveOut,
+            How::Truncate,
+            How::Hollow,
+        ];
+        let how = all[self.rng.below(all.len())];
+        let down = self.rng.one_in(3);
+        self.world.decided_after = u64::MAX;
+        if down {
+            self.stop();
+        }
+        self.empty(how);
+        if down {
+            self.world.source_back = 0;
+        }
+        self.wait();
+        let most = 10.max(self.files / 100);
+        let (gone, files) = (self.gone(), self.files);
+        let story = format!("{how:?}, down {down}, {gone} of {files} files gone, {most} may");
+        let Some(halt) = self.world.source.halted.clone() else {
+            return Err(format!("{story}: it was to halt"));
+        };
+        if gone > most || halt.held + halt.gone < gone || halt.names.is_empty() {
+            return Err(format!("{story}: {halt:?}"));
+        }
+        self.world.decided_after = 0;
+        let rest = self.world.settle().and_then(|()| self.world.check());
+        rest.map_err(|what| format!("{story}: {what}"))?;
+        match full_files(&self.world.target.disk) {
+            0 => Ok(()),
+            left => Err(format!("{story}: {left} left")),
+        }
+    }
+
+    fn story(&self) -> String {
+        self.world.story()
+    }
+}
+
 impl Emptied {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let mut some = |values: &[usize]| values[rng.below(values.len())];
         let source = SourceTuning {
@@ -51,12 +103,10 @@ impl Emptied {
         };
         let mut world = World::new(scenario, seed);
         fill(&mut world.source.disk, &mut rng, files);
-        world.settle().expect("it comes to rest");
-        world.check().expect("it is equal");
-        world.source.tuning = source;
         Self {
             world,
             rng,
+            source,
             files: files as u64,
         }
     }
@@ -84,7 +134,7 @@ impl Emptied {
     }
 
     /// Lets some seconds pass.
-    fn run(&mut self) {
+    fn wait(&mut self) {
         for _ in 0..3000 {
             self.world.advance(5_000);
             self.world.round();
@@ -162,87 +212,6 @@ fn act(disk: &mut Disk, how: How, folder: NodeId, name: &Name) {
         How::Hollow => {
             disk.remove_tree(folder, name);
             disk.mkdir(folder, name);
-        }
-    }
-}
-
-fn emptied(seed: u64) {
-    let mut bed = Emptied::new(seed);
-    let all = [
-        How::Unlink,
-        How::Trees,
-        How::MoveOut,
-        How::Truncate,
-        How::Hollow,
-    ];
-    let how = all[bed.rng.below(all.len())];
-    let down = bed.rng.one_in(3);
-    bed.world.decided_after = u64::MAX;
-    if down {
-        bed.stop();
-    }
-    bed.empty(how);
-    if down {
-        bed.world.source_back = 0;
-    }
-    bed.run();
-    let most = 10.max(bed.files / 100);
-    let (gone, files) = (bed.gone(), bed.files);
-    let story = format!("seed {seed}: {how:?}, down {down}, {gone} of {files} files gone");
-    let halted = bed.world.source.halted.clone();
-    let halt = halted.unwrap_or_else(|| {
-        if std::env::var("CDSYNC_SEED").is_ok() {
-            println!("{}", bed.world.story());
-        }
-        panic!("{story}: it was to halt")
-    });
-    assert!(gone <= most, "{story}, {most} may");
-    assert!(halt.held + halt.gone >= gone, "{story}: {halt:?}");
-    assert!(!halt.names.is_empty(), "{story}: {halt:?}");
-    bed.world.decided_after = 0;
-    bed.world
-        .settle()
-        .unwrap_or_else(|e| panic!("{story}: {e}"));
-    bed.world.check().unwrap_or_else(|e| panic!("{story}: {e}"));
-    assert_eq!(full_files(&bed.world.target.disk), 0, "{story}");
-}
-
-fn count(usual: u64) -> std::ops::Range<u64> {
-    let variable = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    if let Some(seed) = variable("CDSYNC_SEED") {
-        return seed..seed + 1;
-    }
-    let first = variable("CDSYNC_FIRST").unwrap_or(0);
-    first..first + variable("CDSYNC_SEEDS").unwrap_or(usual)
-}
-
-/// Proves promise 4: of a root that is emptied in place, in whatever way, running or down, at most
-/// 10 files or 1 % have gone at the target before the job halts; and all go when that is accepted.
-#[test]
-fn an_emptied_source_deletes_little() {
-    for seed in count(150) {
-        emptied(seed);
-    }
-}
-
-/// Proves that random changes converge where nearly every delete is held for a while and bursts
-/// halt the source, with somebody who accepts or only looks again.
-#[test]
-fn held_deletes_converge() {
-    for seed in count(300) {
-        let mut rng = Rng::new(seed ^ 0xe5);
-        let mut scenario = Scenario::random(&mut Rng::new(seed));
-        scenario.source.free = 1 + rng.below(3) as u64;
-        let mut world = World::new(scenario, seed);
-        world.source.accepts = rng.one_in(2);
-        world.live();
-        world.source.accepts = true;
-        let result = world.settle().and_then(|()| world.check());
-        if let Err(failed) = result {
-            if std::env::var("CDSYNC_SEED").is_ok() {
-                println!("{}", world.story());
-            }
-            panic!("CDSYNC_SEED={seed}: {failed}");
         }
     }
 }

@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::disk::{Disk, ROOT};
+use super::source::{SourceSim, hash};
 use super::tables::MemTables;
+use super::target::TargetSim;
 use crate::filter::{Filter, Verdict};
 use crate::ids::ObjectId;
 use crate::job::Specials;
-use crate::ledger::access::{log_after, object};
-use crate::ledger::object::{Kind, ObjectState, Seq};
-use crate::ledger::rows::ObjectRow;
+use crate::ledger::access::{live, log_after, object, parked_row, path_of};
+use crate::ledger::digest::{DigestKey, elements};
+use crate::ledger::object::{Content, Kind, ObjectState, Seq};
+use crate::ledger::record::Record;
+use crate::ledger::rows::{LiveObject, ObjectRow, decode_row};
+use crate::ledger::tables::{Table, TableError, TablesRead};
 use crate::path::RelPath;
 
 /// One entry of a tree: everything that is kept identical.
@@ -121,9 +126,9 @@ pub(super) fn differences(
 }
 
 /// Every record number of the source is there once, from the first.
-pub(super) fn numbers_are_contiguous(tables: &MemTables) {
+pub(super) fn numbers_are_contiguous(source: &SourceSim) {
     let mut wanted = Seq(1);
-    log_after(tables, Seq(0), &mut |_, record| {
+    records(source, &mut |record| {
         assert_eq!(record.seq, wanted, "a number is missing or used twice");
         wanted = wanted.next();
         ControlFlow::Continue(())
@@ -131,10 +136,142 @@ pub(super) fn numbers_are_contiguous(tables: &MemTables) {
     .expect("tables do not fail");
 }
 
+/// Every record so far, also those that were dropped from the log.
+fn records(
+    source: &SourceSim,
+    each: &mut dyn FnMut(Record) -> ControlFlow<()>,
+) -> Result<(), TableError> {
+    let mut last = Seq(0);
+    for record in &source.dropped {
+        last = record.seq;
+        if each(record.clone()).is_break() {
+            return Ok(());
+        }
+    }
+    log_after(&source.tables, last, &mut |_, record| each(record))
+}
+
+/// Both ledgers say the same of every name: nothing would be found by comparing them.
+pub(super) fn ledgers_are_equal(source: &MemTables, target: &MemTables) -> Result<(), String> {
+    let key = DigestKey([7; 32]);
+    let all = |tables: &MemTables| {
+        let mut all = BTreeMap::new();
+        let counts = |row: &LiveObject| row.is_announced().then_some(true);
+        elements(tables, &key, (&[], &[]), &counts, &mut |name, element| {
+            all.insert(name.to_vec(), element);
+            ControlFlow::Continue(())
+        })
+        .map(|()| all)
+        .map_err(|e| e.to_string())
+    };
+    let (source_all, target_all) = (all(source)?, all(target)?);
+    for (name, element) in &source_all {
+        if target_all.get(name) != Some(element) {
+            let row = |t| object(t, element.object).map_err(|e| e.to_string());
+            return Err(format!(
+                "the ledgers differ at {}: {:?}\n  at the target: {:?}",
+                name[16..].escape_ascii(),
+                row(source)?,
+                row(target)?
+            ));
+        }
+    }
+    for (name, element) in &target_all {
+        if !source_all.contains_key(name) {
+            return Err(format!(
+                "only in the target's ledger: {} of {:?}",
+                name[16..].escape_ascii(),
+                object(target, element.object).map_err(|e| e.to_string())?
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What the target's ledger says is on the disk is there, whole and at its name: nothing is lost
+/// without being told.
+pub(super) fn copies_are_there(target: &TargetSim) -> Result<(), String> {
+    if !target.is_certain() || target.others.is_some() {
+        return Ok(());
+    }
+    let (tables, disk) = (&target.tables, &target.disk);
+    let mut broken = None;
+    let is_held = |row: &LiveObject| row.local.is_some() && !row.state.id.is_root();
+    each_row(tables, &mut |row| {
+        if broken.is_some() || !is_held(&row) {
+            return Ok(());
+        }
+        let id = row.state.id;
+        // What waits for a move is elsewhere, with all that is below it.
+        if is_displaced(tables, &row)? {
+            return Ok(());
+        }
+        let Some(path) = path_of(tables, id)? else {
+            return Ok(());
+        };
+        let node = disk.at(&path.to_string()).map(|node| disk.node(node));
+        let local = row.local.as_ref().map(|local| local.fingerprint.identity);
+        let known = match &row.state.content {
+            Content::Data { hash, .. } => *hash,
+            _ => None,
+        };
+        let same = node.is_some_and(|node| {
+            let is_whole = known.is_none_or(|known| known == hash(&node.bytes));
+            Some(node.identity) == local && (is_whole || node.kind != Kind::File)
+        });
+        if !same {
+            broken = Some(format!("{id} is not at {path}: {row:?}, there is {node:?}"));
+        }
+        Ok(())
+    })
+    .map_err(|e| e.to_string())?;
+    broken.map_or(Ok(()), Err)
+}
+
+/// Whether an object or something above it is parked: it may not be where the ledger has it.
+fn is_displaced(tables: &MemTables, row: &LiveObject) -> Result<bool, TableError> {
+    let mut at = row.clone();
+    for _ in 0..100 {
+        if parked_row(tables, at.state.id)?.is_some()
+            || at.local.is_none() && !at.state.id.is_root()
+        {
+            return Ok(true);
+        }
+        let above = match at.slot() {
+            Some((parent, _)) => live(tables, *parent)?,
+            None => None,
+        };
+        match above {
+            Some(above) => at = above,
+            None => break,
+        }
+    }
+    Ok(false)
+}
+
+/// Every object that lives.
+fn each_row(
+    tables: &MemTables,
+    each: &mut dyn FnMut(LiveObject) -> Result<(), TableError>,
+) -> Result<(), TableError> {
+    let mut rows = Vec::new();
+    let mut failed = None;
+    tables.range(Table::Objects, &[], None, &mut |_, value| {
+        match decode_row(Table::Objects, value) {
+            Ok(ObjectRow::Live(row)) => rows.push(row),
+            Ok(ObjectRow::Gone(_)) => {}
+            Err(error) => failed = Some(error),
+        }
+        ControlFlow::Continue(())
+    })?;
+    failed.map_or(Ok(()), Err)?;
+    rows.into_iter().try_for_each(each)
+}
+
 /// A claim is not more than what is held: everything that the source's log says up to it is there
 /// in this or a newer version, or is parked.
 pub(super) fn claim_is_held(
-    source: &MemTables,
+    source: &SourceSim,
     target: &MemTables,
     disk: &Disk,
     claim: Seq,
@@ -143,7 +280,7 @@ pub(super) fn claim_is_held(
     let mut gone: BTreeMap<ObjectId, Seq> = BTreeMap::new();
     let mut buried = Vec::new();
     let mut names = BTreeMap::new();
-    log_after(source, Seq(0), &mut |_, record| {
+    records(source, &mut |record| {
         if record.seq > claim {
             return ControlFlow::Break(());
         }
@@ -185,7 +322,7 @@ pub(super) fn claim_is_held(
         .collect();
     for (id, state) in &model {
         let row = object(target, *id).map_err(|e| e.to_string())?;
-        let parked = crate::ledger::access::parked_row(target, *id).map_err(|e| e.to_string())?;
+        let parked = parked_row(target, *id).map_err(|e| e.to_string())?;
         if parked.is_some() || id.is_root() {
             continue;
         }

@@ -59,7 +59,7 @@ pub struct Trashed {
 }
 
 /// The filesystem.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Disk {
     nodes: BTreeMap<NodeId, Node>,
     next_node: NodeId,
@@ -78,6 +78,8 @@ pub struct Disk {
     pub trash: Vec<Trashed>,
     /// How often a folder was removed that held more or less than was known.
     pub foreign_removals: u64,
+    /// How often anything was changed.
+    changes: u64,
 }
 
 impl Disk {
@@ -96,12 +98,38 @@ impl Disk {
             watched: true,
             trash: Vec::new(),
             foreign_removals: 0,
+            changes: 0,
         };
         for _ in [ROOT, OUTSIDE] {
             let id = disk.new_node(Kind::Folder, 0o755);
             disk.node_mut(id).links = 1;
         }
         disk
+    }
+
+    /// Whether there was ever such a node.
+    pub(super) fn knows(&self, id: NodeId) -> bool {
+        self.nodes.contains_key(&id)
+    }
+
+    /// The node that was seen.
+    pub(super) fn by_identity(&self, seen: &Observed) -> Option<NodeId> {
+        let mut nodes = self.nodes.iter().rev();
+        let found = nodes.find(|(_, node)| node.identity == seen.fingerprint.identity);
+        found.map(|(id, _)| *id)
+    }
+
+    /// How often anything was changed so far.
+    pub(super) fn age(&self) -> u64 {
+        self.changes
+    }
+
+    /// An older state goes on where a later one ended: in its time, with numbers that were never
+    /// given.
+    pub(super) fn go_on_after(&mut self, later: &Self) {
+        self.clock = later.clock;
+        self.next_node = self.next_node.max(later.next_node);
+        self.changes = self.changes.max(later.changes);
     }
 
     /// The time now, as its clock steps.
@@ -144,6 +172,7 @@ impl Disk {
     /// # Panics
     /// When there was never such a node.
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        self.changes += 1;
         self.nodes.get_mut(&id).expect("nodes are never forgotten")
     }
 
@@ -257,6 +286,7 @@ impl Disk {
             links: 0,
             writers: 0,
         };
+        self.changes += 1;
         self.nodes.insert(id, node);
         id
     }
@@ -370,6 +400,12 @@ impl Disk {
         self.hint_node(id, what);
     }
 
+    /// The power was cut: a file has other bytes behind its times.
+    #[cfg(test)]
+    pub(crate) fn lose_bytes(&mut self, id: NodeId, bytes: &[u8]) {
+        self.node_mut(id).bytes = bytes.to_vec();
+    }
+
     /// Closes a file that was open for writing.
     pub fn close(&mut self, id: NodeId) {
         self.node_mut(id).writers -= 1;
@@ -464,9 +500,10 @@ impl Disk {
             if at == folder {
                 return true;
             }
-            match &self.node(at).slot {
-                Some((parent, _)) => at = *parent,
-                None => return false,
+            let node = self.node(at);
+            match &node.slot {
+                Some((parent, _)) if node.links > 0 => at = *parent,
+                _ => return false,
             }
         }
     }

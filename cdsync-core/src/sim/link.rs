@@ -4,25 +4,43 @@ use std::collections::VecDeque;
 
 use super::rng::Rng;
 use super::source::{Meanwhile, SourceSim, hash};
+use super::tables::MemTables;
 use super::target::TargetSim;
 use crate::ids::ObjectId;
+use crate::ledger::digest::DigestKey;
 use crate::ledger::object::Seq;
 use crate::ledger::outgoing::{BatchLimits, Need, OutgoingStream};
-use crate::ledger::writer::knows_cursor;
+use crate::ledger::snapshot::{answer, snapshot, why_compare};
+use crate::ledger::trim::log_start;
 use crate::replica::{FetchResult, FetchWant};
-use crate::wire::{Accepted, BatchHeader, Inline, Tick};
+use crate::wire::{
+    Accepted, BatchHeader, CompareAnswer, CompareAsk, Cursor, Inline, Snapshot, Tick,
+};
 
 /// What travels to the target.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum ToTarget {
-    /// The subscription stands.
-    Accepted(Accepted),
+    /// The subscription stands, from this cursor on.
+    Accepted(Accepted, Option<Cursor>),
     /// Records with their bytes.
     Batch(BatchHeader, Vec<Vec<u8>>),
+    /// The log does not lead on from the cursor: this is to be compared first.
+    Snapshot(Snapshot),
+    /// The answer to a question about it.
+    Compared(CompareAnswer),
     /// A sign of life.
     Tick(Tick),
     /// Content that was asked for.
     Fetched(ObjectId, FetchResult, Vec<u8>),
+}
+
+/// What travels to the source.
+#[derive(Debug)]
+pub enum ToSource {
+    /// Content is asked for.
+    Fetch(FetchWant),
+    /// A question about the snapshot.
+    Compare(CompareAsk),
 }
 
 /// The largest file inside a batch, in bytes: small, so that both ways are taken.
@@ -34,10 +52,16 @@ pub struct Session {
     stream: OutgoingStream,
     sent: Seq,
     ticked: Option<Tick>,
+    /// Answers of fetches overtake batches and come twice.
+    unruly: Option<Rng>,
     /// On their way to the target, with when they arrive.
     pub to_target: VecDeque<(u64, ToTarget)>,
-    /// Fetches on their way to the source.
-    pub to_source: VecDeque<(u64, FetchWant)>,
+    /// Answers of fetches on their way, each on a stream of its own, with when they arrive.
+    pub pulled: Vec<(u64, ToTarget)>,
+    /// Fetches and questions on their way to the source.
+    pub to_source: VecDeque<(u64, ToSource)>,
+    /// What is compared, until the target knows all of it.
+    snapshot: Option<(MemTables, Snapshot)>,
 }
 
 impl Session {
@@ -46,35 +70,78 @@ impl Session {
     /// # Panics
     /// When a ledger is damaged.
     #[must_use]
-    pub fn open(source: &SourceSim, target: &TargetSim, now: u64) -> Option<Self> {
+    pub fn open(
+        source: &SourceSim,
+        target: &TargetSim,
+        now: u64,
+        unruly: Option<Rng>,
+        rng: &mut Rng,
+    ) -> Option<Self> {
         let (machine, replica) = (source.machine.as_ref()?, target.machine.as_ref()?);
         let cursor = replica.resume();
-        let resumed = cursor.is_some_and(|c| {
-            knows_cursor(&source.tables, c.origin, c.incarnation, c.seq)
-                .expect("tables do not fail")
-        });
-        let accepted = Accepted {
-            origin: machine.origin(),
-            incarnation: machine.incarnation(),
-            resumed,
-            head: machine.announced(),
-            complete: source.complete,
-        };
-        let sent = cursor.filter(|_| resumed).map_or(Seq(0), |c| c.seq);
-        Some(Self {
+        let why = why_compare(&source.tables, cursor.as_ref()).expect("tables do not fail");
+        let mut session = Self {
             stream: OutgoingStream::default(),
-            sent,
+            sent: cursor.map_or(Seq(0), |c| c.seq),
             ticked: None,
-            to_target: VecDeque::from([(now, ToTarget::Accepted(accepted))]),
+            unruly,
+            to_target: VecDeque::new(),
+            pulled: Vec::new(),
             to_source: VecDeque::new(),
-        })
+            snapshot: None,
+        };
+        let Some(why) = why else {
+            let accepted = Accepted {
+                origin: machine.origin(),
+                incarnation: machine.incarnation(),
+                resumed: cursor.is_some(),
+                head: machine.announced(),
+                complete: source.complete,
+            };
+            session.send(now, ToTarget::Accepted(accepted, cursor));
+            return Some(session);
+        };
+        if !source.complete {
+            // What it has is not all that there is.
+            return None;
+        }
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&rng.next_u64().to_le_bytes());
+        let snapshot = snapshot(&source.tables, why, DigestKey(key));
+        let snapshot = snapshot.expect("tables do not fail")?;
+        session.sent = snapshot.at;
+        session.send(now, ToTarget::Snapshot(snapshot.clone()));
+        session.snapshot = Some((source.tables.clone(), snapshot));
+        Some(session)
+    }
+
+    /// Whether the log still has what comes next.
+    ///
+    /// # Panics
+    /// When a ledger is damaged.
+    #[must_use]
+    pub fn is_served(&self, source: &SourceSim) -> bool {
+        log_start(&source.tables).expect("tables do not fail") <= self.sent
+    }
+
+    fn answer(&mut self, at: u64, ask: &CompareAsk) {
+        let Some((tables, of)) = &self.snapshot else {
+            panic!("a question after the last");
+        };
+        let answer = answer(tables, of.origin, &DigestKey(of.key), ask);
+        match answer.expect("tables do not fail, and the range was told") {
+            Some(answer) => self.send(at, ToTarget::Compared(answer)),
+            None => self.snapshot = None,
+        }
     }
 
     /// Whether everything was sent and nothing is on its way.
     #[must_use]
     pub fn is_quiet(&self, source: &SourceSim) -> bool {
         self.to_target.is_empty()
+            && self.pulled.is_empty()
             && self.to_source.is_empty()
+            && self.snapshot.is_none()
             && self.sent == source.announced()
             && self
                 .ticked
@@ -101,8 +168,27 @@ impl Session {
             let Some((_, want)) = self.to_source.pop_front() else {
                 break;
             };
+            let want = match want {
+                ToSource::Fetch(want) => want,
+                ToSource::Compare(ask) => {
+                    self.answer(now + latency, &ask);
+                    continue;
+                }
+            };
             let (result, bytes) = source.fetch(want, meanwhile);
-            self.send(now + latency, ToTarget::Fetched(want.object, result, bytes));
+            let answer = ToTarget::Fetched(want.object, result, bytes);
+            if self.unruly.is_none() {
+                self.send(now + latency, answer);
+                continue;
+            }
+            for _ in 0..=usize::from(self.is_unruly(4)) {
+                let late = self.unruly.as_mut().map_or(0, |rng| rng.below(400_000_000));
+                self.pulled
+                    .push((now + latency + late as u64, answer.clone()));
+            }
+        }
+        if self.snapshot.is_some() {
+            return;
         }
         let batches = self
             .to_target
@@ -113,6 +199,10 @@ impl Session {
             self.send_batch(source, now, latency, rng, meanwhile);
         }
         self.send_tick(source, now + latency);
+    }
+
+    fn is_unruly(&mut self, of: usize) -> bool {
+        self.unruly.as_mut().is_some_and(|rng| rng.one_in(of))
     }
 
     fn send(&mut self, at: u64, message: ToTarget) {

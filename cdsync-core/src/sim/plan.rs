@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Rng;
+use super::kinds::Bed;
+use super::rng::Rng;
 use crate::coordinator::{Coordinator, Job, MasterIdentity};
 use crate::ids::{JobId, Label, ServerId};
 use crate::job::{JobSpec, Mode, Settings};
@@ -185,7 +186,7 @@ impl Agent {
 
 /// Masters and agents under one seed.
 #[derive(Debug)]
-pub struct PlanWorld {
+pub(super) struct PlanWorld {
     masters: Vec<Master>,
     agents: Vec<Agent>,
     /// Older copies of a master's store.
@@ -196,14 +197,31 @@ pub struct PlanWorld {
     ordered: BTreeSet<(ServerId, Epoch, u64)>,
     now: WallMillis,
     rng: Rng,
-    /// What happened, for a person.
-    pub history: Vec<String>,
+    history: Vec<String>,
+}
+
+/// How many steps a run has.
+const STEPS: usize = 150;
+
+impl Bed for PlanWorld {
+    fn run(&mut self) -> Result<(), String> {
+        for _ in 0..STEPS {
+            self.step();
+            self.deliver_orders();
+            self.check();
+        }
+        self.settle()
+    }
+
+    fn story(&self) -> String {
+        self.history.join("\n")
+    }
 }
 
 impl PlanWorld {
     /// One master that runs, and agents that nobody has told anything.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let servers = (1..=SERVERS).map(|number| Server {
             id: ServerId(number),
             name: label(&format!("s{number}")),
@@ -230,22 +248,6 @@ impl PlanWorld {
         };
         world.masters[0].start(&mut world.rng);
         world
-    }
-
-    /// Runs a seed to its end.
-    ///
-    /// # Errors
-    /// Who obeys what, where an agent does not obey the master that is left.
-    ///
-    /// # Panics
-    /// When a rule is broken on the way.
-    pub fn run(&mut self, steps: usize) -> Result<(), String> {
-        for _ in 0..steps {
-            self.step();
-            self.deliver_orders();
-            self.check();
-        }
-        self.settle()
     }
 
     fn step(&mut self) {

@@ -1,6 +1,7 @@
 //! The driver of a source: hints to looks to records, as an agent's engine does it.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::disk::{Disk, EPOCH_NANOS, NodeId, ROOT};
@@ -12,12 +13,14 @@ use crate::coalescer::{
 };
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
-use crate::ledger::access::Folders;
+use crate::ledger::access::{Folders, log_after};
 use crate::ledger::object::{Hash, Observed, Seq};
 use crate::ledger::outgoing::{ContentAt, content_at};
+use crate::ledger::record::Record;
+use crate::ledger::trim::{TrimLimits, drop_tombstones};
 use crate::path::Name;
 use crate::replica::{FetchResult, FetchWant};
-use crate::time::Instant;
+use crate::time::{Instant, WallMillis};
 
 /// What happens to the disk between two calls of the driver.
 pub type Meanwhile<'a> = dyn FnMut(&mut Disk) + 'a;
@@ -75,6 +78,8 @@ pub struct SourceSim {
     pub halted: Option<MassDelete>,
     /// Whether the next start lets go what was held.
     pub accepts: bool,
+    /// Records that were dropped from the log.
+    pub dropped: Vec<Record>,
     /// Hints, looks and listings so far, newest last, for a failed run's report.
     pub history: VecDeque<String>,
     queue: VecDeque<(u64, Hint)>,
@@ -102,6 +107,7 @@ impl SourceSim {
             complete: false,
             halted: None,
             accepts: true,
+            dropped: Vec::new(),
             history: VecDeque::new(),
             queue: VecDeque::new(),
             listings: Vec::new(),
@@ -175,6 +181,41 @@ impl SourceSim {
         self.hashes.clear();
         self.queue.clear();
         self.disk.take_events();
+    }
+
+    /// Drops the log but for so many records, whoever needs them.
+    ///
+    /// # Panics
+    /// When the ledger is damaged.
+    pub fn trim(&mut self, keep: u64) {
+        let Some(machine) = self.machine.as_mut().filter(|_| self.tables.is_durable()) else {
+            return;
+        };
+        let limits = TrimLimits {
+            upto: Seq(machine.announced().0.saturating_sub(keep)),
+            before: WallMillis(u64::MAX),
+            bytes: u64::MAX,
+            most: usize::MAX,
+        };
+        let before = machine.log_kept().start;
+        let mut dropped = Vec::new();
+        log_after(&self.tables, before, &mut |_, record| {
+            dropped.push(record);
+            ControlFlow::Continue(())
+        })
+        .expect("tables do not fail");
+        let start = machine.trim_log(&mut self.tables, limits);
+        let Some(start) = start.expect("tables do not fail") else {
+            return;
+        };
+        dropped.retain(|record| record.seq <= start);
+        self.dropped.append(&mut dropped);
+        self.note(format!("the log was dropped up to {start}"));
+        let mut from = Some(ObjectId::default());
+        while let Some(at) = from {
+            from = drop_tombstones(&mut self.tables, at, start, 3).expect("tables do not fail");
+        }
+        self.commit(Durability::Durable);
     }
 
     /// What may be announced.

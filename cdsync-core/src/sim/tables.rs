@@ -15,7 +15,7 @@ pub enum Durability {
 }
 
 /// Tables in memory. Changes are made in place; what they replaced is kept until it is durable.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MemTables {
     rows: BTreeMap<Table, BTreeMap<Vec<u8>, Vec<u8>>>,
     /// What was there before each change since the last durable commit.

@@ -4,14 +4,23 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::apply::{Bodies, apply};
-use super::disk::Disk;
+use super::disk::{Disk, NodeId};
+use super::others::Others;
+use super::power::Images;
 use super::rng::Rng;
 use super::tables::{Durability, MemTables};
 use crate::filter::Filter;
-use crate::ids::ObjectId;
+use crate::ids::{BootId, ObjectId};
+use crate::job::Drift;
+use crate::ledger::access::live;
 use crate::ledger::object::{Kind, Seq};
-use crate::replica::{ApplyOp, ApplyResult, Body, FetchResult, FetchWant, Replica, SweepEntry};
-use crate::wire::{Accepted, BatchHeader, Inline, Tick};
+use crate::replica::{
+    ApplyOp, ApplyResult, Body, Difference, FetchResult, FetchWant, PatrolAsk, Policy, Replica,
+    SweepEntry,
+};
+use crate::wire::{
+    Accepted, BatchHeader, CompareAnswer, CompareAsk, Cursor, Inline, Snapshot, Tick,
+};
 
 /// How rough a target's life is. All zero: everything at once.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,6 +33,55 @@ pub struct TargetTuning {
     pub sync_us: u64,
     /// Whether foreign content is taken over.
     pub adopt: bool,
+    /// Whether its power may fail.
+    pub power: bool,
+    /// How often it is checked for others' changes, in milliseconds.
+    pub check_every_ms: Option<u64>,
+    /// In one of so many rounds others change its files; zero for never.
+    pub others: usize,
+    /// What is done with what they changed.
+    pub drift: Drift,
+}
+
+/// What is wrong with a target's disk for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing more fits on it.
+    Full,
+    /// It cannot be written to.
+    ReadOnly,
+    /// It fails now and then.
+    Io,
+}
+
+impl Trouble {
+    /// What the disk says to an operation.
+    fn refuses(self, op: &ApplyOp, rng: &mut Rng) -> Option<&'static str> {
+        let makes = !matches!(
+            op,
+            ApplyOp::Remove { .. }
+                | ApplyOp::Move(_)
+                | ApplyOp::SetMeta { .. }
+                | ApplyOp::Verify { .. }
+                | ApplyOp::Check { .. }
+        );
+        match self {
+            Self::Full => makes.then_some("no space left on device"),
+            Self::ReadOnly => {
+                let writes = !matches!(op, ApplyOp::Verify { .. } | ApplyOp::Check { .. });
+                writes.then_some("read-only file system")
+            }
+            Self::Io => rng.one_in(2).then_some("input/output error"),
+        }
+    }
+
+    fn fails_sync(self, rng: &mut Rng) -> bool {
+        match self {
+            Self::Full => false,
+            Self::ReadOnly => true,
+            Self::Io => rng.one_in(2),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -52,18 +110,35 @@ pub struct TargetSim {
     pub reported: Seq,
     /// Every operation so far, newest last, for a failed run's report.
     pub history: VecDeque<String>,
+    /// Questions about the upstream's snapshot, not sent yet.
+    pub asks: Vec<CompareAsk>,
     /// The highest content version that each object was published with.
     pub published: BTreeMap<ObjectId, Seq>,
+    /// The version that each object had when something was last done for it, since the last crash.
+    applied: BTreeMap<ObjectId, Seq>,
     filter: Filter,
     bodies: Vec<Vec<u8>>,
     contents: Vec<Option<Seq>>,
     staged: BTreeMap<ObjectId, (Seq, Vec<u8>)>,
     working: Option<Working>,
     syncing: Option<u64>,
-    crashed: bool,
     /// Whether the step before moved something.
     moved: bool,
+    /// A batch does not fit: the subscription is to be dropped.
+    pub refused: bool,
+    /// What is wrong with its disk.
+    pub trouble: Option<Trouble>,
+    /// No sync before this time.
+    sync_after: u64,
+    /// The run of its system.
+    boot: u128,
+    images: Option<Images>,
+    /// Those who change its files.
+    pub(super) others: Option<Others>,
+    /// How often a manager accepted what it holds.
+    accepts: u64,
     rng: Rng,
+    rough: Rng,
 }
 
 impl TargetSim {
@@ -80,16 +155,25 @@ impl TargetSim {
             inbox: VecDeque::new(),
             reported: Seq(0),
             history: VecDeque::new(),
+            asks: Vec::new(),
             published: BTreeMap::new(),
+            applied: BTreeMap::new(),
             filter,
             bodies: Vec::new(),
             contents: Vec::new(),
             staged: BTreeMap::new(),
             working: None,
             syncing: None,
-            crashed: false,
             moved: false,
+            refused: false,
+            trouble: None,
+            sync_after: 0,
+            boot: 1,
+            images: None,
+            others: (tuning.others > 0).then(|| Others::new(seed ^ 0x7f)),
+            accepts: 0,
             rng: Rng::new(seed),
+            rough: Rng::new(seed ^ 0x5e),
         }
     }
 
@@ -98,8 +182,15 @@ impl TargetSim {
     /// # Panics
     /// When the ledger is damaged, or a claim that was reported is lost.
     pub fn start(&mut self) {
-        let machine = Replica::open(&mut self.tables, self.filter.clone(), self.tuning.adopt)
-            .expect("the ledger opens");
+        if self.tuning.power && self.images.is_none() {
+            self.images = Some(Images::new(&self.disk, self.rough.next_u64()));
+        }
+        let mut machine = Replica::open(&mut self.tables, self.filter.clone(), self.tuning.adopt)
+            .expect("the ledger opens")
+            .with_policy(self.policy());
+        machine
+            .handle_boot(&mut self.tables, BootId(self.boot))
+            .expect("tables do not fail");
         assert!(
             machine.claim() >= self.reported,
             "the claim {} was reported and {} is left",
@@ -114,12 +205,64 @@ impl TargetSim {
         self.syncing = None;
     }
 
+    fn policy(&self) -> Policy {
+        Policy {
+            drift: self.tuning.drift,
+            accepts: self.accepts,
+            check_every_ms: self.tuning.check_every_ms,
+            ..Policy::default()
+        }
+    }
+
+    /// Whether something of others stays, because the job says so.
+    pub(super) fn keeps(&self) -> bool {
+        let Some(machine) = &self.machine else {
+            return false;
+        };
+        let parked = machine.parked_rows(&self.tables, usize::MAX);
+        let mut parked = parked.expect("tables do not fail").into_iter();
+        parked.any(|(_, row)| row.kept.is_some())
+    }
+
+    /// A manager accepts what the target holds: what was kept gives way.
+    pub(super) fn accept(&mut self) {
+        self.accepts += 1;
+        let policy = self.policy();
+        if let Some(machine) = &mut self.machine {
+            machine.handle_policy(policy);
+        }
+    }
+
+    /// Others do something, sometimes.
+    pub(super) fn drift(&mut self, disturbed: bool) {
+        if disturbed && let Some(others) = &mut self.others {
+            others.act(&mut self.disk);
+        }
+    }
+
+    /// What is at an operation's name.
+    fn at_name(&self, op: &ApplyOp) -> Option<NodeId> {
+        let at = op.place()?;
+        let folder = self.disk.open(&at.folder).ok()?;
+        self.disk.child(folder, &at.name)
+    }
+
     /// The agent is killed, perhaps in the middle of a step.
     pub fn crash(&mut self) {
         self.tables.crash();
         self.machine = None;
-        self.crashed = true;
+        self.applied.clear();
         self.note("--- crash".to_owned());
+    }
+
+    /// The power fails, and comes back: the disk and the ledger have lost what was not synced.
+    pub fn power_cut(&mut self) {
+        self.crash();
+        self.boot += 1;
+        if let Some(images) = &mut self.images {
+            self.disk = images.cut(&self.disk);
+        }
+        self.note("--- the power was cut".to_owned());
     }
 
     /// Whether it does nothing and waits for nothing but the upstream.
@@ -128,10 +271,21 @@ impl TargetSim {
         self.inbox.is_empty()
             && self.working.is_none()
             && self.syncing.is_none()
-            && self
-                .machine
-                .as_ref()
-                .is_some_and(|m| m.is_idle() && m.is_in_sync() && m.parked_count() == 0)
+            && self.machine.as_ref().is_some_and(|m| {
+                let done = m.is_idle() && m.is_in_sync() && !m.is_verifying();
+                done && m.parked_count() == 0
+            })
+    }
+
+    /// Where it would resume.
+    pub(super) fn resume(&self) -> Option<Cursor> {
+        self.machine.as_ref().and_then(Replica::resume)
+    }
+
+    /// Whether nothing is under way or in doubt, so that the ledger tells what is on the disk.
+    pub(super) fn is_certain(&self) -> bool {
+        let is_still = |machine: &Replica| machine.is_idle() && !machine.is_verifying();
+        self.working.is_none() && self.machine.as_ref().is_some_and(is_still)
     }
 
     /// Room for one more batch.
@@ -156,10 +310,59 @@ impl TargetSim {
         good
     }
 
+    /// The upstream has only a snapshot to begin from. `false`: of another source.
+    ///
+    /// # Panics
+    /// When the ledger is damaged.
+    pub fn snapshot(&mut self, snapshot: &Snapshot) -> bool {
+        self.inbox.clear();
+        self.asks.clear();
+        let Some(machine) = &mut self.machine else {
+            return true;
+        };
+        let good = machine
+            .handle_snapshot(&mut self.tables, snapshot)
+            .expect("tables do not fail");
+        self.tables.commit(Durability::Lazy);
+        self.note(format!("--- {snapshot:?}"));
+        good
+    }
+
+    /// An answer about the snapshot came.
+    ///
+    /// # Panics
+    /// When the ledger is damaged, or the answer is refused.
+    pub fn compared(&mut self, answer: CompareAnswer) {
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        if let CompareAnswer::Objects(objects) = &answer {
+            let lines = objects
+                .iter()
+                .map(|object| format!("snapshot has {object:?}"));
+            self.history.extend(lines);
+        }
+        machine
+            .handle_compared(&mut self.tables, answer)
+            .expect("tables do not fail");
+        let refused = machine.take_refused();
+        assert!(
+            refused.is_none(),
+            "an honest answer was refused: {refused:?}"
+        );
+        self.tables.commit(Durability::Lazy);
+    }
+
     /// A tick came.
     pub fn tick(&mut self, tick: &Tick) {
         if let Some(machine) = &mut self.machine {
             machine.handle_tick(tick);
+            if machine.is_idle() {
+                // Far more often than is due: whatever comes next must not need them.
+                machine
+                    .drop_tombstones(&mut self.tables)
+                    .expect("tables do not fail");
+            }
         }
     }
 
@@ -214,10 +417,18 @@ impl TargetSim {
             self.take_batch(header, bodies);
         }
         self.sweep();
+        self.verify();
+        self.patrol();
+        let machine = self.machine.as_mut().expect("it runs");
+        machine
+            .plan_differences(&mut self.tables)
+            .expect("tables do not fail");
         self.step();
         self.sync();
         self.tables.commit(Durability::Lazy);
         let machine = self.machine.as_mut().expect("it runs");
+        let ask = machine.poll_compare(&self.tables);
+        self.asks.extend(ask.expect("tables do not fail"));
         let mut wants = Vec::new();
         while let Some(want) = machine.poll_fetch() {
             wants.push(want);
@@ -256,9 +467,12 @@ impl TargetSim {
             .collect();
         self.bodies = bodies;
         let machine = self.machine.as_mut().expect("it runs");
-        machine
-            .handle_batch(header)
-            .expect("an honest upstream's batch is taken");
+        let taken = machine.handle_batch(header);
+        if let Err(error) = taken {
+            self.note(format!("refused: {error}"));
+            self.refused = true;
+            self.inbox.clear();
+        }
     }
 
     fn note(&mut self, line: String) {
@@ -292,8 +506,39 @@ impl TargetSim {
             })
             .collect();
         machine
-            .handle_swept(&mut self.tables, &folder, entries)
+            .handle_swept(self.disk.wall(), &mut self.tables, &folder, entries)
             .expect("tables do not fail");
+    }
+
+    /// Checks for others' changes, which nobody makes here.
+    fn patrol(&mut self) {
+        let wall = self.disk.wall();
+        let machine = self.machine.as_mut().expect("it runs");
+        if self.working.is_some() || !machine.wants_patrol(wall, wall) {
+            return;
+        }
+        let asked = machine
+            .poll_patrol(wall, wall, &mut self.tables)
+            .expect("tables do not fail");
+        if let Some(PatrolAsk::Names(folder)) = asked {
+            let id = self.disk.open(&folder).ok();
+            let names = id.map_or_else(Vec::new, |id| {
+                self.disk.node(id).children.keys().cloned().collect()
+            });
+            let foreign = machine
+                .handle_patrol_names(wall, &self.tables, &folder, names, true)
+                .expect("tables do not fail");
+            assert_eq!(foreign, [], "nobody else is here: {}", folder.path);
+        }
+    }
+
+    fn verify(&mut self) {
+        let machine = self.machine.as_mut().expect("it runs");
+        if self.working.is_none() && machine.can_verify() {
+            machine
+                .poll_verify(&self.tables)
+                .expect("tables do not fail");
+        }
     }
 
     fn step(&mut self) {
@@ -306,6 +551,13 @@ impl TargetSim {
             .poll_step(wall, &mut self.tables)
             .expect("tables do not fail")
         else {
+            let refused = machine.take_refused();
+            assert!(
+                refused.is_none(),
+                "an honest upstream is refused: {refused:?}"
+            );
+            // Nothing of the batch is left to be done: its contents are dropped.
+            self.bodies.clear();
             return;
         };
         if step.moves() || std::mem::replace(&mut self.moved, step.moves()) {
@@ -348,17 +600,42 @@ impl TargetSim {
         {
             left -= 1;
             let op = &working.ops[index];
-            // A folder that was made, forgotten by a crash, and then cannot be made again and is
-            // renamed leaves its first copy behind: not a case that is promised.
-            let spared = matches!(op, ApplyOp::MakeFolder { .. }) && self.crashed
-                || matches!(op, ApplyOp::Remove { id, kind, .. }
-                    if *kind == Kind::Folder || *id == ObjectId::default());
-            let fails = self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail) && !spared;
-            let result = if fails {
-                ApplyResult::Failed("injected".to_owned())
-            } else {
-                apply(&mut self.disk, op, &working.bodies)
+            let fails = self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail);
+            let refused = self
+                .trouble
+                .and_then(|trouble| trouble.refuses(op, &mut self.rough));
+            let there = self.others.as_ref().and_then(|_| self.at_name(op));
+            let result = match refused {
+                Some(reason) => ApplyResult::Failed(reason.to_owned()),
+                None if fails => ApplyResult::Failed("injected".to_owned()),
+                None => apply(&mut self.disk, op, &working.bodies),
             };
+            if let Some(others) = &self.others {
+                others.check(op, there, self.at_name(op) != there, &result);
+            }
+            if let Some(images) = &mut self.images {
+                let seen = match &result {
+                    ApplyResult::Done(seen) | ApplyResult::Overwrote(seen)
+                        if matches!(op, ApplyOp::WriteFile { .. }) =>
+                    {
+                        seen
+                    }
+                    _ => &Vec::new(),
+                };
+                let written = seen.iter().filter_map(|seen| self.disk.by_identity(seen));
+                images.changed(&self.disk, written);
+                if matches!(result, ApplyResult::Moved(_)) {
+                    images.names_synced(&self.disk);
+                }
+            }
+            // Times of folders may be behind after a crash, until what was retried then is done again.
+            let is_theirs =
+                matches!(&result, ApplyResult::Differs(found) if *found != Difference::Meta);
+            assert!(
+                !is_theirs || self.others.is_some(),
+                "nobody else is here: {} -> {result:?}",
+                describe(op)
+            );
             let short = match &result {
                 ApplyResult::Done(_) | ApplyResult::Found(_) => "done".to_owned(),
                 other => format!("{other:?}"),
@@ -390,9 +667,27 @@ impl TargetSim {
         self.tables.commit(Durability::Lazy);
     }
 
-    /// For one object the published version never goes back.
+    /// For one object the published version never goes back, nor does that of its name and metadata
+    /// while the agent runs.
     fn check_version(&mut self, op: &ApplyOp, result: &ApplyResult) {
-        let (ApplyOp::WriteFile { id, body, .. }, ApplyResult::Done(_)) = (op, result) else {
+        let moved = match op {
+            ApplyOp::Move(moves) => moves.iter().map(|one| one.id).collect(),
+            _ => Vec::from_iter(op.object()),
+        };
+        for id in moved {
+            let Ok(Some(row)) = live(&self.tables, id) else {
+                continue;
+            };
+            let version = row.state.version.seq;
+            let before = self.applied.insert(id, version).unwrap_or_default();
+            assert!(
+                version >= before,
+                "object {id} went from {before} back to {version}"
+            );
+        }
+        let (ApplyOp::WriteFile { id, body, .. }, ApplyResult::Done(_) | ApplyResult::Overwrote(_)) =
+            (op, result)
+        else {
             return;
         };
         let version = match body {
@@ -408,24 +703,57 @@ impl TargetSim {
     }
 
     fn sync(&mut self) {
+        let now = self.disk.clock;
         let machine = self.machine.as_mut().expect("it runs");
         match self.syncing {
-            None if machine.poll_sync() => {
-                self.syncing = Some(self.disk.clock + self.tuning.sync_us * 1000);
+            None if now >= self.sync_after && (machine.poll_sync() || machine.poll_flush()) => {
+                self.syncing = Some(now + self.tuning.sync_us * 1000);
+                if let Some(images) = &mut self.images {
+                    images.sync_began(&self.disk);
+                }
             }
-            Some(at) if at <= self.disk.clock => {
+            Some(at) if at <= now => {
                 self.syncing = None;
-                machine
-                    .handle_synced(&mut self.tables)
-                    .expect("tables do not fail");
-                let claim = machine.claim();
-                self.tables.commit(Durability::Durable);
-                assert!(claim >= self.reported, "a claim went back");
-                self.reported = claim;
-                self.note(format!("claim {claim}"));
+                let rough = &mut self.rough;
+                if self
+                    .trouble
+                    .is_some_and(|trouble| trouble.fails_sync(rough))
+                {
+                    self.sync_failed();
+                } else {
+                    self.synced();
+                }
             }
             _ => {}
         }
+    }
+
+    fn synced(&mut self) {
+        if let Some(images) = &mut self.images {
+            images.sync_ended();
+        }
+        let machine = self.machine.as_mut().expect("it runs");
+        machine
+            .handle_synced(&mut self.tables)
+            .expect("tables do not fail");
+        let claim = machine.claim();
+        self.tables.commit(Durability::Durable);
+        assert!(claim >= self.reported, "a claim went back");
+        self.reported = claim;
+        self.note(format!("claim {claim}"));
+    }
+
+    fn sync_failed(&mut self) {
+        if let Some(images) = &mut self.images {
+            images.sync_failed(&mut self.disk);
+        }
+        let machine = self.machine.as_mut().expect("it runs");
+        machine
+            .handle_sync_failed(&mut self.tables)
+            .expect("tables do not fail");
+        self.tables.commit(Durability::Durable);
+        self.sync_after = self.disk.clock + 500_000_000;
+        self.note("a sync failed".to_owned());
     }
 }
 
@@ -455,6 +783,7 @@ fn describe(op: &ApplyOp) -> String {
             format!("meta{folder} {id} {place:?}")
         }
         ApplyOp::Verify { id, at: place, .. } => format!("verify {id} {}", at(place)),
+        ApplyOp::Check { id, at: place, .. } => format!("check {id} {:?}", place.as_ref().map(at)),
         ApplyOp::Move(moves) => moves
             .iter()
             .map(|m| format!("mv {} {} -> {}; ", m.id, at(&m.from), at(&m.to)))

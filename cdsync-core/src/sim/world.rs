@@ -2,13 +2,17 @@
 
 use super::check;
 use super::disk::ROOT;
-use super::link::{Session, ToTarget};
+use super::link::{Session, ToSource, ToTarget};
 use super::rng::Rng;
 use super::source::{SourceSim, SourceTuning};
-use super::target::{TargetSim, TargetTuning};
+use super::target::{TargetSim, TargetTuning, Trouble};
 use super::workload::{Workload, WorkloadTuning};
 use crate::filter::{Filter, FilterSpec};
+use crate::job::Drift;
+use crate::ledger::object::Seq;
+use crate::ledger::tables::Table;
 use crate::path::Name;
+use crate::replica::{PARKED_MAX, Replica};
 
 /// What one run is made of.
 #[derive(Debug, Clone)]
@@ -31,6 +35,18 @@ pub struct Scenario {
     pub cut: usize,
     /// One way, in microseconds.
     pub latency_us: u64,
+    /// Whether answers of fetches overtake batches and come twice, and messages of subscriptions
+    /// that ended come late.
+    pub unruly: bool,
+    /// One in so many rounds cuts the target's power.
+    pub power_cut: usize,
+    /// ... makes the target's disk fail for a while.
+    pub trouble: usize,
+    /// Whether somebody accepts what halts the source; else they only look at it again, until the
+    /// changes end.
+    pub accepts: bool,
+    /// One in so many rounds drops most of the source's log; zero for never.
+    pub trim: usize,
 }
 
 impl Scenario {
@@ -71,6 +87,10 @@ impl Scenario {
                 ops_per_round: some(&[0, 1, 3]),
                 sync_us: [0, 1000, 20_000][some(&[0, 1, 2])],
                 adopt: false,
+                power: false,
+                check_every_ms: None,
+                others: 0,
+                drift: Drift::Overwrite,
             },
             workload: WorkloadTuning {
                 names: some(&[3, 6, 10]),
@@ -83,6 +103,11 @@ impl Scenario {
             target_crash: some(&[0, 0, 60, 200]),
             cut: some(&[0, 0, 40, 150]),
             latency_us: [0, 100, 5_000, 100_000][some(&[0, 1, 2, 3])],
+            unruly: false,
+            power_cut: 0,
+            trouble: 0,
+            accepts: true,
+            trim: 0,
         }
     }
 
@@ -105,6 +130,11 @@ impl Scenario {
             target_crash: 0,
             cut: 0,
             latency_us: 100,
+            unruly: false,
+            power_cut: 0,
+            trouble: 0,
+            accepts: true,
+            trim: 0,
         }
     }
 }
@@ -127,10 +157,19 @@ pub struct World {
     pub source_back: u64,
     /// How long it takes until a halted source goes on, in nanoseconds.
     pub decided_after: u64,
-    target_crashed: bool,
+    /// Up to this record a crash may have left the disk ahead of its ledger.
+    ahead: Seq,
     target_back: u64,
+    trouble_ends: u64,
     session_back: u64,
+    /// Messages of subscriptions that ended, with when they arrive.
+    late: Vec<(u64, ToTarget)>,
+    rough: Rng,
+    rounds: u64,
 }
+
+/// In how many rounds all copies are looked at once; in more where there are many.
+const LOOK_EVERY: u64 = 8;
 
 /// How many rounds a world has to come to rest.
 const SETTLE_ROUNDS: usize = 6000;
@@ -155,6 +194,7 @@ impl World {
         target.disk.write(file, b"marker");
         target.disk.close(file);
         let workload = Workload::new(scenario.workload, scenario.operations, seed ^ 0xc3);
+        source.accepts = scenario.accepts;
         source.start();
         target.start();
         Self {
@@ -167,25 +207,14 @@ impl World {
             rng: Rng::new(seed ^ 0xd4),
             source_back: 0,
             decided_after: 1_000_000_000,
-            target_crashed: false,
+            ahead: Seq(0),
             target_back: 0,
+            trouble_ends: 0,
             session_back: 0,
+            late: Vec::new(),
+            rough: Rng::new(seed ^ 0xe6),
+            rounds: 0,
         }
-    }
-
-    /// Runs a random scenario of a seed to its end.
-    ///
-    /// # Errors
-    /// What differs, or what did not come to rest.
-    ///
-    /// # Panics
-    /// When a rule is broken on the way.
-    pub fn run(seed: u64) -> Result<(), String> {
-        let scenario = Scenario::random(&mut Rng::new(seed));
-        let mut world = Self::new(scenario, seed);
-        world.live();
-        world.settle()?;
-        world.check()
     }
 
     /// Changes and faults, until the workload ends.
@@ -224,22 +253,61 @@ impl World {
             hit(self.scenario.target_crash),
             hit(self.scenario.cut),
         );
+        let (power, trouble) = (hit(self.scenario.power_cut), hit(self.scenario.trouble));
         let pause = self.rng.below(20_000_000) as u64;
         if source && self.source.machine.is_some() {
             self.source.crash();
-            self.session = None;
+            self.hang_up();
             self.source_back = now + pause;
             self.workload.history.push("--- source crash".to_owned());
         }
-        if target && self.target.machine.is_some() {
-            self.target.crash();
-            self.target_crashed = true;
+        if (target || power) && self.target.machine.is_some() {
+            let head = self.target.machine.as_ref().map_or(Seq(0), Replica::head);
+            self.ahead = self.ahead.max(head);
+            match power {
+                true => self.target.power_cut(),
+                false => self.target.crash(),
+            }
             self.session = None;
+            // What was on its way to the agent that was killed does not reach the next one.
+            self.late.clear();
             self.target_back = now + pause;
         }
         if cut {
-            self.session = None;
+            self.hang_up();
             self.session_back = now + pause / 2;
+        }
+        if trouble {
+            let all = [Trouble::Full, Trouble::ReadOnly, Trouble::Io];
+            self.target.trouble = self.rng.pick(&all).copied();
+            self.trouble_ends = now + pause / 4;
+        }
+        let others = self.target.tuning.others;
+        let disturbed = others > 0 && self.rng.one_in(others);
+        self.target.drift(disturbed);
+        if now >= self.trouble_ends {
+            self.target.trouble = None;
+        }
+    }
+
+    /// The subscription ends. Some of what was on its way arrives all the same, later.
+    fn hang_up(&mut self) {
+        let Some(session) = self.session.take().filter(|_| self.scenario.unruly) else {
+            return;
+        };
+        let now = self.source.disk.clock;
+        for (_, message) in session.pulled {
+            if self.rng.one_in(2) {
+                let at = now + self.rng.below(10_000_000_000) as u64;
+                self.late.push((at, message));
+            }
+        }
+        for (due, message) in session.to_target {
+            if self.rough.one_in(2) {
+                let longest = [1_000_000, 100_000_000, 5_000_000_000][self.rough.below(3)];
+                let at = due.max(now) + self.rough.below(longest) as u64;
+                self.late.push((at, message));
+            }
         }
     }
 
@@ -261,8 +329,13 @@ impl World {
             ..
         } = self;
         source.pump(&mut |disk| workload.meanwhile(disk));
+        if self.scenario.trim > 0 && rng.one_in(self.scenario.trim) {
+            source.trim(rng.below(6) as u64);
+            *session = session.take().filter(|session| session.is_served(source));
+        }
         if session.is_none() && now >= self.session_back && source.tables.is_durable() {
-            *session = Session::open(source, target, now);
+            let unruly = self.scenario.unruly.then(|| Rng::new(rng.next_u64()));
+            *session = Session::open(source, target, now, unruly, rng);
         }
         let latency = self.scenario.latency_us * 1000;
         if let Some(session) = session {
@@ -279,19 +352,79 @@ impl World {
             }
         }
         self.deliver(now);
+        self.deliver_pulled(now);
         let before = self.target.reported;
         for want in self.target.pump() {
             if let Some(session) = &mut self.session {
-                session.to_source.push_back((now + latency, want));
+                session
+                    .to_source
+                    .push_back((now + latency, ToSource::Fetch(want)));
+            }
+        }
+        for ask in self.target.asks.drain(..) {
+            if let Some(session) = &mut self.session {
+                session
+                    .to_source
+                    .push_back((now + latency, ToSource::Compare(ask)));
             }
         }
         let settled = !self.target.is_working() && self.source.tables.is_durable();
+        self.check_bounds();
+        self.rounds += 1;
+        let many = self.target.tables.len(Table::Objects) as u64 / 4;
+        let looks = self.rounds.is_multiple_of(LOOK_EVERY.max(many));
+        if looks && self.target.reported >= self.ahead {
+            check::copies_are_there(&self.target).unwrap_or_else(|broken| panic!("{broken}"));
+        }
+        if std::mem::take(&mut self.target.refused) {
+            self.session = None;
+        }
         // After a crash a disk is ahead of its ledger until the records came again.
-        if self.target.reported > before && settled && !self.target_crashed {
-            let (source, target) = (&self.source.tables, &self.target.tables);
+        let held = self.target.others.is_none() && self.target.reported >= self.ahead;
+        if self.target.reported > before && settled && held {
+            let (source, target) = (&self.source, &self.target.tables);
             let claim = self.target.reported;
             check::claim_is_held(source, target, &self.target.disk, claim)
                 .unwrap_or_else(|broken| panic!("{broken}"));
+        }
+    }
+
+    /// What must hold after every round: nothing grows without a bound.
+    fn check_bounds(&self) {
+        assert!(self.target.inbox.len() <= 2, "more batches than asked for");
+        if let Some(replica) = &self.target.machine {
+            assert!(replica.parked_count() <= PARKED_MAX, "too many are parked");
+        }
+        if let Some(machine) = &self.source.machine {
+            let most = if self.source.tuning.tight { 2 } else { 1024 };
+            // The root stands for what nobody can name.
+            assert!(machine.gap_count() <= most + 1, "too many gaps");
+        }
+    }
+
+    /// Answers of fetches that come on streams of their own, and what subscriptions that ended had on
+    /// its way.
+    fn deliver_pulled(&mut self, now: u64) {
+        let mut due: Vec<_> = self.late.extract_if(.., |(at, _)| *at <= now).collect();
+        if let Some(session) = &mut self.session {
+            due.extend(session.pulled.extract_if(.., |(at, _)| *at <= now));
+        }
+        for (_, message) in due {
+            match message {
+                ToTarget::Fetched(id, result, bytes) => self.target.fetched(id, result, bytes),
+                // An agent takes the beginning of a subscription only before that of the next, and
+                // only if nothing was claimed since it was asked for.
+                ToTarget::Accepted(accepted, from)
+                    if self.session.is_none() && self.target.resume() == from =>
+                {
+                    self.target.accepted(&accepted);
+                }
+                ToTarget::Batch(header, bodies) if self.target.wants_batch() => {
+                    self.target.inbox.push_back((header, bodies));
+                }
+                ToTarget::Tick(tick) => self.target.tick(&tick),
+                _ => {}
+            }
         }
     }
 
@@ -304,7 +437,10 @@ impl World {
             // Ticks come after the records that they cover were taken in.
             let busy = match session.to_target.front() {
                 Some((_, ToTarget::Batch(..))) => !self.target.wants_batch(),
-                Some((_, ToTarget::Accepted(_))) => false,
+                Some((
+                    _,
+                    ToTarget::Accepted(..) | ToTarget::Snapshot(_) | ToTarget::Compared(_),
+                )) => false,
                 _ => !self.target.inbox.is_empty(),
             };
             if busy {
@@ -314,11 +450,20 @@ impl World {
                 break;
             };
             match message {
-                ToTarget::Accepted(accepted) => assert!(
+                ToTarget::Accepted(_, from) if self.target.resume() != from => {
+                    // More was claimed since it was asked for: asked for again.
+                    self.session = None;
+                }
+                ToTarget::Accepted(accepted, _) => assert!(
                     self.target.accepted(&accepted),
                     "a target's cursor is always known again"
                 ),
                 ToTarget::Batch(header, bodies) => self.target.inbox.push_back((header, bodies)),
+                ToTarget::Snapshot(snapshot) => assert!(
+                    self.target.snapshot(&snapshot),
+                    "there is one source, with one ledger"
+                ),
+                ToTarget::Compared(answer) => self.target.compared(answer),
                 ToTarget::Tick(tick) => self.target.tick(&tick),
                 ToTarget::Fetched(id, result, bytes) => self.target.fetched(id, result, bytes),
             }
@@ -332,7 +477,9 @@ impl World {
     pub fn settle(&mut self) -> Result<(), String> {
         self.workload.left = 0;
         self.workload.finish(&mut self.source.disk);
+        self.source.accepts = true;
         self.target.tuning.fail = 0;
+        self.target.trouble = None;
         self.source.tuning.lazy = 0;
         self.source.tuning.fail = 0;
         (self.source_back, self.target_back, self.session_back) = (0, 0, 0);
@@ -372,10 +519,10 @@ impl World {
             self.source.announced(),
             machine.map(crate::coalescer::Coalescer::head),
             self.target.is_quiet(),
-            replica.map(crate::replica::Replica::claim),
-            replica.map(crate::replica::Replica::head),
-            replica.map(crate::replica::Replica::is_idle),
-            replica.map(crate::replica::Replica::is_in_sync),
+            replica.map(Replica::claim),
+            replica.map(Replica::head),
+            replica.map(Replica::is_idle),
+            replica.map(Replica::is_in_sync),
             self.target.is_working(),
             parked,
             self.session.as_ref().map(|s| s.is_quiet(&self.source)),
@@ -390,16 +537,24 @@ impl World {
     /// # Panics
     /// When a rule is broken.
     pub fn check(&self) -> Result<(), String> {
-        check::numbers_are_contiguous(&self.source.tables);
+        check::numbers_are_contiguous(&self.source);
         let marker = self.target.disk.at(".cdsync/root");
         let marker = marker.expect("the marker of the target's root stays");
         assert_eq!(self.target.disk.node(marker).bytes, b"marker");
         let trivial = Filter::new(&FilterSpec::default()).expect("it is empty");
         let wanted = check::tree(&self.source.disk, &self.filter);
-        let found = check::tree(&self.target.disk, &trivial);
+        let mut found = check::tree(&self.target.disk, &trivial);
+        if let Some(others) = &self.target.others {
+            // What others made at names that the source does not have is nobody's business.
+            for (path, id) in self.target.disk.walk() {
+                if others.is_theirs(id) && !wanted.contains_key(&path) {
+                    found.remove(&path);
+                }
+            }
+        }
         let differences = check::differences(&wanted, &found);
         if differences.is_empty() {
-            Ok(())
+            check::ledgers_are_equal(&self.source.tables, &self.target.tables)
         } else {
             Err(differences.join("\n"))
         }
@@ -409,9 +564,12 @@ impl World {
     #[must_use]
     pub fn story(&self) -> String {
         let tail = |lines: &mut dyn Iterator<Item = String>| lines.collect::<Vec<_>>().join("\n");
+        let others = self.target.others.as_ref();
+        let others = others.map(|others| others.history.join("\n"));
         format!(
-            "scenario {:#?}\nworkload:\n{}\nsource:\n{}\ntarget:\n{}",
+            "scenario {:#?}\nothers:\n{}\nworkload:\n{}\nsource:\n{}\ntarget:\n{}",
             self.scenario,
+            others.unwrap_or_default(),
             tail(&mut self.workload.history.iter().cloned()),
             tail(&mut self.source.history.iter().cloned()),
             tail(&mut self.target.history.iter().cloned()),
