@@ -39,11 +39,12 @@ pub mod watch;
 
 pub use apply::{
     Applier, ApplyError, Displaced, Expected, MadeFolder, Move, MoveOutcome, NameSetDigest, Pace,
-    Published, Relocated, Staged, StagedWriter, Stager, TrashLimits, TrashUse, Trashed,
+    Published, Relocated, Staged, StagedWriter, Stager, TrashClock, TrashLimits, TrashUse, Trashed,
     WHOLE_DEPTH_MAX, Weight, WholeFolder, make_private, write_unseen,
 };
 pub use dir::{
-    Applied, Dir, DirRef, FolderId, Listed, LookWants, Root, RootIdentity, RootLost, folders_above,
+    Applied, Dir, DirRef, FolderId, Listed, LookWants, NameStream, Root, RootIdentity, RootLost,
+    folders_above,
 };
 pub use error::{FsError, FsErrorKind};
 pub use read::{ContentReader, ReadError, hash_content, open_content};

@@ -40,6 +40,7 @@ impl Applier {
             let made = match dir.look(name, LookWants::HANDLE)? {
                 Some(observed) if observed.kind == Kind::Folder => {
                     self.refuse_own(&observed, dir, name)?;
+                    self.refuse_alias(dir, name, None)?;
                     return Ok(MadeFolder {
                         observed,
                         existed: true,
@@ -47,7 +48,10 @@ impl Applier {
                     });
                 }
                 None => self.new_folder(dir, name)?,
-                Some(_) => self.replace_by_folder(dir, name)?,
+                Some(_) => {
+                    self.refuse_alias(dir, name, None)?;
+                    self.replace_by_folder(dir, name)?
+                }
             };
             if let Some((folder, displaced)) = made {
                 // By the handle that made it: by now the name may be another's.

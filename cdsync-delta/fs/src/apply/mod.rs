@@ -34,7 +34,7 @@ use cdsync_core::time::Timestamp;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::dir::{Dir, Root};
+use crate::dir::{Dir, LookWants, Root};
 use crate::error::{FsError, FsErrorKind};
 
 pub use digest::NameSetDigest;
@@ -43,7 +43,7 @@ pub use publish::{Displaced, Published};
 pub use relocate::{Move, MoveOutcome, Relocated};
 pub use retention::{Pace, TrashLimits, TrashUse, Weight};
 pub use stage::{Staged, StagedWriter, Stager};
-pub use trash::Trashed;
+pub use trash::{TrashClock, Trashed};
 pub use whole::{WHOLE_DEPTH_MAX, WholeFolder, make_private, write_unseen};
 
 use retention::Weights;
@@ -81,9 +81,29 @@ pub enum ApplyError {
         /// The name.
         path: RelPath,
     },
+    /// To this filesystem the name is the same as another one of its folder. Nothing was changed.
+    #[error("the name of '{path}' is the same as '{other}' on this filesystem")]
+    Clashes {
+        /// The name.
+        path: RelPath,
+        /// The one that is there.
+        other: Name,
+    },
     /// The name could not be taken because others change it again and again. Retryable later.
     #[error("'{path}' is being changed by other processes again and again")]
     Contended {
+        /// The name.
+        path: RelPath,
+    },
+    /// What is to be written is not at hand. Retryable: it is fetched again.
+    #[error("the content of '{path}' is not at hand: it is fetched again")]
+    NoContent {
+        /// The name.
+        path: RelPath,
+    },
+    /// What is to be written is not what was announced. Retryable: it is fetched again.
+    #[error("other content came for '{path}' than was announced: it is fetched again")]
+    WrongContent {
         /// The name.
         path: RelPath,
     },
@@ -115,9 +135,13 @@ impl ApplyError {
             Self::Fs(error) => error.is_retryable(),
             Self::ForeignContent { .. }
             | Self::Drifted { .. }
+            | Self::Clashes { .. }
             | Self::NotCarried { .. }
             | Self::OutOfRange { .. } => false,
-            Self::Overtaken { .. } | Self::Contended { .. } => true,
+            Self::Overtaken { .. }
+            | Self::Contended { .. }
+            | Self::NoContent { .. }
+            | Self::WrongContent { .. } => true,
         }
     }
 }
@@ -179,6 +203,8 @@ pub struct Applier {
     weights: Mutex<Weights>,
     /// Older versions of our own that are replaced go to the trash too.
     keep_replaced: bool,
+    /// The filesystem takes names for one that are not the same bytes.
+    folds: bool,
     /// Each file is on the disk before it has its name, and its name before anything else is done.
     sync_each: bool,
 }
@@ -197,6 +223,9 @@ impl Applier {
         let spare = home.private_folder(&name_of(b"spare")?)?;
         let trash = home.private_folder(&name_of(b"trash")?)?;
         let own = [&reserved, &home, &stage, &spare, &trash].map(Dir::identity);
+        stage::clear(&stage)?;
+        // Without room, or where nothing can be written, whatever comes says so.
+        let folds = stage.probe_folding().unwrap_or(false);
         let applier = Self {
             root: root.clone(),
             own,
@@ -207,9 +236,9 @@ impl Applier {
             limits: TrashLimits::default(),
             weights: Mutex::default(),
             keep_replaced: false,
+            folds,
             sync_each: false,
         };
-        stage::clear(&applier.stage)?;
         applier.keep_spares()?;
         Ok(applier)
     }
@@ -221,6 +250,14 @@ impl Applier {
         self.trash_lock().set_span(limits.span());
         self.keep_replaced = !limits.erase;
         self.limits = limits;
+        self
+    }
+
+    /// Says by which clock things come to the trash: what is too old is removed by that, once it is
+    /// known to be right.
+    #[must_use]
+    pub fn with_trash_clock(self, clock: TrashClock) -> Self {
+        self.trash_lock().set_clock(clock);
         self
     }
 
@@ -291,16 +328,80 @@ impl Applier {
     pub fn write_marker(&self, bytes: &[u8]) -> Result<(), ApplyError> {
         let name = name_of(b"root")?;
         let temp = random_name()?;
-        let file = self.home.create_exclusive(&temp, 0o600)?;
+        let file = self.stage.create_exclusive(&temp, 0o600)?;
         let fail = |errno| FsError::at("write", self.home.path(), &name, errno);
         write_full(&file, bytes, 0).map_err(fail)?;
         rustix::fs::fsync(&file).map_err(fail)?;
         let none = rustix::fs::RenameFlags::empty();
-        let (home, from, to) = (&*self.home, temp.as_bytes(), name.as_bytes());
-        rustix::fs::renameat_with(home, from, home, to, none).map_err(fail)?;
+        let (stage, home) = (&*self.stage, &*self.home);
+        rustix::fs::renameat_with(stage, temp.as_bytes(), home, name.as_bytes(), none)
+            .map_err(fail)?;
         rustix::fs::fsync(home).map_err(fail)?;
         // The folders above may be as new as the marker.
         rustix::fs::syncfs(home).map_err(fail)?;
+        Ok(())
+    }
+
+    /// The name that a folder lists of what is at `name`, where that is another one because the
+    /// filesystem takes both for one. Not for what is known as `own`.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn alias_of(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        own: Option<Identity>,
+    ) -> Result<Option<Name>, FsError> {
+        if !self.folds && !dir.folds_case() {
+            return Ok(None);
+        }
+        match dir.look(name, LookWants::default())? {
+            Some(found) if Some(found.fingerprint.identity) != own => {
+                dir.listed_instead(name, &found)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Refuses a name that is another one's here: [`Self::alias_of`].
+    ///
+    /// # Errors
+    /// [`ApplyError::Clashes`] then; else as there.
+    pub fn refuse_alias(
+        &self,
+        dir: &Dir,
+        name: &Name,
+        own: Option<Identity>,
+    ) -> Result<(), ApplyError> {
+        match self.alias_of(dir, name, own)? {
+            None => Ok(()),
+            Some(other) => Err(ApplyError::Clashes {
+                path: dir.path().join(name),
+                other,
+            }),
+        }
+    }
+
+    /// Refuses a path that leads to a folder by another name than it says, because the filesystem
+    /// takes both for one.
+    ///
+    /// # Errors
+    /// [`FsErrorKind::Moved`] then; else what the system said.
+    pub fn refuse_respelt(&self, path: &RelPath) -> Result<(), FsError> {
+        if !self.folds {
+            return Ok(());
+        }
+        let mut above = RelPath::root();
+        for component in path.components() {
+            let dir = self.root.top().open_below(&above)?;
+            let name = name_of(component)?;
+            if self.alias_of(&dir, &name, None)?.is_some() {
+                let path = above.join(&name);
+                return Err(FsError::of_kind(FsErrorKind::Moved, "use", path));
+            }
+            above = above.join(&name);
+        }
         Ok(())
     }
 

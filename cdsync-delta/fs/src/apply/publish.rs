@@ -107,12 +107,17 @@ impl Applier {
                         staged.temp.disarm();
                         return Self::published(&staged, dir, name, Displaced::None);
                     }
-                    Err(error) if error.kind() == FsErrorKind::Exists && keep => {
-                        return Err(drifted());
+                    Err(error) if error.kind() == FsErrorKind::Exists => {
+                        self.refuse_alias(dir, name, None)?;
+                        if keep {
+                            return Err(drifted());
+                        }
                     }
-                    Err(error) if error.kind() == FsErrorKind::Exists => {}
                     Err(error) => return Err(Self::refused(error, dir, name)),
                 }
+            }
+            if swap {
+                self.refuse_alias(dir, name, expect.map(|expect| expect.identity))?;
             }
             // What comes out of a swap may be another's: a start after a crash deletes what is
             // staged, but keeps what is in the spare folder.
@@ -206,13 +211,37 @@ impl Applier {
             return Ok(Displaced::Expected);
         }
         let path = dir.path().join(name);
-        let slot = self.trash_lock().slot(name)?;
-        folder.rename_new(temp, &slot.folder, &slot.name)?;
-        let kept = self.settle(&slot, expect, &path)?;
-        if expected {
-            return Ok(Displaced::Expected);
+        match self.keep(staged, name, expect, &path) {
+            // As everything else in the trash when the disk is full: it goes before its time. An
+            // error would say that nothing was published.
+            Err(ApplyError::Fs(error)) if expected && error.is_disk_full() => {
+                match folder.unlink(temp) {
+                    Err(error) if error.kind() != FsErrorKind::NotFound => {
+                        tracing::warn!(%error, "what was replaced stays in the spare folder");
+                    }
+                    _ => {}
+                }
+                Ok(Displaced::Expected)
+            }
+            Ok(_) if expected => Ok(Displaced::Expected),
+            Ok(kept) => Ok(Displaced::Foreign(Box::new(kept))),
+            Err(error) => Err(error),
         }
-        Ok(Displaced::Foreign(Box::new(kept)))
+    }
+
+    /// Moves what came out of the exchange to the trash.
+    fn keep(
+        &self,
+        staged: &Staged,
+        name: &Name,
+        expect: Option<Expected>,
+        path: &RelPath,
+    ) -> Result<Trashed, ApplyError> {
+        let slot = self.trash_lock().slot(name)?;
+        let temp = &staged.temp;
+        temp.folder
+            .rename_new(&temp.name, &slot.folder, &slot.name)?;
+        self.settle(&slot, expect, path)
     }
 
     fn published(

@@ -40,6 +40,9 @@ pub enum MoveOutcome {
     Done(Box<Observed>),
     /// The object is neither at its old name nor at its new one. Nothing was moved for it.
     Missing,
+    /// To this filesystem its new name is the same as this other one of the folder. It is where it
+    /// was before.
+    Clashes(Name),
     /// The system refused. The object is where it was before, or at a place told in the error.
     Failed(FsError),
 }
@@ -83,6 +86,8 @@ enum Step {
     Waits,
     /// What has to make room at this path may hold what others move out of it.
     Crowded(RelPath),
+    /// It is at its new name only as far as the filesystem takes that for the old one.
+    Respelt,
 }
 
 /// What is told of a folder has its handle, so that nobody needs to look by its name again.
@@ -114,6 +119,11 @@ impl Applier {
                     }
                     Step::Waits => next += 1,
                     Step::Crowded(path) => self.clear_below(&mut pending, &path)?,
+                    Step::Respelt => {
+                        if !self.set_aside(&mut pending[next])? {
+                            next += 1;
+                        }
+                    }
                 }
             }
             if pending.len() == before && !self.break_cycle(&mut pending, &mut outcomes)? {
@@ -145,19 +155,28 @@ impl Applier {
             Err(error) => return Ok(Step::Settled(MoveOutcome::Failed(error))),
         };
         if let Some(found) = at_destination {
+            let alias = self.alias_of(&wanted.to_dir, &wanted.to_name, None)?;
             if found.fingerprint.identity == wanted.identity {
+                match alias {
+                    Some(other) if this.in_spare => {
+                        return Ok(Step::Settled(MoveOutcome::Clashes(other)));
+                    }
+                    Some(_) => return Ok(Step::Respelt),
+                    None => {}
+                }
                 Self::drop_second_name(pending, this, &found)?;
                 return Ok(Step::Settled(MoveOutcome::Done(Box::new(found))));
             }
             if !this.at.holds(wanted.identity)? {
                 return Ok(Step::Settled(MoveOutcome::Missing));
             }
-            let others = pending.iter().filter(|p| p.index != this.index);
-            if others
-                .into_iter()
-                .any(|p| p.at.is(&wanted.to_dir, &wanted.to_name))
-            {
+            let mut others = pending.iter().filter(|p| p.index != this.index);
+            let there = alias.as_ref().unwrap_or(&wanted.to_name);
+            if others.any(|p| p.at.is(&wanted.to_dir, there)) {
                 return Ok(Step::Waits);
+            }
+            if let Some(other) = alias {
+                return Ok(Step::Settled(MoveOutcome::Clashes(other)));
             }
             let path = wanted.to_dir.path().join(&wanted.to_name);
             if found.kind == Kind::Folder && pending.iter().any(|p| p.comes_from(&path)) {
@@ -208,9 +227,15 @@ impl Applier {
         let moving = this.at.dir.look(&this.at.name, LookWants::default())?;
         if found.kind != Kind::Folder && !is_folder(moving) {
             let slot = self.trash_lock().slot(name)?;
-            if dir.hard_link(name, &slot.folder, &slot.name).is_ok() {
-                this.at.dir.rename_over(&this.at.name, dir, name)?;
-                return self.settle(&slot, None, &path).map(Some);
+            match dir.hard_link(name, &slot.folder, &slot.name) {
+                Ok(()) => {
+                    this.at.dir.rename_over(&this.at.name, dir, name)?;
+                    return self.settle(&slot, None, &path).map(Some);
+                }
+                // Without room for a name what comes behind it may fail as well.
+                Err(error) if error.is_disk_full() => return Err(error.into()),
+                // No further names on this filesystem, or not of this one.
+                Err(_) => {}
             }
         }
         self.trash(dir, name, None, &path)

@@ -32,10 +32,38 @@ pub struct Trashed {
     pub expected: bool,
 }
 
+/// Tells how late it is, in seconds since 1970, for what comes to the trash. By default the system's
+/// clock.
+#[derive(Clone)]
+pub struct TrashClock(Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl TrashClock {
+    /// One that asks this.
+    pub fn new(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+}
+
+impl Default for TrashClock {
+    fn default() -> Self {
+        Self::new(|| {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            since.unwrap_or_default().as_secs()
+        })
+    }
+}
+
+impl std::fmt::Debug for TrashClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TrashClock")
+    }
+}
+
 /// The trash of one job.
 #[derive(Debug)]
 pub(super) struct Trash {
     top: Arc<Dir>,
+    clock: TrashClock,
     current: Option<Current>,
     /// How long one folder takes things in.
     span: Duration,
@@ -69,10 +97,15 @@ impl Trash {
     pub(super) fn new(top: Dir, span: Duration) -> Self {
         Self {
             top: Arc::new(top),
+            clock: TrashClock::default(),
             current: None,
             span,
             closed: Vec::new(),
         }
+    }
+
+    pub(super) fn set_clock(&mut self, clock: TrashClock) {
+        self.clock = clock;
     }
 
     pub(super) fn set_span(&mut self, span: Duration) {
@@ -140,7 +173,7 @@ impl Trash {
         }
         let current = match &mut self.current {
             Some(current) => current,
-            none => none.insert(Current::open(&self.top)?),
+            none => none.insert(Current::open(&self.top, (self.clock.0)())?),
         };
         current.counter += 1;
         let mut bytes = format!("{}-", current.counter).into_bytes();
@@ -193,11 +226,8 @@ impl Trash {
 }
 
 impl Current {
-    fn open(top: &Dir) -> Result<Self, FsError> {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let name = format!("{}-{:08x}", utc_stamp(now.as_secs()), random_u64()? >> 32);
+    fn open(top: &Dir, now: u64) -> Result<Self, FsError> {
+        let name = format!("{}-{:08x}", utc_stamp(now), random_u64()? >> 32);
         let name = name_of(name.as_bytes())?;
         let folder = top.private_folder(&name)?;
         let manifest = folder.create_exclusive(&name_of(MANIFEST)?, 0o600)?;
@@ -236,6 +266,11 @@ impl Applier {
         expect: Option<Expected>,
         from: &RelPath,
     ) -> Result<Option<Trashed>, ApplyError> {
+        let known = expect.map(|expect| expect.identity);
+        if self.alias_of(dir, name, known)?.is_some() {
+            // What is there is another one's.
+            return Ok(None);
+        }
         let slot = self.trash_lock().slot(name)?;
         match dir.rename_new(name, &slot.folder, &slot.name) {
             Err(error) if error.kind() == FsErrorKind::NotFound => return Ok(None),

@@ -1,6 +1,6 @@
 //! Resolving a relative path beneath an open folder: by `openat2`, or component by component.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -109,30 +109,46 @@ impl Beneath<'_> {
     }
 
     /// Every component by the handle of its parent, none followed if it is a link, none on another
-    /// mount or device.
+    /// mount or device. What is to be opened for use is a handle first too: a device acts on being
+    /// opened, and whoever watches sees it.
     fn open_by_steps(self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let place = Place::of(self.base)?;
-        let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut components = path.split(|&b| b == b'/').peekable();
         let mut at: Option<OwnedFd> = None;
         while let Some(name) = components.next() {
             if name.is_empty() || name == b".." || (name == b"." && path != b".") {
                 return Err(Errno::INVAL);
             }
-            let flags = if components.peek().is_some() {
-                step
-            } else {
-                flags | OFlags::NOFOLLOW
+            let kind = match components.peek() {
+                Some(_) => OFlags::DIRECTORY,
+                None => flags & OFlags::DIRECTORY,
             };
             let from = self.from(at.as_ref()).base;
-            let next = retry(|| rustix::fs::openat(from, name, flags, Mode::empty()))?;
+            let next = retry(|| rustix::fs::openat(from, name, handle | kind, Mode::empty()))?;
             if self.mounts == Mounts::Refuse && Place::of(next.as_fd())? != place {
                 return Err(Errno::XDEV);
             }
             at = Some(next);
         }
-        at.ok_or(Errno::INVAL)
+        let at = at.ok_or(Errno::INVAL)?;
+        match flags.contains(OFlags::PATH) {
+            true => Ok(at),
+            false => open_handle(at.as_fd(), flags),
+        }
     }
+}
+
+/// Opens for use what a handle is.
+fn open_handle(handle: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
+    // Below, the name is the kernel's own and a link in its way, which leads along no path. What the
+    // handle is is not followed any further: a link cannot be opened.
+    let flags = flags.difference(OFlags::NOFOLLOW);
+    let open = |path: &[u8]| retry(|| rustix::fs::openat(handle, path, flags, Mode::empty()));
+    if flags.contains(OFlags::DIRECTORY) {
+        return open(b".");
+    }
+    open(format!("/proc/self/fd/{}", handle.as_raw_fd()).as_bytes())
 }
 
 fn retry(mut call: impl FnMut() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {

@@ -1,6 +1,7 @@
 //! An open folder.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use cdsync_core::ledger::object::Identity;
 use cdsync_core::path::{Name, RelPath};
@@ -19,6 +20,8 @@ pub struct Dir {
     device: u64,
     identity: Identity,
     path: RelPath,
+    /// Whether names may be one in it that are not the same bytes, once that was asked.
+    folding: OnceLock<bool>,
 }
 
 impl Dir {
@@ -35,6 +38,7 @@ impl Dir {
             device,
             identity,
             path,
+            folding: OnceLock::new(),
         })
     }
 
@@ -63,6 +67,10 @@ impl Dir {
     pub(super) fn open_at(&self, below: &[u8], path: RelPath) -> Result<Self, Errno> {
         let fd = self.beneath().open_folder(below)?;
         Self::from_fd(fd, self.way, self.device, path)
+    }
+
+    pub(super) fn folding(&self) -> &OnceLock<bool> {
+        &self.folding
     }
 
     pub(super) fn way(&self) -> Way {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cdsync_core::ledger::object::{Kind, Observed};
-use cdsync_core::path::{Name, RESERVED_NAME};
+use cdsync_core::path::{Name, RESERVED_NAME, RelPath};
 use rustix::fs::{Mode, OFlags, RawDir, RawDirEntry};
 use rustix::io::Errno;
 
@@ -18,7 +18,49 @@ const BUFFER_BYTES: usize = 32 * 1024;
 /// One piece of a listing: names with what a look at each brought.
 pub type Listed = Vec<(Name, Result<Observed, FsError>)>;
 
+/// The names of a folder, a few at a time, for as long as it takes.
+#[derive(Debug)]
+pub struct NameStream {
+    entries: rustix::fs::Dir,
+    folder: RelPath,
+}
+
+impl NameStream {
+    /// The next names, `.cdsync` too, at most so many; none once there are no more.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn next(&mut self, most: usize) -> Result<Vec<Name>, FsError> {
+        let mut names = Vec::with_capacity(most);
+        while names.len() < most {
+            let entry = match self.entries.read() {
+                None | Some(Err(Errno::NOENT)) => break,
+                Some(Err(Errno::INTR)) => continue,
+                Some(Err(errno)) => {
+                    return Err(FsError::new("list", self.folder.as_bytes(), errno));
+                }
+                Some(Ok(entry)) => entry,
+            };
+            // `.` and `..` are no names.
+            names.extend(Name::new(entry.file_name().to_bytes()).ok());
+        }
+        Ok(names)
+    }
+}
+
 impl Dir {
+    /// Begins to hand over names.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn name_stream(&self) -> Result<NameStream, FsError> {
+        let fail = |errno| FsError::new("list", self.path().as_bytes(), errno);
+        let fd = self.reopen().map_err(fail)?;
+        let entries = rustix::fs::Dir::new(fd).map_err(fail)?;
+        let folder = self.path().clone();
+        Ok(NameStream { entries, folder })
+    }
+
     /// Looks at every name of the folder and hands them over in pieces of at most `chunk`, in no
     /// order. Leaves out `.cdsync` and what vanishes while it is listed.
     ///
@@ -117,7 +159,7 @@ impl Dir {
         }
     }
 
-    fn reopen(&self) -> Result<OwnedFd, Errno> {
+    pub(super) fn reopen(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(self.as_fd(), c".", flags, Mode::empty())
     }

@@ -111,7 +111,12 @@ impl Dir {
             let mut observed = observed_of(&stat, kind);
             if wants.xattrs {
                 let at = xattr::At::Name(self.as_fd(), name);
-                let again = || rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED);
+                let again = || {
+                    let stat = rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED)?;
+                    // Somebody may have laid something over the name meanwhile.
+                    self.check_mount(&stat)?;
+                    Ok(stat)
+                };
                 observe_xattrs(&mut observed, at, again)?;
             }
             return Ok(observed);

@@ -2,6 +2,7 @@
 
 mod above;
 mod adopt;
+mod alias;
 mod beneath;
 mod cache;
 mod folder;
@@ -17,7 +18,7 @@ mod xattr;
 
 pub use above::{FolderId, folders_above};
 pub use folder::Dir;
-pub use list::Listed;
+pub use list::{Listed, NameStream};
 pub use look::LookWants;
 pub use meta::Applied;
 pub use root::{DirRef, Root, RootIdentity, RootLost};

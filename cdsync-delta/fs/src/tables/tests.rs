@@ -25,6 +25,17 @@ fn rows(view: &dyn TablesRead, from: &[u8], to: Option<&[u8]>) -> Vec<Vec<u8>> {
     keys
 }
 
+/// Proves that what a crash left of a store that was being made is in nobody's way.
+#[test]
+fn a_half_made_store_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.redb");
+    std::fs::write(path.with_extension("new"), b"half of one").unwrap();
+    let store = LedgerStore::open(&path, CACHE).unwrap();
+    assert!(store.read().unwrap().last(Table::Log).unwrap().is_none());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
 /// Proves reads, ranges and the last row inside a transaction, and that tables are apart.
 #[test]
 fn tables_are_ordered_and_apart() {
@@ -40,6 +51,9 @@ fn tables_are_ordered_and_apart() {
         assert_eq!(t.get(Table::Names, b"b")?, None);
         assert_eq!(t.get(Table::Names, b"a")?, Some(b"v".to_vec()));
         assert_eq!(rows(t, b"a", None), [&b"a"[..], b"c", b"c\xff"]);
+        t.put(Table::Links, b"a", b"v")?;
+        t.remove_until(Table::Links, b"a")?;
+        assert_eq!(t.last(Table::Links)?, None);
         Ok(())
     });
     done.unwrap();
@@ -109,7 +123,7 @@ fn durable_commits_stay() {
 #[test]
 fn failed_store_refuses() {
     let (_folder, path, store) = fresh();
-    let _ = store.fail(&std::io::Error::other("disk on fire"));
+    let _ = store.fail(&io::Error::other("disk on fire"));
     assert!(matches!(store.read(), Err(StoreError::Refused { .. })));
     let refused = store
         .write::<(), TableError>(Durability::Lazy, |_| Ok(()))
@@ -167,7 +181,7 @@ fn views_are_send() {
 }
 
 /// Proves that the log, whose rows are kept in runs, reads as an ordered table whatever is appended,
-/// put in the midst and removed, within a transaction and behind it, and that a transaction that
+/// put in the midst, removed and dropped from the beginning, within a transaction and behind it, and that a transaction that
 /// fails leaves nothing of it.
 #[test]
 fn runs_read_as_rows() {
@@ -194,6 +208,11 @@ fn runs_read_as_rows() {
                     }
                     2 => assert_eq!(t.get(Table::Log, &within)?.as_ref(), after.get(&within[..])),
                     3 => assert_same(t, &after, &within, &random.below(end + 2).to_be_bytes()),
+                    4 if random.below(20) == 0 => {
+                        let last = random.below(end / 40 + 1).to_be_bytes();
+                        t.remove_until(Table::Log, &last)?;
+                        after.retain(|key, _| key[..] > last[..]);
+                    }
                     _ => {
                         end += 1 + random.below(3);
                         t.put(Table::Log, &end.to_be_bytes(), &value)?;

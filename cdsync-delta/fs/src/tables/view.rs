@@ -147,7 +147,7 @@ impl fmt::Debug for ReadView {
 impl ReadView {
     pub(super) fn open(database: &Database) -> Result<Self, redb::Error> {
         let transaction = database.begin_read()?;
-        let [a, b, c, d, e, f, g, h, i] = Table::ALL;
+        let [a, b, c, d, e, f, g, h, i, j] = Table::ALL;
         let open = |table| transaction.open_table(definition(table));
         Ok(Self {
             tables: [
@@ -160,6 +160,7 @@ impl ReadView {
                 open(g)?,
                 open(h)?,
                 open(i)?,
+                open(j)?,
             ],
         })
     }
@@ -181,6 +182,7 @@ fn position(table: Table) -> usize {
         Table::Doubts => 6,
         Table::Links => 7,
         Table::Lost => 8,
+        Table::Compared => 9,
     }
 }
 
@@ -349,6 +351,32 @@ impl WriteView<'_, '_> {
     }
 }
 
+impl WriteView<'_, '_> {
+    /// Drops the rows up to a key: whole runs, and the first part of one.
+    fn drop_runs(&mut self, last: &[u8]) -> Result<(), TableError> {
+        self.end_run()?;
+        let done = self
+            .table_mut(IN_RUNS)?
+            .retain_in::<&[u8], _>(..=last, |_, _| false);
+        done.map_err(|error| self.fail(&error))?;
+        let first = run_at(self.table(IN_RUNS)?, last).map_err(|error| self.fail(&error))?;
+        let Some((stored, run)) = first else {
+            return Ok(());
+        };
+        let mut rest = Run::default();
+        for row in rows(&run) {
+            let (key, value) = row?;
+            if key > last {
+                rest.push(key, value)?;
+            }
+        }
+        if rest.bytes().len() < run.len() {
+            self.insert(IN_RUNS, &stored, rest.bytes())?;
+        }
+        Ok(())
+    }
+}
+
 impl TablesRead for WriteView<'_, '_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
         if table == IN_RUNS {
@@ -402,5 +430,15 @@ impl Tables for WriteView<'_, '_> {
         } else {
             self.delete(table, key)
         }
+    }
+
+    fn remove_until(&mut self, table: Table, last: &[u8]) -> Result<(), TableError> {
+        if table == IN_RUNS {
+            return self.drop_runs(last);
+        }
+        let done = self
+            .table_mut(table)?
+            .retain_in::<&[u8], _>(..=last, |_, _| false);
+        done.map_err(|error| self.fail(&error))
     }
 }
