@@ -79,7 +79,7 @@ pub use frame::{
 };
 pub use identity::{
     CERTIFICATE_VALIDITY, CaFingerprint, CertificateAuthority, CertificateError, NodeIdentity,
-    NodeKey, write_private,
+    NodeKey, make_private, make_private_folder, write_private,
 };
 pub use limit::{PeerLimit, PeerPlace};
 pub use memory::{MemoryNetwork, MemoryTransport};

@@ -69,6 +69,14 @@ impl<K: Ord + Copy> PeerLimit<K> {
     }
 }
 
+impl<K: Ord> PeerPlace<K> {
+    /// Whose place it is.
+    #[must_use]
+    pub const fn peer(&self) -> &K {
+        &self.peer
+    }
+}
+
 impl<K: Ord> Drop for PeerPlace<K> {
     fn drop(&mut self) {
         let mut taken = lock(&self.taken);

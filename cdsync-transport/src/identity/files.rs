@@ -1,8 +1,8 @@
 //! Small secret files: written whole, readable by the owner alone, durable before they count.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::CertificateError;
@@ -40,7 +40,43 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_in_steps(path, bytes, &mut |_| Ok(()))
 }
 
-/// What [`write_private`] has done when it goes on.
+/// Makes a file for its owner alone (mode 0600) that is filled, and made durable, by `fill`, and has
+/// its name only after that: a crash leaves none, or one that is whole. What was there goes. Its
+/// folder is made if missing. Blocks.
+///
+/// # Errors
+/// What `fill` or the system said; retryable. What was there is then still there, or the new one.
+pub fn make_private<T, E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(File) -> Result<T, E>,
+) -> Result<T, E> {
+    make_in_steps(path, |file, _| fill(file), &mut |_| Ok(()))
+}
+
+/// Makes a folder and those above it, for their owner alone (mode 0700). Each is durable in the one
+/// above when this returns: a file in it would be lost with it. Blocks.
+///
+/// # Errors
+/// What the system said; retryable.
+pub fn make_private_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = above(folder);
+    make_private_folder(above)?;
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    File::open(above)?.sync_all()
+}
+
+fn above(path: &Path) -> &Path {
+    let above = path.parent().filter(|p| !p.as_os_str().is_empty());
+    above.unwrap_or(Path::new("."))
+}
+
+/// What has been done when it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Made,
@@ -50,54 +86,45 @@ enum Step {
     Durable,
 }
 
-/// Tells after each step; what `after` returns ends it there, as a crash would.
-fn write_in_steps(
+/// Told of each step; what it returns ends everything there, as a crash would.
+type After<'a> = dyn FnMut(Step) -> io::Result<()> + 'a;
+
+fn write_in_steps(path: &Path, bytes: &[u8], after: &mut After<'_>) -> io::Result<()> {
+    let fill = |mut file: File, after: &mut After<'_>| {
+        after(Step::Made)?;
+        file.write_all(bytes)?;
+        after(Step::Written)?;
+        file.sync_all()?;
+        after(Step::Synced)
+    };
+    make_in_steps(path, fill, after)
+}
+
+fn make_in_steps<T, E: From<io::Error>>(
     path: &Path,
-    bytes: &[u8],
-    after: &mut dyn FnMut(Step) -> io::Result<()>,
-) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    make_folder(parent)?;
+    fill: impl FnOnce(File, &mut After<'_>) -> Result<T, E>,
+    after: &mut After<'_>,
+) -> Result<T, E> {
+    let parent = above(path);
+    make_private_folder(parent)?;
     let staged = path.with_extension("new");
     match fs::remove_file(&staged) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
         _ => {}
     }
     // `create_new` also refuses to follow a link that somebody put there.
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
+        .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&staged)?;
-    after(Step::Made)?;
-    file.write_all(bytes)?;
-    after(Step::Written)?;
-    file.sync_all()?;
-    after(Step::Synced)?;
+    let filled = fill(file, after)?;
     fs::rename(&staged, path)?;
     after(Step::Renamed)?;
     File::open(parent)?.sync_all()?;
-    after(Step::Durable)
-}
-
-/// Makes a folder and those above it. Each is durable in the one above: a file in it would be lost
-/// with it.
-fn make_folder(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    if let Some(above) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
-        make_folder(above)?;
-    }
-    match fs::create_dir(folder) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    let above = folder.parent().filter(|p| !p.as_os_str().is_empty());
-    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+    after(Step::Durable)?;
+    Ok(filled)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 
 pub use authority::CertificateAuthority;
-pub use files::write_private;
+pub use files::{make_private, make_private_folder, write_private};
 pub use node::{NodeIdentity, NodeKey};
 
 use crate::error::Retry;
