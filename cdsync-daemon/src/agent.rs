@@ -10,11 +10,12 @@ use crate::join::Joined;
 use crate::shutdown;
 
 /// Runs the agent of a folder.
-pub(crate) async fn run(data: &Path, dial_over: DialOver) -> Result<()> {
+pub(crate) async fn run(data: &Path, dial_over: DialOver, hints_max: usize) -> Result<()> {
     let joined = Joined::load(data)?;
     tracing::info!(name = %joined.name, listen = %joined.listen, master = %joined.master_address, "agent starts");
     let config = AgentConfig {
         dial_over,
+        hints_max,
         ..config(data, joined)
     };
     serve(config, shutdown::requested()?).await

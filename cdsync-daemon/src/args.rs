@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cdsync_agent::HINTS_MAX;
 use cdsync_core::ids::Label;
 use cdsync_core::job::Place;
 use cdsync_master::MasterConfig;
@@ -133,6 +134,10 @@ pub(crate) enum AgentCommand {
         /// Over what it dials other agents; it always listens for both, on one port number.
         #[arg(long, value_name = "WHICH", value_enum, default_value_t = TransportArg::Auto)]
         transport: TransportArg,
+        /// How many hints of changes may wait for each source, some 100 bytes each; beyond it the
+        /// folders that they speak of are compared instead.
+        #[arg(long, value_name = "N", default_value_t = HINTS_MAX)]
+        hints_max: usize,
     },
 }
 

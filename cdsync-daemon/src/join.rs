@@ -8,7 +8,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use cdsync_core::wire::{JoinReply, JoinRequest, VerifyingKey, decode, encode, ki
 use cdsync_master::local_address_towards;
 use cdsync_transport::{
     CloseCode, Connection, FrameReader, FrameWriter, JoinToken, NodeIdentity, NodeKey,
-    enrol_connect, write_private,
+    enrol_connect, make_private_folder, write_private,
 };
 use serde::{Deserialize, Serialize};
 
@@ -334,10 +333,7 @@ fn accept(
 }
 
 fn make_folder(data: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data)
+    make_private_folder(data)
         .map_err(|error| Failure::condition(format!("cannot make {}: {error}", data.display())))
 }
 

@@ -61,10 +61,14 @@ fn run(cli: Cli) -> Result<()> {
         },
         Command::Agent(group) => match group.command {
             AgentCommand::Join(join) => manager(join::join(join)),
-            AgentCommand::Run { data, transport } => {
+            AgentCommand::Run {
+                data,
+                transport,
+                hints_max,
+            } => {
                 logging::start(logging::DAEMON);
                 limits::raise();
-                many_threads()?.block_on(agent::run(&data, transport.into()))
+                many_threads()?.block_on(agent::run(&data, transport.into(), hints_max))
             }
         },
         Command::Status(status) => manager(cli::servers::status(status)),

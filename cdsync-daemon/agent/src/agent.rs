@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use cdsync_core::ids::{Label, ServerId};
 use cdsync_core::wire::VerifyingKey;
-use cdsync_transport::{AutoTransport, BindError, DialOver, NodeIdentity, QuicConfig, Transport};
+use cdsync_transport::{
+    AutoTransport, BindError, DialOver, NodeIdentity, QuicConfig, Transport, make_private_folder,
+};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -94,11 +96,7 @@ impl Agent {
             source,
         };
         let ledgers = config.data.join("ledgers");
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the agent's own data, which nobody else may write to"
-        )]
-        std::fs::create_dir_all(&ledgers).map_err(data_error)?;
+        make_private_folder(&ledgers).map_err(data_error)?;
         let readers = Readers::start().map_err(data_error)?;
         let transport = Arc::new(AutoTransport::bind(
             config.listen,

@@ -1,16 +1,34 @@
 //! The clocks of this process, read here and nowhere else.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdsync_core::time::{Instant, WallMillis};
+
+/// Names a file for tests of clocks that are set: its milliseconds are added to the wall clock
+/// whenever that is read.
+const SHIFT_FILE: &str = "CDSYNC_TEST_CLOCK_SHIFT_FILE";
 
 /// Wall time.
 pub(crate) fn wall() -> WallMillis {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    WallMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    let clock = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    WallMillis(clock.saturating_add_signed(shift_ms()))
+}
+
+fn shift_ms() -> i64 {
+    static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let file = FILE.get_or_init(|| std::env::var_os(SHIFT_FILE).map(PathBuf::from));
+    let Some(file) = file else { return 0 };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test's own file, outside of every root"
+    )]
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
 }
 
 /// Wall time as it was when it was first asked for, and what passed since: for waits, which a

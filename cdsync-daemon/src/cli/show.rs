@@ -156,12 +156,12 @@ fn troubles(source: &SourceStatus) -> String {
 
 /// Deletes that halted a source, on lines of their own.
 pub(super) fn deletes(held: &DeletesStatus) -> String {
-    let left = held.files.saturating_sub(held.gone + held.held);
+    // The numbers are an agent's word.
+    let lost = held.gone.saturating_add(held.held);
+    let left = held.files.saturating_sub(lost);
     let mut text = format!(
-        "{} of {} are gone or emptied at the source, {} would be left\n",
-        held.gone + held.held,
+        "{lost} of {} are gone or emptied at the source, {left} would be left\n",
         count(held.files, "file", "files"),
-        left
     );
     let back = match held.restored {
         true => ", and come back there from the trash",

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use cdsync_core::ledger::object::{Hash, Seq};
 use cdsync_core::ledger::outgoing::{BatchLimits, ContentAt, Need, OutgoingStream};
-use cdsync_core::wire::{BatchHeader, Inline, encode, kind};
+use cdsync_core::ledger::trim::log_start;
+use cdsync_core::wire::{BatchHeader, Inline, RefusedWhy, encode, kind};
 use cdsync_fs::{ReadError, open_content};
 use cdsync_transport::compress::Compressor;
 
@@ -22,6 +23,14 @@ pub(super) struct Maker {
     buffers: Buffers,
 }
 
+/// How a batch is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    pub(super) limits: BatchLimits,
+    pub(super) with_content: bool,
+    pub(super) compress: bool,
+}
+
 /// A batch ready to be sent.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -38,15 +47,18 @@ impl Maker {
         served: &Served,
         after: Seq,
         head: Seq,
-        with_content: bool,
-        compress: bool,
+        how: How,
     ) -> Result<Made, ServeError> {
         let failed = |error: &dyn std::error::Error| ServeError::Source(chain(error));
         let view = served.store.read().map_err(|e| failed(&e))?;
-        let limits = BatchLimits::default();
+        if log_start(&view).map_err(|e| failed(&e))? > after {
+            // It asks again, and compares.
+            let reason = "the log was dropped beyond what was sent";
+            return Err(ServeError::refused(RefusedWhy::NotServing, reason));
+        }
         let out = self
             .stream
-            .collect(&view, after, head, limits, with_content)
+            .collect(&view, after, head, how.limits, how.with_content)
             .map_err(|e| failed(&e))?;
         drop(view);
         let mut content = self.buffers.take(content_bytes(&out.needs));
@@ -73,7 +85,7 @@ impl Maker {
         let mut prefix = Vec::with_capacity(4 + header.len());
         prefix.extend_from_slice(&header_len.to_le_bytes());
         prefix.extend_from_slice(&header);
-        let (kind, parts) = if compress {
+        let (kind, parts) = if how.compress {
             let packed = self.compress(&prefix, &content)?;
             drop(self.buffers.lend(content));
             (kind::BATCH_ZSTD, vec![packed])

@@ -2,6 +2,8 @@
 
 mod batch;
 mod buffers;
+mod busy;
+mod compare;
 mod current;
 mod fetch;
 mod places;
@@ -23,11 +25,12 @@ use cdsync_transport::{
     CloseCode, Connection, FrameError, FrameReader, FrameWriter, PeerLimit, Role, Stream, Transport,
 };
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::lease::LeaseClock;
 use crate::source::Served;
+use busy::AllBusy;
 use current::Subscriptions;
 use places::Places;
 pub(crate) use readers::Readers;
@@ -61,6 +64,9 @@ pub(crate) struct Serving {
     pub(crate) readers: Readers,
     fetches: Places,
     subscriptions: Subscriptions,
+    busy: AllBusy,
+    /// Places for comparisons.
+    snapshots: Semaphore,
     /// Servers that are no members any more, as the newest orders say.
     revoked: watch::Sender<BTreeSet<ServerId>>,
     /// What the ends of leases and grants are compared with.
@@ -118,6 +124,8 @@ impl Serving {
             readers,
             fetches: Places::default(),
             subscriptions: Subscriptions::default(),
+            busy: AllBusy::default(),
+            snapshots: Semaphore::new(compare::SNAPSHOTS_MAX),
             revoked: watch::Sender::new(BTreeSet::new()),
             clock: Arc::new(LeaseClock::start()),
         }

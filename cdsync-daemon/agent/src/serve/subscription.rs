@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cdsync_core::ledger::object::Seq;
-use cdsync_core::ledger::writer::knows_cursor;
+use cdsync_core::ledger::outgoing::BatchLimits;
+use cdsync_core::ledger::snapshot::why_compare;
 use cdsync_core::wire::{
-    Accepted, PeerMessage, RefusedWhy, Subscribe, Tick, batch_cost, decode, kind,
+    Accepted, CompareWhy, PeerMessage, RefusedWhy, Subscribe, Tick, batch_cost, decode, kind,
 };
 use cdsync_transport::{FrameReader, FrameWriter};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::batch::{Made, Maker};
-use super::{ServeError, Serving, write};
+use super::batch::{How, Made, Maker};
+use super::busy::Busy;
+use super::{ServeError, Serving, compare, write};
 use crate::clock::wall;
 use crate::source::{Announced, Served, chain};
 
@@ -59,6 +61,8 @@ struct Subscription<'a> {
     link: Link,
     making: Option<JoinHandle<Option<Result<Made, ServeError>>>>,
     maker: Option<Maker>,
+    /// While it has batches.
+    busy: Option<Busy>,
 }
 
 /// Serves a subscription until the peer, the source or the connection ends it.
@@ -69,39 +73,49 @@ pub(super) async fn serve(
     writer: &mut FrameWriter,
     reader: &mut FrameReader,
 ) -> Result<(), ServeError> {
-    let cursor = match &subscribe.cursor {
-        Some(cursor) => {
-            let view = served
-                .store
-                .read()
-                .map_err(|e| ServeError::Source(chain(&e)))?;
-            let known = knows_cursor(&view, cursor.origin, cursor.incarnation, cursor.seq)
-                .map_err(|e| ServeError::Source(chain(&e)))?;
-            known.then_some(cursor.seq)
-        }
-        None => None,
+    let cursor = match why_first(served, subscribe)? {
+        Some(why) => compare::serve(served, why, serving, writer, reader).await?,
+        None => accept(served, subscribe, writer).await?,
     };
-    let now = *served.announced.borrow();
-    let accepted = Accepted {
-        origin: served.origin,
-        incarnation: served.incarnation,
-        resumed: cursor.is_some(),
-        head: now.head,
-        complete: now.complete,
-    };
-    write(writer, &PeerMessage::Accepted(accepted)).await?;
     let mut subscription = Subscription {
         served,
         serving,
         with_content: !subscribe.preview,
-        cursor: cursor.unwrap_or_default(),
+        cursor,
         credit: 0,
         told: Announced::default(),
         link: Link::default(),
         making: None,
         maker: Some(Maker::default()),
+        busy: None,
     };
     subscription.run(writer, reader).await
+}
+
+/// Why the target has to compare before records may come; `None` where they lead on from its cursor.
+fn why_first(served: &Served, subscribe: &Subscribe) -> Result<Option<CompareWhy>, ServeError> {
+    let view = served.store.read();
+    let view = view.map_err(|e| ServeError::Source(chain(&e)))?;
+    let why = why_compare(&view, subscribe.cursor.as_ref());
+    why.map_err(|e| ServeError::Source(chain(&e)))
+}
+
+/// Says from where on records come.
+async fn accept(
+    served: &Served,
+    subscribe: &Subscribe,
+    writer: &mut FrameWriter,
+) -> Result<Seq, ServeError> {
+    let now = *served.announced.borrow();
+    let accepted = Accepted {
+        origin: served.origin,
+        incarnation: served.incarnation,
+        resumed: subscribe.cursor.is_some(),
+        head: now.head,
+        complete: now.complete,
+    };
+    write(writer, &PeerMessage::Accepted(accepted)).await?;
+    Ok(subscribe.cursor.map_or(Seq(0), |cursor| cursor.seq))
 }
 
 impl Subscription<'_> {
@@ -160,10 +174,16 @@ impl Subscription<'_> {
         };
         let (served, readers) = (Arc::clone(self.served), self.serving.readers.clone());
         let (after, head) = (self.cursor, announced.head);
-        let (with_content, compress) = (self.with_content, self.link.is_slow());
+        let all = &self.serving.busy;
+        let busy = self.busy.get_or_insert_with(|| all.begin());
+        let how = How {
+            limits: BatchLimits::default().shared_by(busy.streams()),
+            with_content: self.with_content,
+            compress: self.link.is_slow(),
+        };
         self.making = Some(tokio::spawn(async move {
             readers
-                .run(move || maker.make(&served, after, head, with_content, compress))
+                .run(move || maker.make(&served, after, head, how))
                 .await
         }));
     }
@@ -195,6 +215,7 @@ impl Subscription<'_> {
         if let Some(maker) = &mut self.maker {
             maker.rest();
         }
+        self.busy = None;
         let tick = Tick {
             head: now.head,
             incarnation: self.served.incarnation,
@@ -224,6 +245,6 @@ async fn join(
     }
 }
 
-fn stopped() -> ServeError {
+pub(super) fn stopped() -> ServeError {
     ServeError::refused(RefusedWhy::NotServing, "the source stopped")
 }

@@ -19,14 +19,16 @@ use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
     Decision, FenceAnswer, GapReport, JobOrder, LogLine, SourceReport, SourceState,
 };
-use cdsync_fs::{Durability, FlushError, LedgerStore, Root, Watch};
+use cdsync_fs::{Durability, FlushError, FsErrorKind, LedgerStore, Root, Watch};
 use tokio::sync::{oneshot, watch};
 
 use super::hashes::Hashes;
 use super::hints::{HintBuffer, Sink, Waiting};
 use super::polling::Polling;
 use super::reread::Rereader;
+use super::trim::Trimmer;
 use super::{Announced, Ended, Input, Served, SourceContext, SourceError, is_watched, looks};
+use crate::boot;
 use crate::clock::{Stopwatch, random_id, wall};
 use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
@@ -125,6 +127,7 @@ pub(super) struct Engine {
     patrols: (u64, Option<WallMillis>),
     rereader: Rereader,
     restless: Arc<Restless>,
+    trimmer: Trimmer,
     fences: Vec<Reply>,
     /// Something was written and is not durable yet, since the last durable commit.
     uncommitted: bool,
@@ -151,7 +154,9 @@ impl Engine {
         )]
         let known = context.ledger.exists();
         let root = match roots::open(&context.allowed, &part.root, false) {
-            Err(roots::RootError::Open { path, source }) if known => {
+            Err(roots::RootError::Open { path, source })
+                if known && source.kind() != FsErrorKind::TooManyOpen =>
+            {
                 return Err(SourceError::Halt(format!(
                     "the root {path} cannot be opened: {source}; nothing is deleted anywhere. \
                      Bring it back, then resume the job"
@@ -231,6 +236,7 @@ impl Engine {
             patrols: (0, None),
             rereader,
             restless,
+            trimmer: Trimmer::new(),
             fences: Vec::new(),
             uncommitted: true,
             committed_at: Instant::now(),
@@ -269,14 +275,28 @@ impl Engine {
                 inputs.push(input);
             }
             if let Some(ended) = self.take_orders(context, &mut inputs) {
-                if self.uncommitted {
-                    self.commit()?;
-                }
+                self.end()?;
                 return Ok(ended);
             }
             self.turn(context, inbox, inputs)?;
+            self.trim_log(context)?;
             self.report(context);
         }
+    }
+
+    /// Keeps what was not worth a commit until now.
+    fn end(&mut self) -> Result<(), SourceError> {
+        let hashes = self.hashes.take_all();
+        if !hashes.is_empty() {
+            self.store.write(Durability::Lazy, |t| {
+                self.coalescer.handle_hashes(t, hashes)
+            })?;
+            self.uncommitted = true;
+        }
+        if self.uncommitted {
+            self.commit()?;
+        }
+        Ok(())
     }
 
     fn wait(&self) -> Duration {
@@ -340,7 +360,7 @@ impl Engine {
         let part = context.part()?;
         self.root
             .verify()
-            .map_err(|lost| SourceError::lost(&part.root, &lost))?;
+            .map_err(|lost| SourceError::lost(&part.root, lost))?;
         let waiting = self.hints.take();
         if waiting.ended {
             return Err(SourceError::WatcherEnded);
@@ -377,7 +397,7 @@ impl Engine {
             // Deletes seen through a handle of a root that is gone must not even be recorded.
             self.root
                 .verify()
-                .map_err(|lost| SourceError::lost(&part.root, &lost))?;
+                .map_err(|lost| SourceError::lost(&part.root, lost))?;
             Ok::<_, SourceError>(self.coalescer.finish(t)?)
         })?;
         self.uncommitted |= wrote;
@@ -431,6 +451,26 @@ impl Engine {
         (!inputs.is_empty()).then_some(inputs)
     }
 
+    /// Keeps the log within the job's bound.
+    fn trim_log(&mut self, context: &SourceContext) -> Result<(), SourceError> {
+        let bounds = context.order.settings.log;
+        if !self.trimmer.is_due(&self.coalescer, bounds) {
+            return Ok(());
+        }
+        let (trimmer, coalescer) = (&mut self.trimmer, &mut self.coalescer);
+        let had_jumped = trimmer.has_jumped();
+        let wrote = self
+            .store
+            .write(Durability::Lazy, |t| trimmer.trim(t, coalescer, bounds))?;
+        self.uncommitted |= wrote;
+        if trimmer.has_jumped() && !had_jumped {
+            context.log.note(
+                "the clock was set by more than an hour: the log's age is not looked at".to_owned(),
+            );
+        }
+        Ok(())
+    }
+
     /// How long what is written may wait for what comes behind it, before it is made durable.
     fn group_commits(&mut self) -> Duration {
         if !self.coalescer.is_scanning() {
@@ -452,7 +492,11 @@ impl Engine {
         self.coalescer.handle_hashes(t, self.hashes.take())?;
         for input in inputs {
             match input {
-                Input::Listed { folder, entries } => {
+                Input::Listed {
+                    folder,
+                    entries,
+                    _room,
+                } => {
                     self.coalescer
                         .handle_listed(now, wall, t, folder, entries)?;
                 }
@@ -460,6 +504,7 @@ impl Engine {
                     folder,
                     entries,
                     itself,
+                    _room,
                 } => {
                     self.coalescer
                         .handle_listed(now, wall, t, folder, entries)?;
@@ -645,21 +690,36 @@ impl Engine {
         self.commit()
     }
 
+    /// What could not be brought into the log, and what is never at rest.
     fn held_now(&mut self, most: usize) -> Result<Held, SourceError> {
-        if self.coalescer.held_count() == 0 && self.restless.is_empty() {
-            return Ok(Held::default());
+        let never = self.never_at_rest()?;
+        let mut paths = self.unseen(most)?;
+        let count = self.coalescer.held_count() + never.len();
+        paths.extend(never);
+        paths.truncate(most);
+        Ok(Held {
+            count: count as u64,
+            paths,
+        })
+    }
+
+    fn never_at_rest(&self) -> Result<Vec<String>, SourceError> {
+        if self.restless.is_empty() {
+            return Ok(Vec::new());
         }
         let view = self.store.read()?;
         // A ledger that fails says so elsewhere.
         let is_there = |id| live(&view, id).is_ok_and(|row| row.is_some());
-        let never = self.restless.never_at_rest(is_there);
-        let held = self.coalescer.held(&view, most)?;
-        let count = self.coalescer.held_count() + never.len();
-        let paths = held.iter().map(held_line).chain(never).take(most);
-        Ok(Held {
-            count: count as u64,
-            paths: paths.collect(),
-        })
+        Ok(self.restless.never_at_rest(is_there))
+    }
+
+    /// The first paths that could not be brought into the log, with why.
+    fn unseen(&mut self, most: usize) -> Result<Vec<String>, SourceError> {
+        if self.coalescer.held_count() == 0 {
+            return Ok(Vec::new());
+        }
+        let held = self.coalescer.held(&self.store.read()?, most)?;
+        Ok(held.iter().map(held_line).collect())
     }
 
     fn gaps_now(&mut self) -> Result<Vec<GapReport>, SourceError> {
@@ -683,10 +743,13 @@ impl Engine {
         if self.fences.is_empty() || !self.coalescer.is_settled(now) || self.running.is_some() {
             return Ok(());
         }
+        let mut restless = self.never_at_rest()?;
+        restless.truncate(FENCE_HELD);
         let answer = FenceAnswer {
             origin: self.coalescer.origin(),
             seq: self.coalescer.announced(),
-            held: self.held_now(FENCE_HELD)?.paths,
+            held: self.unseen(FENCE_HELD)?,
+            restless,
         };
         for reply in self.fences.drain(..) {
             // Whoever asked may be gone.
@@ -831,8 +894,8 @@ fn check_identity(
         }
         if root.top().is_empty_but_reserved()? {
             return Err(SourceError::Halt(format!(
-                "another folder is at {}, and it is empty: going on would empty every target. \
-                 Bring the old one back, then resume the job",
+                "another folder is at {}, and it is empty; nothing is deleted anywhere, as going on \
+                 would empty every target. Bring the old one back, then resume the job",
                 part.root
             )));
         }
@@ -892,7 +955,9 @@ fn open_ledger(
     let fresh = OriginId(random_id());
     let incarnation = IncarnationId(random_id());
     store.write(Durability::Durable, |t| {
-        let coalescer = Coalescer::open(config, filter, t, fresh, incarnation, &observed, wall())?;
+        let mut coalescer =
+            Coalescer::open(config, filter, t, fresh, incarnation, &observed, wall())?;
+        coalescer.handle_boot(t, boot::id())?;
         let complete = meta(t, COMPLETE)?.unwrap_or(false);
         let run_done = meta(t, RUN_DONE)?.unwrap_or((0, Seq(0)));
         let (count, paths) = meta(t, RUN_HELD)?.unwrap_or_default();

@@ -1,7 +1,8 @@
 //! Hashes of content that was read for sending, on their way into the ledger.
 //!
-//! They are noted when no more have come for a moment: each costs a row, and nobody waits for them.
-//! Until then a crash forgets them, and what is in doubt afterwards is sent once more.
+//! They are noted when no more have come for a moment, and when the engine ends: each costs a row,
+//! and nobody waits for them. Until then a crash forgets them, and what is in doubt afterwards is
+//! sent once more.
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,11 @@ impl Hashes {
             return Some(Duration::ZERO);
         }
         Some(QUIET.saturating_sub(last.elapsed()))
+    }
+
+    /// All that wait, for an engine that ends.
+    pub(super) fn take_all(&mut self) -> Vec<Hashed> {
+        std::mem::take(&mut self.waiting)
     }
 
     /// What is to be noted now.

@@ -1,12 +1,14 @@
 //! Looks at the source's disk.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use cdsync_core::coalescer::{ListRequest, LookError, LookRequest, Looked, NameSeen};
 use cdsync_core::ledger::access::FolderAt;
 use cdsync_fs::{DirRef, FsError, FsErrorKind, LookWants, Root};
 
 use super::Input;
+use super::room::Room;
 use crate::mailbox::{Gone, Mailbox};
 use crate::owners::OwnerNames;
 
@@ -81,9 +83,10 @@ pub(super) fn scan(
     requests: &std::sync::mpsc::Receiver<Vec<ListRequest>>,
     engine: &Mailbox<Input>,
 ) {
+    let room = Room::new();
     while let Ok(requests) = requests.recv() {
         for request in requests {
-            if list(root, owners, &request.folder, engine).is_err() {
+            if list(root, owners, &request.folder, &room, engine).is_err() {
                 return;
             }
         }
@@ -94,6 +97,7 @@ fn list(
     root: &Root,
     owners: &OwnerNames,
     folder: &FolderAt,
+    room: &Arc<Room>,
     engine: &Mailbox<Input>,
 ) -> Result<(), Gone> {
     let id = folder.id;
@@ -111,7 +115,13 @@ fn list(
             let entries = std::mem::replace(&mut last, piece.collect());
             let folder = id;
             if !entries.is_empty() {
-                gone = engine.send(Input::Listed { folder, entries }).is_err();
+                let room = room.take(entries.len());
+                let part = Input::Listed {
+                    folder,
+                    entries,
+                    _room: room,
+                };
+                gone = engine.send(part).is_err();
             }
             if gone {
                 ControlFlow::Break(())
@@ -130,6 +140,7 @@ fn list(
     }
     engine.send(Input::ListEnd {
         folder: id,
+        _room: room.take(last.len()),
         entries: last,
         itself,
     })

@@ -6,11 +6,14 @@ mod hints;
 mod looks;
 mod polling;
 mod reread;
+mod room;
 #[cfg(test)]
 mod tests;
+mod trim;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,7 +28,9 @@ use cdsync_core::ledger::outgoing::ContentAt;
 use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::wire::{FenceAnswer, JobOrder, SourceOrder, SourceReport, SourceState};
-use cdsync_fs::{FsError, LedgerStore, Root, RootLost, StoreError, WatchError, WatchHub};
+use cdsync_fs::{
+    FsError, FsErrorKind, LedgerStore, Root, RootLost, StoreError, WatchError, WatchHub,
+};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
@@ -37,6 +42,7 @@ use crate::serve::Restless;
 use engine::Engine;
 pub(crate) use hashes::Hashed;
 pub(crate) use looks::dir_ref;
+pub(crate) use room::Taken;
 
 /// How long a source that failed waits before it tries again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -50,12 +56,16 @@ pub(crate) enum Input {
     Listed {
         folder: ObjectId,
         entries: Vec<(Name, Result<Observed, LookError>)>,
+        /// Held until the entries are taken in.
+        _room: Taken,
     },
     /// The end of a listing, with its last part: one message for most folders.
     ListEnd {
         folder: ObjectId,
         entries: Vec<(Name, Result<Observed, LookError>)>,
         itself: Result<Observed, LookError>,
+        /// Held until the entries are taken in.
+        _room: Taken,
     },
     /// A reader found a file other than recorded.
     Recheck { folder: RelPath, name: Name },
@@ -183,10 +193,16 @@ pub(crate) enum SourceError {
 }
 
 impl SourceError {
-    fn lost(path: &RootPath, lost: &RootLost) -> Self {
-        Self::Halt(format!(
-            "{path}: {lost}; nothing is deleted anywhere. Bring it back, then resume the job"
-        ))
+    fn lost(path: &RootPath, lost: RootLost) -> Self {
+        match lost {
+            // Says nothing of the root: looked at again soon.
+            RootLost::Unreadable(error) if error.kind() == FsErrorKind::TooManyOpen => {
+                Self::Fs(error)
+            }
+            lost => Self::Halt(format!(
+                "{path}: {lost}; nothing is deleted anywhere. Bring it back, then resume the job"
+            )),
+        }
     }
 }
 
@@ -204,6 +220,8 @@ enum Ended {
 pub(crate) struct Source {
     pub(crate) engine: Mailbox<Input>,
     pub(crate) serving: Arc<Mutex<Option<Arc<Served>>>>,
+    /// Set before it is told: an engine that fails may have taken the word with it.
+    stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -212,12 +230,15 @@ impl Source {
         let (engine, inbox) = Mailbox::new();
         let serving = Arc::clone(&context.serving);
         let mailbox = engine.clone();
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stops = Arc::clone(&stopped);
         let thread = std::thread::Builder::new()
             .name(format!("src-{}", context.order.name))
-            .spawn(move || supervise(context, &mailbox, &inbox))?;
+            .spawn(move || supervise(context, &mailbox, &inbox, &stops))?;
         Ok(Self {
             engine,
             serving,
+            stopped,
             thread: Some(thread),
         })
     }
@@ -225,6 +246,7 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
+        self.stopped.store(true, Ordering::SeqCst);
         // An engine that is gone already needs no word.
         let _ = self.engine.send(Input::Stop);
         if let Some(thread) = self.thread.take()
@@ -236,7 +258,12 @@ impl Drop for Source {
 }
 
 /// Runs engines one after another until told to stop.
-fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox<Input>) {
+fn supervise(
+    mut context: SourceContext,
+    mailbox: &Mailbox<Input>,
+    inbox: &Inbox<Input>,
+    stops: &AtomicBool,
+) {
     let mut known = (OriginId(0), Seq(0));
     loop {
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -250,6 +277,10 @@ fn supervise(mut context: SourceContext, mailbox: &Mailbox<Input>, inbox: &Inbox
         context.serve(None);
         match outcome {
             Ok(Ended::Stop) => break,
+            Err(error) if stops.load(Ordering::SeqCst) => {
+                tracing::warn!(job = %context.order.name, reason = chain(&error), "failed at its end");
+                break;
+            }
             Ok(Ended::Again) => {}
             Err(error @ (SourceError::Halt(_) | SourceError::Deletes(_))) => {
                 let reason = error.to_string();

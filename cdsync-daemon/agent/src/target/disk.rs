@@ -16,7 +16,7 @@ use crate::owners::OwnerNames;
 use bytes::Bytes;
 use cdsync_core::filter::{Filter, Verdict};
 use cdsync_core::ids::ObjectId;
-use cdsync_core::job::{Settings, Specials};
+use cdsync_core::job::{AdoptCheck, Settings, Specials};
 use cdsync_core::ledger::loss::Loss;
 use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::ledger::rows::{Known, Left};
@@ -27,9 +27,9 @@ use cdsync_delta::range_hash;
 use cdsync_fs::{
     Applied, Applier, ApplyError, Dir, DirRef, Displaced, Expected, FsError, FsErrorKind,
     LookWants, MadeFolder, Move, MoveOutcome, Root, Staged, StagedWriter, Stager, Trashed, Weight,
-    write_unseen,
+    hash_content, write_unseen,
 };
-use drift::Met;
+use drift::{Met, Wished};
 use second::{Second, Shard};
 use whole::{Unseen, WholeFolders};
 
@@ -55,8 +55,10 @@ pub(super) struct Disk {
     stagers: Vec<Stager>,
     filter: Filter,
     specials: Specials,
+    adopt_check: AdoptCheck,
     owners: OwnerNames,
-    staged: Mutex<HashMap<ObjectId, StagedWriter>>,
+    /// What was fetched, with its hash.
+    staged: Mutex<HashMap<ObjectId, (StagedWriter, Hash)>>,
     /// The writer beside the engine's thread.
     second: Second,
     unseen: Unseen,
@@ -85,6 +87,7 @@ impl Disk {
             stagers,
             filter,
             specials: settings.specials,
+            adopt_check: settings.adopt_check,
             owners: OwnerNames::new(settings.owners),
             staged,
             second: Second::default(),
@@ -114,11 +117,11 @@ impl Disk {
         self.applier.stager(WRITERS)
     }
 
-    pub(super) fn keep_staged(&self, object: ObjectId, writer: StagedWriter) {
+    pub(super) fn keep_staged(&self, object: ObjectId, writer: StagedWriter, hash: Hash) {
         self.staged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(object, writer);
+            .insert(object, (writer, hash));
     }
 
     /// Whether this process may not give files their owners, as seen so far.
@@ -263,6 +266,7 @@ impl Disk {
                             ApplyResult::Done(seen)
                         }
                     }
+                    Err(ApplyError::Clashes { other, .. }) => ApplyResult::Clashes(other),
                     Err(error) => ApplyResult::Failed(crate::source::chain(&error)),
                 };
             }
@@ -278,11 +282,19 @@ impl Disk {
                 at,
                 size,
                 mtime,
+                hash,
                 meta,
                 over,
                 drift,
                 ..
-            } => self.adopt_or_tell(at, *size, *mtime, meta, over.as_ref(), *drift),
+            } => {
+                let wanted = Wanted {
+                    size: *size,
+                    mtime: *mtime,
+                    hash: *hash,
+                };
+                self.adopt_or_tell(at, &wanted, meta, over.as_ref(), *drift)
+            }
             ApplyOp::MakeLink {
                 at,
                 target,
@@ -335,7 +347,27 @@ impl Disk {
                 left,
                 ..
             } => self.verify(at, *kind, print, left.as_ref()),
-            ApplyOp::Move(moves) => self.relocate(moves).map(ApplyResult::Moved),
+            ApplyOp::Check {
+                at,
+                kind,
+                print,
+                left,
+                meta,
+                losses,
+                ..
+            } => {
+                let wanted = Wished {
+                    kind: *kind,
+                    print,
+                    left: left.as_ref(),
+                    meta: meta.as_ref(),
+                    losses: *losses,
+                };
+                self.check(at.as_ref(), &wanted)
+            }
+            ApplyOp::Move(moves) => self
+                .with_room(0, || self.relocate(moves))
+                .map(ApplyResult::Moved),
             ApplyOp::Remove {
                 id,
                 at,
@@ -356,6 +388,7 @@ impl Disk {
                 result
             }
             Err(ApplyError::Drifted { .. }) => ApplyResult::Kept,
+            Err(ApplyError::Clashes { other, .. }) => ApplyResult::Clashes(other),
             Err(error) => ApplyResult::Failed(self.explain(op, &error)),
         }
     }
@@ -378,6 +411,10 @@ impl Disk {
         let folder = &at.folder;
         if let Some(unseen) = self.unseen.dir(folder.id) {
             return Ok(unseen);
+        }
+        if folder.identity.is_none() {
+            // What is there by its name may be another one's.
+            self.applier.refuse_respelt(&folder.path)?;
         }
         Ok(self.root.dir(&DirRef {
             id: folder.id,
@@ -414,9 +451,12 @@ impl Disk {
                 let Some((bytes, hash)) = contents.get(*index).and_then(Option::as_ref) else {
                     return Err(missing(at));
                 };
-                if *adopt
-                    && let Some(seen) = self.adopt_file(at, bytes.len() as u64, meta.mtime, meta)?
-                {
+                let wanted = Wanted {
+                    size: bytes.len() as u64,
+                    mtime: meta.mtime,
+                    hash: Some(*hash),
+                };
+                if *adopt && let Some(seen) = self.adopt_file(at, &wanted, meta)? {
                     return Ok(done(seen));
                 }
                 if range_hash(0, bytes, true).0 != hash.0 {
@@ -433,7 +473,16 @@ impl Disk {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(id);
-                writer.ok_or_else(|| missing(at))?.finish(meta)?
+                let (writer, hash) = writer.ok_or_else(|| missing(at))?;
+                let wanted = Wanted {
+                    size: writer.size(),
+                    mtime: meta.mtime,
+                    hash: Some(hash),
+                };
+                if *adopt && let Some(seen) = self.adopt_file(at, &wanted, meta)? {
+                    return Ok(done(seen));
+                }
+                writer.finish(meta)?
             }
         };
         self.publish(staged, &dir, &at.name, over.as_ref(), *drift)
@@ -473,13 +522,12 @@ impl Disk {
     fn adopt_or_tell(
         &self,
         at: &Place,
-        size: u64,
-        mtime: Timestamp,
+        wanted: &Wanted,
         meta: &Metadata,
         over: Option<&Known>,
         drift: OnDrift,
     ) -> Result<ApplyResult, ApplyError> {
-        if let Some(seen) = self.adopt_file(at, size, mtime, meta)? {
+        if let Some(seen) = self.adopt_file(at, wanted, meta)? {
             return Ok(done(seen));
         }
         if drift == OnDrift::Keep && self.met(&*self.dir(at)?, &at.name, over)?.stays(drift) {
@@ -513,18 +561,36 @@ impl Disk {
         }
     }
 
+    /// Takes over a file that is equal by what the job has compared.
     fn adopt_file(
         &self,
         at: &Place,
-        size: u64,
-        mtime: Timestamp,
+        wanted: &Wanted,
         meta: &Metadata,
     ) -> Result<Option<Observed>, ApplyError> {
-        let is_it = |seen: &Observed| {
+        let dir = self.dir(at)?;
+        self.applier.refuse_alias(&dir, &at.name, None)?;
+        let looks_equal = |seen: &Observed| {
             let print = &seen.fingerprint;
-            seen.kind == Kind::File && print.size == size && print.mtime == mtime
+            let times = (print.size, print.mtime) == (wanted.size, wanted.mtime);
+            seen.kind == Kind::File && times
         };
-        Ok(self.dir(at)?.adopt(&at.name, meta, is_it)?)
+        if self.adopt_check == AdoptCheck::Time {
+            return Ok(dir.adopt(&at.name, meta, looks_equal)?);
+        }
+        // What is not known is fetched first.
+        let Some(hash) = wanted.hash else {
+            return Ok(None);
+        };
+        let found = dir.look(&at.name, LookWants::default())?;
+        let Some(found) = found.filter(looks_equal) else {
+            return Ok(None);
+        };
+        let print = found.fingerprint;
+        if !hash_content(&dir, &at.name, &print, false).is_ok_and(|read| Hash(read) == hash) {
+            return Ok(None);
+        }
+        Ok(dir.adopt(&at.name, meta, |seen| seen.fingerprint == print)?)
     }
 
     fn make_link(
@@ -537,6 +603,8 @@ impl Disk {
         stager: &Stager,
     ) -> Result<ApplyResult, ApplyError> {
         let dir = self.dir(at)?;
+        self.applier
+            .refuse_alias(&dir, &at.name, identity_of(over))?;
         let is_it =
             |seen: &Observed| seen.kind == Kind::Symlink && seen.link.as_deref() == Some(target);
         if let Some(seen) = dir.adopt(&at.name, meta, is_it)? {
@@ -585,6 +653,7 @@ impl Disk {
                 kind,
             });
         }
+        self.applier.refuse_alias(&dir, &at.name, over)?;
         if let Some(seen) = dir.look(&at.name, LookWants::default())?
             && seen.kind == kind
             && seen.device == device
@@ -651,6 +720,7 @@ impl Disk {
                     self.note(std::slice::from_ref(&*found));
                     MoveResult::Done(found)
                 }
+                MoveOutcome::Clashes(other) => MoveResult::Clashes(other),
                 MoveOutcome::Failed(error) => MoveResult::Failed(crate::source::chain(&error)),
                 MoveOutcome::Missing => MoveResult::Missing,
             })
@@ -731,26 +801,54 @@ impl Disk {
             }
             other => other?,
         };
+        let Some(seen) = dir.look(&at.name, LookWants::default())? else {
+            return nothing();
+        };
         let path = at.folder.path.join(&at.name);
-        if kind != Kind::Folder {
-            return self.remove_file(id, &dir, &at.name, &path, known, drift);
-        }
-        self.root.forget(id);
-        match self
+        let found = seen.fingerprint.identity;
+        if self
             .applier
-            .trash_folder(&dir, &at.name, known.identity, below)
+            .alias_of(&dir, &at.name, Some(known.identity))?
+            .is_some()
         {
+            // Another one's, to this filesystem at the same name.
+            return nothing();
+        }
+        let any = known.identity == Identity::default();
+        // What is still there may be of another kind than what was to come in its place, and is
+        // removed together with that.
+        let is_it = found == known.identity || (any && kind == Kind::Folder);
+        match if is_it { seen.kind } else { kind } {
+            Kind::Folder => {
+                let identity = if any { found } else { known.identity };
+                self.remove_folder(id, &dir, &at.name, &path, identity, below)
+            }
+            _ if seen.kind == Kind::Folder => nothing(),
+            _ => self.remove_file(id, &dir, &at.name, &path, known, drift),
+        }
+    }
+
+    fn remove_folder(
+        &self,
+        id: ObjectId,
+        dir: &Dir,
+        name: &Name,
+        path: &RelPath,
+        identity: Identity,
+        below: &NameSetDigest,
+    ) -> Result<ApplyResult, ApplyError> {
+        self.root.forget(id);
+        match self.applier.trash_folder(dir, name, identity, below) {
             Ok(trashed) => {
-                self.note_removed(id, &path, trashed);
+                self.note_removed(id, path, trashed);
                 self.root.forget_all();
-                nothing()
             }
             Err(ApplyError::ForeignContent { .. }) => {
-                self.remove_but_foreign(id, &dir, &at.name, &path, known.identity)?;
-                nothing()
+                self.remove_but_foreign(id, dir, name, path, identity)?;
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
+        Ok(ApplyResult::Done(Vec::new()))
     }
 
     fn remove_file(
@@ -762,13 +860,6 @@ impl Disk {
         known: &Known,
         drift: OnDrift,
     ) -> Result<ApplyResult, ApplyError> {
-        let nothing = ApplyResult::Done(Vec::new());
-        let Some(seen) = dir.look(name, LookWants::default())? else {
-            return Ok(nothing);
-        };
-        if seen.kind == Kind::Folder {
-            return Ok(nothing);
-        }
         let met = match drift {
             OnDrift::Ignore => Met::AsLeft,
             _ => self.met(dir, name, Some(known))?,
@@ -790,7 +881,7 @@ impl Disk {
         Ok(if is_told {
             ApplyResult::Overwrote(Vec::new())
         } else {
-            nothing
+            ApplyResult::Done(Vec::new())
         })
     }
 
@@ -860,8 +951,20 @@ impl Disk {
     }
 }
 
+/// What a file is to be that is taken as it is.
+struct Wanted {
+    size: u64,
+    mtime: Timestamp,
+    /// `None` while nobody has read it.
+    hash: Option<Hash>,
+}
+
 fn done(seen: Observed) -> ApplyResult {
     ApplyResult::Done(vec![seen])
+}
+
+fn identity_of(known: Option<&Known>) -> Option<Identity> {
+    known.map(|known| known.identity)
 }
 
 /// What must come out of an exchange, or arrive in the trash, for nobody's work to be touched.
@@ -918,13 +1021,13 @@ fn compare(seen: &mut Observed, meta: &Metadata) {
 }
 
 fn wrong_hash(at: &Place) -> ApplyError {
-    ApplyError::Overtaken {
+    ApplyError::WrongContent {
         path: at.folder.path.join(&at.name),
     }
 }
 
 fn missing(at: &Place) -> ApplyError {
-    ApplyError::Contended {
+    ApplyError::NoContent {
         path: at.folder.path.join(&at.name),
     }
 }

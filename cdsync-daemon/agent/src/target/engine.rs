@@ -13,27 +13,31 @@ use cdsync_core::ledger::access::{self, meta, put_meta};
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::RelPath;
-use cdsync_core::replica::{BootId, Policy, Replica, Step, SweepEntry};
+use cdsync_core::replica::{FetchResult, Policy, Replica, Step, SweepEntry};
+use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
     Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, Op, ParkedReport, Signed,
     TargetReport, TargetState, batch_cost, decode,
 };
-use cdsync_fs::{Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root};
+use cdsync_fs::{
+    Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root, RootLost, TrashClock,
+};
 use cdsync_transport::compress::Decompressor;
 use tokio::sync::mpsc;
 
 use super::disk::{Contents, Disk};
 use super::link::{self, LinkContext};
 use super::losses::Losses;
+use super::patrol::PatrolRun;
 use super::preview::PreviewRun;
 use super::restore::{self, Removals};
 use super::trash::{self, Cleaner};
 use super::{
     Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
-    Verdict,
+    Verdict, reconcile,
 };
 use crate::boot;
-use crate::clock::{random_id, steady, wall};
+use crate::clock::{steady, wall};
 use crate::joblog::shorten;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::roots;
@@ -53,6 +57,10 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_millis(50);
 /// How long copies that are to be verified wait for others to have the disk.
 const VERIFY_EVERY: Duration = Duration::from_millis(20);
+/// How soon a check for others' changes goes on at most.
+const PATROL_EVERY: Duration = Duration::from_millis(5);
+/// How long a folder that cannot be looked through is left alone.
+const SWEEP_AGAIN: Duration = Duration::from_secs(2);
 /// How often a job that claims without syncs has its disk synced all the same.
 const FLUSH_EVERY: Duration = Duration::from_secs(60);
 /// How many parked objects a report names.
@@ -68,11 +76,11 @@ const FILLED: &str = "target-root";
 const MARKED: &str = "target-marked";
 
 pub(super) struct Engine {
-    root: Root,
+    pub(super) root: Root,
     disk: Arc<Disk>,
-    store: LedgerStore,
-    replica: Replica,
-    link: LinkHandle,
+    pub(super) store: LedgerStore,
+    pub(super) replica: Replica,
+    pub(super) link: LinkHandle,
     /// Where the link resumes.
     resume: Arc<Mutex<Resume>>,
     /// What the link shows the upstream.
@@ -81,13 +89,18 @@ pub(super) struct Engine {
     /// What went to the trash, for a while.
     removals: Removals,
     cleaner: Cleaner,
-    preview: Option<PreviewRun>,
+    pub(super) patrol: PatrolRun,
+    pub(super) preview: Option<PreviewRun>,
+    /// What answers about the upstream's snapshot took, in bytes.
+    pub(super) compared_bytes: u64,
     batches: VecDeque<(bool, Bytes)>,
     decompressor: Decompressor,
     upstream: Option<ServerId>,
     trouble: Option<String>,
     /// When something announced was first seen and not yet claimed.
     behind_since: Option<Instant>,
+    /// Since when something that was parked is to be synced.
+    unsynced_since: Option<WallMillis>,
     reported: Option<TargetReport>,
     reported_at: Instant,
     was_copying: bool,
@@ -99,6 +112,8 @@ pub(super) struct Engine {
     /// Syncs that failed one after another, and when the next one may be asked for.
     sync_failures: u32,
     sync_after: Instant,
+    /// When folders are looked through again, after one that could not be.
+    sweep_after: Instant,
     flushed_at: Instant,
 }
 
@@ -158,8 +173,11 @@ impl Engine {
         }
         let limits = trash::limits(&context.order.settings);
         let each = context.order.settings.durability == job::Durability::Each;
+        // A clock that is behind for a while must not make things look old.
+        let late = Arc::clone(&context.clock);
         let applier = Applier::open(&root, name)?
             .with_trash(limits)
+            .with_trash_clock(TrashClock::new(move || late.now().0 / 1000))
             .with_each_synced(each);
         let applier = Arc::new(applier);
         let filter = Filter::new(&context.order.filter)?;
@@ -174,7 +192,7 @@ impl Engine {
             applier.write_marker(&marker)?;
             store.write(Durability::Durable, |t| put_meta(t, MARKED, &true))?;
         }
-        let boot = boot::id().unwrap_or_else(|| BootId(u128::from(random_id())));
+        let boot = boot::id();
         let fresh = |t: &mut dyn cdsync_core::ledger::tables::Tables| {
             let replica = Replica::open(t, filter.clone(), foreign)?;
             let mut replica = replica.with_policy(policy(&context.order));
@@ -218,12 +236,15 @@ impl Engine {
             syncer,
             removals,
             cleaner,
+            patrol: PatrolRun::default(),
             preview,
+            compared_bytes: 0,
             batches: VecDeque::new(),
             decompressor: Decompressor::new(),
             upstream: None,
             trouble: None,
             behind_since: None,
+            unsynced_since: None,
             reported: None,
             reported_at: Instant::now(),
             was_copying,
@@ -233,6 +254,7 @@ impl Engine {
             fetched: false,
             sync_failures: 0,
             sync_after: Instant::now(),
+            sweep_after: Instant::now(),
             flushed_at: Instant::now(),
         })
     }
@@ -267,11 +289,15 @@ impl Engine {
                     return Ok(ended);
                 }
             }
-            self.root.verify().map_err(|lost| {
-                TargetError::Halt(format!(
+            self.root.verify().map_err(|lost| match lost {
+                // Says nothing of the root.
+                RootLost::Unreadable(error) if error.kind() == FsErrorKind::TooManyOpen => {
+                    TargetError::Fs(error)
+                }
+                lost => TargetError::Halt(format!(
                     "{}: {lost}; bring it back: it is looked for every few seconds",
                     self.root.display()
-                ))
+                )),
             })?;
             self.work(context)?;
             self.report(context, false)?;
@@ -282,9 +308,16 @@ impl Engine {
         if self.replica.can_verify() {
             return VERIFY_EVERY;
         }
+        if self.replica.has_differences() || self.replica.has_tombstones() {
+            return Duration::ZERO;
+        }
         let parked = self.replica.poll_timeout();
         let retry = parked.map(|at| Duration::from_millis(at.0.saturating_sub(steady().0)));
         let wait = retry.map_or(HEARTBEAT, |retry| retry.min(HEARTBEAT));
+        let patrol = self.replica.patrol_due();
+        let patrol = patrol.map(|at| Duration::from_millis(at.0.saturating_sub(steady().0)));
+        // While it has to wait for other things, they wake the engine.
+        let wait = patrol.map_or(wait, |patrol| wait.min(patrol.max(PATROL_EVERY)));
         if self.reported_at.elapsed() < REPORT_EVERY {
             wait.min(REPORT_EVERY)
         } else {
@@ -339,6 +372,17 @@ impl Engine {
                 let _ = reply.send(verdict);
                 return Ok(ended);
             }
+            Input::Snapshot {
+                by,
+                from,
+                snapshot,
+                reply,
+            } => {
+                let (verdict, ended) = self.begin_comparison(context, (by, from), &snapshot)?;
+                let _ = reply.send(verdict);
+                return Ok(ended);
+            }
+            Input::Compared { answer, bytes } => self.take_compared(answer, bytes)?,
             Input::Batch {
                 compressed,
                 payload,
@@ -354,11 +398,15 @@ impl Engine {
                 result,
                 staged,
             } => {
+                let hash = match &result {
+                    FetchResult::Staged { hash, .. } => Some(*hash),
+                    _ => None,
+                };
                 let wanted = self.store.write(Durability::Lazy, |t| {
                     self.replica.handle_fetched(steady(), t, object, result)
                 })?;
-                if let (true, Some(staged)) = (wanted, staged) {
-                    self.disk.keep_staged(object, staged);
+                if let (true, Some(staged), Some(hash)) = (wanted, staged, hash) {
+                    self.disk.keep_staged(object, staged, hash);
                     self.fetched = true;
                 }
             }
@@ -400,6 +448,12 @@ impl Engine {
         Ok(None)
     }
 
+    pub(super) fn begin_link(&mut self, by: ServerId) {
+        self.batches.clear();
+        self.upstream = Some(by);
+        self.trouble = None;
+    }
+
     fn accepted(
         &mut self,
         context: &TargetContext,
@@ -407,9 +461,7 @@ impl Engine {
         from: Option<Cursor>,
         accepted: Accepted,
     ) -> Result<(Verdict, Option<Ended>), TargetError> {
-        self.batches.clear();
-        self.upstream = Some(by);
-        self.trouble = None;
+        self.begin_link(by);
         if let Some(preview) = &mut self.preview {
             preview.begin(&accepted);
             return Ok((Verdict::GoOn, None));
@@ -423,13 +475,7 @@ impl Engine {
         if goes_on {
             return Ok((Verdict::GoOn, None));
         }
-        // The upstream has another history. What is on the disk is compared and adopted.
-        tracing::warn!(job = %context.order.name, "the source's ledger is another one: adopting");
-        context
-            .log
-            .note("the source's ledger is another one: comparing everything");
-        empty(&self.store)?;
-        Ok((Verdict::Anew, Some(Ended::Again)))
+        self.begin_anew(context)
     }
 
     fn work(&mut self, context: &TargetContext) -> Result<(), TargetError> {
@@ -444,6 +490,9 @@ impl Engine {
         }
         // What was fetched is published between batches.
         self.apply(&Arc::default())?;
+        if self.replica.is_reconciling() {
+            self.reconcile(context)?;
+        }
         while !self.replica.is_full()
             && self.replica.is_idle()
             && let Some((compressed, payload)) = self.batches.pop_front()
@@ -465,7 +514,7 @@ impl Engine {
             }
             self.ask_sync(context.order.settings.durability)?;
         }
-        if self.replica.is_sweeping() {
+        if self.replica.is_sweeping() && self.sweep_after <= Instant::now() {
             self.sweep()?;
         }
         while let Some(want) = self.replica.poll_fetch() {
@@ -475,6 +524,13 @@ impl Engine {
             self.store
                 .write(Durability::Lazy, |t| self.replica.poll_verify(t))?;
             self.apply(&Arc::default())?;
+        }
+        if self.replica.has_tombstones() {
+            self.store
+                .write(Durability::Lazy, |t| self.replica.drop_tombstones(t))?;
+        }
+        if !context.order.paused {
+            self.patrol()?;
         }
         self.ask_sync(context.order.settings.durability)?;
         self.write_log(context);
@@ -513,6 +569,11 @@ impl Engine {
         self.replica
             .take_refused()
             .map_or(Ok(()), |refused| Err(refused.into()))
+    }
+
+    /// Carries out what was planned without content of a batch.
+    pub(super) fn apply_planned(&mut self) -> Result<(), TargetError> {
+        self.apply(&Arc::default())
     }
 
     /// Runs steps until there is nothing more to do now.
@@ -578,10 +639,19 @@ impl Engine {
             if folder.path.is_root() {
                 self.refuse_empty_source(folder.id)?;
             }
-            // What cannot be looked at ends the engine, which says so and sweeps again.
-            let entries = sweep_entries(&*self.root.dir(&reference)?)?;
+            let listed = self.root.dir(&reference).map_err(TargetError::from);
+            let entries = match listed.and_then(|dir| sweep_entries(&dir)) {
+                // What it waits for may be on its way.
+                Err(error) if self.replica.is_owed(folder.id) => {
+                    tracing::warn!(path = %folder.path, %error, "a folder is looked through later");
+                    self.sweep_after = Instant::now() + SWEEP_AGAIN;
+                    return Ok(());
+                }
+                // What cannot be looked at ends the engine, which says so and sweeps again.
+                other => other?,
+            };
             self.store.write(Durability::Lazy, |t| {
-                self.replica.handle_swept(t, &folder, entries)
+                self.replica.handle_swept(steady(), t, &folder, entries)
             })?;
             self.apply(&Arc::default())?;
         }
@@ -615,6 +685,9 @@ impl Engine {
             preview.batch(header)?;
             self.link.say(LinkOrder::Credit(bytes));
         }
+        if let Some(ask) = preview.poll_compare()? {
+            self.link.say(LinkOrder::Compare(ask));
+        }
         preview.compare(&self.root)?;
         Ok(())
     }
@@ -647,7 +720,7 @@ impl Engine {
             let detail = if drifted.kept {
                 "it was changed by others, and stays"
             } else {
-                "it was changed by others: their version is in the trash"
+                "it was changed by others, and is put right: what they left is in the trash"
             };
             context.log.push(LogLine {
                 number: 0,
@@ -686,7 +759,7 @@ impl Engine {
             return Ok(());
         }
         let resume = context.order.target.as_ref().map_or(0, |part| part.resume);
-        let report = self.make_report(resume)?;
+        let report = self.make_report(context, resume)?;
         if self.reported.as_ref() != Some(&report) {
             self.reported_at = Instant::now();
             context
@@ -697,10 +770,21 @@ impl Engine {
         Ok(())
     }
 
-    fn make_report(&mut self, resume: u64) -> Result<TargetReport, TargetError> {
-        let parked_count = self.replica.parked_count() as u64;
+    fn make_report(
+        &mut self,
+        context: &TargetContext,
+        resume: u64,
+    ) -> Result<TargetReport, TargetError> {
+        let is_lazy = context.order.settings.durability == job::Durability::None;
+        let unsynced = if is_lazy {
+            0
+        } else {
+            self.replica.unsynced().len()
+        };
+        self.unsynced_since = (unsynced > 0).then(|| self.unsynced_since.unwrap_or_else(wall));
+        let parked_count = (self.replica.parked_count() + unsynced) as u64;
         let parked = if parked_count > 0 {
-            self.parked()?
+            self.parked(unsynced)?
         } else {
             Vec::new()
         };
@@ -708,10 +792,17 @@ impl Engine {
         let behind = self
             .behind_since
             .map_or(0, |since| since.elapsed().as_millis());
+        let reconciling = self
+            .replica
+            .reconciling()
+            .map(|at| reconcile::describe(&at));
         let state = match () {
             () if preview.is_some() => TargetState::AwaitingAccept,
             () if self.upstream.is_none() => TargetState::Unreachable,
+            () if reconciling.is_some() => TargetState::Reconciling,
             () if self.replica.is_copying() => TargetState::Copying,
+            // What is claimed may have to be copied again.
+            () if !is_lazy && !self.replica.is_certain() => TargetState::Copying,
             () if self.replica.claim() < self.replica.head() => TargetState::Lagging,
             () if parked_count > 0 => TargetState::Parked,
             () => TargetState::InSync,
@@ -729,7 +820,7 @@ impl Engine {
             parked_count,
             parked,
             preview,
-            last_error: self.trouble.clone().or(sweep),
+            last_error: self.trouble.clone().or(reconciling).or(sweep),
             trash: self.cleaner.report(),
             drift: self.replica.drift_report(),
             losses: self.losses.report(&mut self.replica, &self.store)?,
@@ -749,30 +840,47 @@ impl Engine {
         ))
     }
 
-    fn parked(&self) -> Result<Vec<ParkedReport>, TargetError> {
+    /// What is parked, and what was parked and is to be synced.
+    fn parked(&self, unsynced: usize) -> Result<Vec<ParkedReport>, TargetError> {
         let view = self.store.read()?;
         let rows = self.replica.parked_rows(&view, REPORT_PARKED)?;
-        rows.into_iter()
-            .map(|(id, row)| {
-                let path = match row.what.name() {
-                    Some((parent, name)) => {
-                        access::path_of(&view, *parent)?.map(|path| path.join(name))
-                    }
-                    None => access::path_of(&view, id)?,
-                };
-                let path = path.unwrap_or_else(RelPath::root);
-                let (mut path, mut reason) = (path.to_string(), row.reason);
-                shorten(&mut path);
-                shorten(&mut reason);
-                Ok(ParkedReport {
-                    path,
-                    reason,
-                    since: row.since,
-                    attempts: row.attempts,
-                    next_try: row.next_try,
-                })
-            })
-            .collect()
+        let mut reports = Vec::with_capacity(rows.len());
+        for (id, row) in rows {
+            let path = match row.what.name() {
+                Some((parent, name)) => {
+                    access::path_of(&view, *parent)?.map(|path| path.join(name))
+                }
+                None => access::path_of(&view, id)?,
+            };
+            let mut report = ParkedReport {
+                path: path.unwrap_or_else(RelPath::root).to_string(),
+                reason: row.reason,
+                since: row.since,
+                attempts: row.attempts,
+                next_try: row.next_try,
+            };
+            shorten(&mut report.path);
+            shorten(&mut report.reason);
+            reports.push(report);
+        }
+        let unsynced = self.replica.unsynced().take(unsynced);
+        let room = REPORT_PARKED.saturating_sub(reports.len());
+        for id in unsynced.take(room) {
+            let Some(path) = access::path_of(&view, id)? else {
+                continue;
+            };
+            let mut path = path.to_string();
+            shorten(&mut path);
+            let since = self.unsynced_since.unwrap_or_default();
+            reports.push(ParkedReport {
+                path,
+                reason: "it is done, and not synced yet".to_owned(),
+                since,
+                attempts: 0,
+                next_try: since,
+            });
+        }
+        Ok(reports)
     }
 }
 
@@ -921,7 +1029,7 @@ fn same_engine(old: &JobOrder, new: &JobOrder) -> bool {
 }
 
 /// Empties the ledger; whatever is on the disk will be adopted or replaced.
-fn empty(store: &LedgerStore) -> Result<(), TargetError> {
+pub(super) fn empty(store: &LedgerStore) -> Result<(), TargetError> {
     store.write(Durability::Durable, |t| {
         for table in cdsync_core::ledger::tables::Table::ALL {
             loop {

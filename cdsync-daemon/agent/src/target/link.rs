@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use cdsync_core::job::Retry;
 use cdsync_core::wire::{
-    PeerMessage, RefusedWhy, Signed, Subscribe, Upstream, batch_cost, decode, encode, kind,
+    CompareAnswer, CompareAsk, PeerMessage, RefusedWhy, Signed, Subscribe, Upstream, batch_cost,
+    decode, encode, kind,
 };
 use cdsync_transport::{
     CloseReason, ConnectError, Connection, FrameError, FrameReader, FrameWriter, PeerExpectation,
@@ -167,8 +168,25 @@ async fn subscribe(
     };
     write(&mut writer, &PeerMessage::Subscribe(request)).await?;
     let answered = tokio::time::timeout(SILENCE_MAX, read(&mut reader)).await;
-    let accepted = match answered.map_err(|_| LinkError::Silent)?? {
-        Received::Message(PeerMessage::Accepted(accepted)) => accepted,
+    let (reply, answer) = oneshot::channel();
+    let (by, from) = (upstream.server, resume.cursor);
+    let mut compares = false;
+    let begun = match answered.map_err(|_| LinkError::Silent)?? {
+        Received::Message(PeerMessage::Accepted(accepted)) => Input::Accepted {
+            by,
+            from,
+            accepted,
+            reply,
+        },
+        Received::Message(PeerMessage::Snapshot(snapshot)) => {
+            compares = true;
+            Input::Snapshot {
+                by,
+                from,
+                snapshot,
+                reply,
+            }
+        }
         Received::Message(PeerMessage::Refused { why, reason }) => {
             return Err(LinkError::Refused { why, reason });
         }
@@ -178,30 +196,20 @@ async fn subscribe(
             ));
         }
     };
-    let (reply, answer) = oneshot::channel();
-    let by = upstream.server;
-    context
-        .engine
-        .deliver(Input::Accepted {
-            by,
-            from: resume.cursor,
-            accepted,
-            reply,
-        })
-        .await?;
+    context.engine.deliver(begun).await?;
     match answer.await.unwrap_or(Verdict::Anew) {
         Verdict::GoOn => {}
         Verdict::Again => return Err(LinkError::Moved),
         Verdict::Anew => return Err(LinkError::Anew),
     }
-    write(
-        &mut writer,
-        &PeerMessage::Credit {
-            bytes: context.credit,
-        },
-    )
-    .await?;
+    if !compares {
+        grant(&mut writer, context.credit).await?;
+    }
     receive(context, &connection, writer, reader, orders).await
+}
+
+async fn grant(writer: &mut FrameWriter, bytes: u32) -> Result<(), FrameError> {
+    write(writer, &PeerMessage::Credit { bytes }).await
 }
 
 async fn receive(
@@ -233,7 +241,15 @@ async fn receive(
             order = orders.recv() => match order {
                 Some(LinkOrder::Credit(bytes)) => {
                     credit += i64::from(bytes);
-                    write(&mut writer, &PeerMessage::Credit { bytes }).await?;
+                    grant(&mut writer, bytes).await?;
+                }
+                Some(LinkOrder::Compare(ask)) => {
+                    let ends = ask == CompareAsk::Done;
+                    write(&mut writer, &PeerMessage::Compare(ask)).await?;
+                    if ends {
+                        // Records come from now on.
+                        grant(&mut writer, context.credit).await?;
+                    }
                 }
                 Some(LinkOrder::Fetch(want)) => {
                     let fetch = pull::Fetch {
@@ -271,6 +287,7 @@ fn input_of(received: Received) -> Result<Input, LinkError> {
             payload,
         }),
         Received::Message(PeerMessage::Tick(tick)) => Ok(Input::Tick(tick)),
+        Received::Compared { answer, bytes } => Ok(Input::Compared { answer, bytes }),
         Received::Message(PeerMessage::Refused { why, reason }) => {
             Err(LinkError::Refused { why, reason })
         }
@@ -281,6 +298,7 @@ fn input_of(received: Received) -> Result<Input, LinkError> {
 
 enum Received {
     Message(PeerMessage),
+    Compared { answer: CompareAnswer, bytes: u64 },
     Batch { compressed: bool, payload: Bytes },
     End,
 }
@@ -298,9 +316,14 @@ async fn read(reader: &mut FrameReader) -> Result<Received, LinkError> {
                 payload: frame.payload,
             })
         }
-        kind::MESSAGE => decode(&frame.payload)
-            .map(Received::Message)
-            .map_err(|_| LinkError::Protocol("a message does not decode")),
+        kind::MESSAGE => match decode(&frame.payload) {
+            Ok(PeerMessage::Compared(answer)) => Ok(Received::Compared {
+                answer,
+                bytes: frame.payload.len() as u64,
+            }),
+            Ok(message) => Ok(Received::Message(message)),
+            Err(_) => Err(LinkError::Protocol("a message does not decode")),
+        },
         _ => Err(LinkError::Protocol("a frame of an unknown kind")),
     }
 }

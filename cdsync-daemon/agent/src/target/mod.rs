@@ -4,8 +4,10 @@ mod disk;
 pub(crate) mod engine;
 mod link;
 mod losses;
+mod patrol;
 mod preview;
 mod pull;
+mod reconcile;
 mod restore;
 mod trash;
 
@@ -24,8 +26,8 @@ use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{FetchResult, FetchWant, ReplicaError};
 use cdsync_core::wire::{
-    Accepted, Cursor, DriftReport, JobOrder, LossReport, TargetOrder, TargetReport, TargetState,
-    Tick, TrashReport,
+    Accepted, CompareAnswer, CompareAsk, Cursor, DriftReport, JobOrder, LossReport, Snapshot,
+    TargetOrder, TargetReport, TargetState, Tick, TrashReport,
 };
 use cdsync_fs::{Applier, ApplyError, FsError, StagedWriter, StoreError};
 use cdsync_transport::Transport;
@@ -57,6 +59,15 @@ pub(crate) enum Input {
         accepted: Accepted,
         reply: oneshot::Sender<Verdict>,
     },
+    /// A subscription began with a snapshot to be compared. Answered likewise.
+    Snapshot {
+        by: ServerId,
+        from: Option<Cursor>,
+        snapshot: Snapshot,
+        reply: oneshot::Sender<Verdict>,
+    },
+    /// The answer to a question about it, and what it took on the wire, in bytes.
+    Compared { answer: CompareAnswer, bytes: u64 },
     /// A batch frame.
     Batch { compressed: bool, payload: Bytes },
     /// A sign of life.
@@ -89,6 +100,8 @@ enum LinkOrder {
     Credit(u32),
     /// Pull this content.
     Fetch(FetchWant),
+    /// Ask this about the snapshot.
+    Compare(CompareAsk),
     /// The upstream misbehaves or the ledger begins anew: drop the subscription.
     Drop(String),
 }

@@ -10,9 +10,12 @@ use cdsync_core::ledger::access::{self, live, put_gone, put_live, put_name};
 use cdsync_core::ledger::object::{Content, Kind, ObjectState, Observed, Seq};
 use cdsync_core::ledger::record::Record;
 use cdsync_core::ledger::rows::{LiveObject, NameRow};
-use cdsync_core::ledger::tables::{TableError, Tables};
+use cdsync_core::ledger::tables::{Table, TableError, Tables};
 use cdsync_core::path::RelPath;
-use cdsync_core::wire::{Accepted, BatchHeader, Preview, Tick};
+use cdsync_core::replica::{Replica, ReplicaError, compared};
+use cdsync_core::wire::{
+    Accepted, BatchHeader, CompareAnswer, CompareAsk, Compared, Preview, Snapshot, Tick,
+};
 use cdsync_fs::{Dir, Durability, LedgerStore, LookWants, ReadView, Root};
 
 use super::TargetError;
@@ -33,6 +36,8 @@ pub(super) struct PreviewRun {
     complete: bool,
     compared: Option<Seq>,
     found: Preview,
+    /// Compares an empty ledger with the upstream's, whose log does not begin with its first record.
+    comparing: Option<Replica>,
 }
 
 impl PreviewRun {
@@ -49,6 +54,7 @@ impl PreviewRun {
             complete: false,
             compared: None,
             found: Preview::default(),
+            comparing: None,
         })
     }
 
@@ -58,10 +64,59 @@ impl PreviewRun {
 
     /// A subscription begins. It sends everything from the start, over what is here: states.
     pub(super) fn begin(&mut self, accepted: &Accepted) {
+        self.comparing = None;
         self.cursor = Seq(0);
         self.origin = accepted.origin;
         self.head = accepted.head;
         self.complete = accepted.complete;
+    }
+
+    /// A subscription begins with a snapshot: all of it is asked for, into a ledger that is empty.
+    pub(super) fn begin_comparison(&mut self, snapshot: &Snapshot) -> Result<(), TargetError> {
+        self.cursor = Seq(0);
+        self.origin = snapshot.origin;
+        self.head = snapshot.at;
+        self.complete = true;
+        let replica = self.store.write(Durability::Lazy, |t| {
+            for table in [Table::Meta, Table::Objects, Table::Names] {
+                t.remove_until(table, &[u8::MAX; 300])?;
+            }
+            let mut replica = Replica::open(t, self.filter.clone(), true)?;
+            replica.handle_snapshot(t, snapshot)?;
+            Ok::<_, TargetError>(replica)
+        })?;
+        self.comparing = Some(replica);
+        Ok(())
+    }
+
+    /// Takes an answer about the snapshot; gives back why it is refused.
+    pub(super) fn take_compared(
+        &mut self,
+        answer: CompareAnswer,
+    ) -> Result<Option<ReplicaError>, TargetError> {
+        let Some(replica) = &mut self.comparing else {
+            return Ok(None);
+        };
+        self.store
+            .write(Durability::Lazy, |t| replica.handle_compared(t, answer))?;
+        Ok(replica.take_refused())
+    }
+
+    /// What is to be asked about the snapshot next. Once all is known it is noted.
+    pub(super) fn poll_compare(&mut self) -> Result<Option<CompareAsk>, TargetError> {
+        let Some(replica) = &mut self.comparing else {
+            return Ok(None);
+        };
+        let ask = replica.poll_compare(&self.store.read()?)?;
+        if ask == Some(CompareAsk::Done) {
+            self.comparing = None;
+            let view = self.store.read()?;
+            self.store.write(Durability::Lazy, |t| {
+                compared(&view, &mut |object| enter(t, object))
+            })?;
+            self.cursor = self.head;
+        }
+        Ok(ask)
     }
 
     pub(super) fn tick(&mut self, tick: &Tick) {
@@ -198,6 +253,33 @@ fn equal(seen: &Observed, state: &ObjectState) -> bool {
             (Content::Link(target), Kind::Symlink) => seen.link.as_ref() == Some(target),
             (_, kind) => kind == Kind::Folder,
         }
+}
+
+/// Enters an object of a snapshot.
+fn enter(t: &mut dyn Tables, object: Compared) -> Result<(), TableError> {
+    let Compared { state, names } = object;
+    let names = names.into_iter().map(|(number, name)| {
+        let parent = ObjectId { number, ..state.id };
+        (parent, name)
+    });
+    let names: Vec<_> = names.collect();
+    for (parent, name) in &names {
+        let row = NameRow {
+            object: Some(state.id),
+            remnant: None,
+        };
+        put_name(t, *parent, name, row)?;
+    }
+    let local = None;
+    put_live(
+        t,
+        state.id,
+        LiveObject {
+            state,
+            names,
+            local,
+        },
+    )
 }
 
 /// Notes a record's names and objects.

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use cdsync_core::ids::ObjectId;
 use cdsync_core::ledger::access::{self, meta, put_meta};
 use cdsync_core::ledger::object::Seq;
-use cdsync_core::ledger::rows::{ObjectRow, decode_row, encode_row};
+use cdsync_core::ledger::rows::{ObjectRow, ParkedWhat, decode_row, encode_row};
 use cdsync_core::ledger::tables::{Table, TableError, Tables, TablesRead};
 use cdsync_core::path::{Name, RESERVED_NAME, RelPath};
 use cdsync_core::wire::Restore;
@@ -65,8 +65,7 @@ impl Removals {
         removed: Vec<Removed>,
     ) -> Result<(), TableError> {
         for one in removed {
-            // Only what a record removed; what a sweep found was never the source's.
-            let Some(ObjectRow::Gone(by)) = access::object(t, one.id)? else {
+            let Some(by) = removed_by(t, one.id)? else {
                 continue;
             };
             let key = key(by, self.next);
@@ -186,6 +185,18 @@ fn split(path: &RelPath) -> Option<(RelPath, Name)> {
     let name = names.pop()?;
     let folder = names.iter().fold(RelPath::root(), |at, name| at.join(name));
     Some((folder, name))
+}
+
+/// Which record removed something; `None` for what a sweep found, which was never the source's.
+fn removed_by(t: &dyn TablesRead, id: ObjectId) -> Result<Option<Seq>, TableError> {
+    if let Some(ObjectRow::Gone(by)) = access::object(t, id)? {
+        return Ok(Some(by));
+    }
+    // A name of a file that has, or had, others: noted under the name's own number while it is
+    // being removed.
+    let row = access::parked_row(t, id)?;
+    let row = row.filter(|row| matches!(row.what, ParkedWhat::Remove { .. }));
+    Ok(row.map(|row| row.seq))
 }
 
 fn key(seq: Seq, number: u64) -> Vec<u8> {

@@ -1,9 +1,10 @@
 //! Whether others changed what is at a name.
 
-use cdsync_core::ledger::object::{Fingerprint, Hash, Identity, Kind, Observed};
+use cdsync_core::ledger::loss::{Loss, Losses};
+use cdsync_core::ledger::object::{Fingerprint, Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::ledger::rows::{Known, Left};
 use cdsync_core::path::Name;
-use cdsync_core::replica::{ApplyResult, OnDrift, Place};
+use cdsync_core::replica::{ApplyResult, Difference, OnDrift, Place};
 use cdsync_fs::{ApplyError, Dir, LookWants, hash_content};
 
 use super::Disk;
@@ -49,6 +50,10 @@ impl Disk {
         let Some(seen) = dir.look(name, LookWants::default())? else {
             return Ok(Met::Nothing);
         };
+        let own = known.map(|known| known.identity);
+        if self.applier.alias_of(dir, name, own)?.is_some() {
+            return Ok(Met::Nothing);
+        }
         let Some(known) = known else {
             return Ok(Met::Other);
         };
@@ -106,6 +111,86 @@ impl Disk {
             return Ok(ApplyResult::NotEqual);
         }
         Ok(ApplyResult::Done(vec![seen]))
+    }
+}
+
+/// How a copy should be.
+pub(super) struct Wished<'a> {
+    pub(super) kind: Kind,
+    pub(super) print: &'a Fingerprint,
+    pub(super) left: Option<&'a Left>,
+    pub(super) meta: Option<&'a Metadata>,
+    /// What of the metadata it is known not to have.
+    pub(super) losses: Losses,
+}
+
+impl Disk {
+    /// Looks whether a copy is as it was left.
+    pub(super) fn check(
+        &self,
+        at: Option<&Place>,
+        wished: &Wished<'_>,
+    ) -> Result<ApplyResult, ApplyError> {
+        let differs = |what| Ok(ApplyResult::Differs(what));
+        let Some(at) = at else {
+            let seen = self.root.top().self_look()?;
+            return match wished.is_dressed(&seen) {
+                true => Ok(ApplyResult::Done(vec![seen])),
+                false => differs(Difference::Meta),
+            };
+        };
+        let dir = match self.dir(at) {
+            Err(ApplyError::Fs(error)) if super::is_elsewhere(&error) => {
+                return differs(Difference::Gone);
+            }
+            other => other?,
+        };
+        let own = wished.print.identity;
+        // Mounted over, nothing of it can be told: an error.
+        let found = dir.look(&at.name, LookWants::default())?;
+        let Some(seen) = found else {
+            return differs(Difference::Gone);
+        };
+        if self.applier.alias_of(&dir, &at.name, Some(own))?.is_some() {
+            return differs(Difference::Gone);
+        }
+        if seen.kind != wished.kind || seen.fingerprint.identity != own {
+            return differs(Difference::Other);
+        }
+        if seen.fingerprint == *wished.print {
+            return Ok(ApplyResult::Done(vec![seen]));
+        }
+        let Some(seen) = dir.look(&at.name, LookWants::ALL)? else {
+            return differs(Difference::Gone);
+        };
+        if let (Kind::File, Some(left)) = (seen.kind, wished.left)
+            && !has_content(&dir, &at.name, &seen, left)
+        {
+            return differs(Difference::Content);
+        }
+        if !wished.is_dressed(&seen) {
+            return differs(Difference::Meta);
+        }
+        Ok(ApplyResult::Done(vec![seen]))
+    }
+}
+
+impl Wished<'_> {
+    /// Whether something has the metadata that it should have, but for what it cannot have here.
+    fn is_dressed(&self, seen: &Observed) -> bool {
+        let Some(meta) = self.meta else { return true };
+        let lacks = |loss| self.losses.has(loss);
+        // Set-id bits are withheld where the owner is another one.
+        let bits = if lacks(Loss::Owner) { 0o1777 } else { 0o7777 };
+        let found = &seen.meta;
+        let is_owned = lacks(Loss::Owner) || (found.uid, found.gid) == (meta.uid, meta.gid);
+        let has_mode = lacks(Loss::Mode)
+            || seen.kind == Kind::Symlink
+            || found.mode & bits == meta.mode & bits;
+        let has_time = lacks(Loss::Time) || found.mtime == meta.mtime;
+        let loses = [Loss::Xattrs, Loss::Acl, Loss::Capability];
+        let has_xattrs = loses.into_iter().any(lacks) || found.xattrs == meta.xattrs;
+        is_owned && has_mode && has_time && has_xattrs
     }
 }
 

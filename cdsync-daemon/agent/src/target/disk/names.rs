@@ -19,6 +19,7 @@ impl Disk {
         stager: &Stager,
     ) -> Result<Vec<Observed>, ApplyError> {
         let dir = self.dir(at)?;
+        self.applier.refuse_alias(&dir, &at.name, None)?;
         if let Some(seen) = dir.look(&at.name, LookWants::default())?
             && seen.fingerprint.identity == identity
         {

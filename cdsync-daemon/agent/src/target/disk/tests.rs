@@ -136,6 +136,36 @@ fn moves_go_on_where_a_kill_stopped_them() {
     }
 }
 
+/// Proves that a removal takes what it was to take, be it of another kind than what was to come
+/// instead, and that one of a file leaves a folder that has come to its name since.
+#[test]
+fn removals_take_what_is_there() {
+    let space = tempfile::tempdir().unwrap();
+    let top = space.path();
+    std::fs::create_dir_all(top.join("folder/below")).unwrap();
+    std::fs::create_dir_all(top.join("stays/below")).unwrap();
+    std::fs::create_dir_all(top.join("any/below")).unwrap();
+    std::fs::write(top.join("file"), "file").unwrap();
+    let disk = disk(top);
+    let remove = |path: &str, known: Known, kind: Kind| {
+        let at = place(&disk, path);
+        let below = NameSetDigest::default();
+        disk.remove(id_of(path), &at, &known, OnDrift::Ignore, kind, &below)
+            .unwrap();
+        top.join(path).exists()
+    };
+    let known = |path: &str| {
+        let at = place(&disk, path);
+        let seen = disk.dir(&at).unwrap().look(&at.name, LookWants::default());
+        Known::from(seen.unwrap().unwrap().fingerprint.identity)
+    };
+    let (folder, file) = (known("folder"), known("file"));
+    assert!(!remove("folder", folder, Kind::File));
+    assert!(remove("stays", folder, Kind::File));
+    assert!(!remove("file", file, Kind::Folder));
+    assert!(!remove("any", Known::default(), Kind::Folder));
+}
+
 /// Proves that a large step is done whole by two writers, one step after another, with each result
 /// at its operation's place.
 #[test]
