@@ -1,11 +1,10 @@
 //! The master's folder: what lies in it, and how it is written.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use cdsync_transport::write_private;
+use cdsync_transport::{make_private_folder, write_private};
 
 use super::MasterError;
 
@@ -52,13 +51,9 @@ impl Folder {
         self.path.join("node")
     }
 
-    /// Makes the folder, for its owner alone.
+    /// Makes the folder, durably and for its owner alone.
     pub(crate) fn create(&self) -> Result<(), MasterError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.path)
-            .map_err(|source| self.failed(&self.path, source))
+        make_private_folder(&self.path).map_err(|source| self.failed(&self.path, source))
     }
 
     /// Reads a small file.

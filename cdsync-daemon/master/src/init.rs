@@ -56,7 +56,7 @@ impl Master {
             server,
             orders_seed: random::bytes()?,
         };
-        rows::initialise(&RedbStore::open(&folder.store())?, &master, &owner.hash())?;
+        rows::initialise(&RedbStore::create(&folder.store())?, &master, &owner.hash())?;
         folder.write(&folder.owner_token(), &format!("{}\n", owner.to_text()))?;
         let advertise = config
             .advertise

@@ -67,7 +67,7 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such path"))
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .layer(axum::middleware::from_fn_with_state(
-            Arc::clone(shared),
+            Arc::new(auth::Gate::new(Arc::clone(shared))),
             auth::check,
         ))
         .with_state(Arc::clone(shared))

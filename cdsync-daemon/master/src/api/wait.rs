@@ -50,7 +50,7 @@ pub(super) async fn wait(
     let (done, hopeless, laggards) = match outcome {
         FenceVerdict::Done => (true, false, Vec::new()),
         FenceVerdict::Never(laggards) => (false, true, laggards),
-        FenceVerdict::Waiting(laggards) => (false, false, laggards),
+        FenceVerdict::Waiting(laggards) | FenceVerdict::Again(laggards) => (false, false, laggards),
         FenceVerdict::Restart => {
             let why = "the source's ledger was made anew meanwhile".to_owned();
             let laggard = Laggard {
@@ -102,17 +102,27 @@ enum Begun {
 impl Fence<'_> {
     /// The last verdict before the deadline, and the number that was to be reached.
     async fn reach(&self) -> Result<(FenceVerdict, Option<u64>), ApiError> {
+        let mut before = None;
         loop {
             let answer = match self.begin().await? {
                 Begun::Numbered(answer) => answer,
+                Begun::Ended(verdict @ FenceVerdict::Waiting(_)) => {
+                    // What the fence before came to says more than that there was no other one.
+                    return Ok(before.unwrap_or((verdict, None)));
+                }
                 Begun::Ended(verdict) => return Ok((verdict, None)),
             };
             let verdict = self.follow(&answer).await?;
-            if verdict != FenceVerdict::Restart || Instant::now() >= self.deadline {
-                return Ok((verdict, Some(answer.seq.0)));
+            let again = matches!(verdict, FenceVerdict::Restart | FenceVerdict::Again(_));
+            // The report or the answer is of a ledger that is gone, or of files that were being
+            // written: give the newer one time.
+            let next = Instant::now() + ASK_PAUSE;
+            let reached = (verdict, Some(answer.seq.0));
+            if !again || next >= self.deadline {
+                return Ok(reached);
             }
-            // The report or the answer is of a ledger that is gone: give the newer one time.
-            sleep_until((Instant::now() + ASK_PAUSE).min(self.deadline)).await;
+            before = Some(reached);
+            sleep_until(next).await;
         }
     }
 

@@ -59,6 +59,9 @@ pub enum StoreError {
     /// The database failed; retryable after it was opened again.
     #[error("the master's store failed: {0}")]
     Database(String),
+    /// The file could not be made; retryable.
+    #[error("the master's store cannot be made: {0}")]
+    Make(#[from] std::io::Error),
     /// Another process has it open; retryable once that one ended.
     #[error("another process has the master's store open; next: stop the other cdsync master run")]
     Busy,
@@ -154,8 +157,22 @@ mod tests {
         exercise(&MemoryStore::default());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.redb");
-        exercise(&RedbStore::open(&path).unwrap());
+        exercise(&RedbStore::create(&path).unwrap());
         exercise_again(&path);
+    }
+
+    /// Proves that only `create` makes a store: where its disk is not mounted, none is made that
+    /// would be taken for an empty one; and that what a crash left of one being made is replaced.
+    #[test]
+    fn a_store_is_made_only_when_that_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.redb");
+        std::fs::write(path.with_extension("new"), b"half of one").unwrap();
+        assert!(RedbStore::open(&path).is_err());
+        assert!(!path.exists());
+        drop(RedbStore::create(&path).unwrap());
+        RedbStore::open(&path).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     /// What was committed is there after the store was opened again, and the file is the owner's.

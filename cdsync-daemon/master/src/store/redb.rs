@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use cdsync_transport::make_private;
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableTable, StorageBackend, TableDefinition,
@@ -42,7 +42,21 @@ fn failed(error: impl fmt::Display) -> StoreError {
 }
 
 impl RedbStore {
-    /// Opens the file, or makes it with mode 0600. Blocks.
+    /// Makes the file with mode 0600, whole and durable before it has its name; what was there
+    /// goes. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`]; retryable.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
+        make_private(path, |file| {
+            let database = open_on(FileBackend::new(file).map_err(not_opened)?)?;
+            make_tables(&database)
+        })?;
+        Self::open(path)
+    }
+
+    /// Opens the file, which must be there: a folder whose disk is not mounted is no empty store.
+    /// Blocks.
     ///
     /// # Errors
     /// [`StoreError::Busy`] while another process has it open, else [`StoreError::Database`].
@@ -52,9 +66,6 @@ impl RedbStore {
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
                 .open(&path)
                 .map_err(|error| failed(format!("{}: {error}", path.display())))?;
             open_on(FileBackend::new(file).map_err(not_opened)?)
@@ -64,14 +75,18 @@ impl RedbStore {
     fn with(
         open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
     ) -> Result<Self, StoreError> {
-        let store = Self {
+        let database = open()?;
+        make_tables(&database)?;
+        Ok(Self {
             open: Box::new(open),
-            database: Mutex::new(None),
-        };
-        // Reading a table that was never written is an error: make them all.
-        store.transact(&mut |_| Ok(()))?;
-        Ok(store)
+            database: Mutex::new(Some(database)),
+        })
     }
+}
+
+/// Reading a table that was never written is an error: makes them all.
+fn make_tables(database: &Database) -> Result<(), StoreError> {
+    transact(database, &mut |_| Ok(()))
 }
 
 fn open_on(backend: impl StorageBackend) -> Result<Database, StoreError> {

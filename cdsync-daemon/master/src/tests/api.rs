@@ -71,6 +71,30 @@ async fn connections_without_a_token_do_not_last() {
     }
 }
 
+/// Proves that a connection on which a wrong token was shown is closed with the answer, so that each
+/// guess costs a connection.
+#[tokio::test]
+async fn a_wrong_token_costs_the_connection() {
+    let bed = Bed::new().await;
+    let place = PeerLimit::new(1).take("192.0.2.1".parse().unwrap());
+    let (mut caller, served) = tokio::io::duplex(4_000);
+    let router = router(bed.shared());
+    let proven = Proven::not_yet(place.expect("one at a time"));
+    let serving = tokio::spawn(http(served, router, proven, CancellationToken::new()));
+    let mut wrong = bed.token.clone();
+    wrong.pop();
+    let request =
+        format!("GET /api/v1/status HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {wrong}\r\n\r\n");
+    // The second guess is not answered any more.
+    for _ in 0..2 {
+        let _ = caller.write_all(request.as_bytes()).await;
+    }
+    let mut answers = String::new();
+    soon(caller.read_to_string(&mut answers)).await.unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 403").count(), 1, "{answers}");
+    soon(serving).await.unwrap().unwrap();
+}
+
 /// Proves that each kind of bad request gets a status and a text of its own.
 #[tokio::test]
 async fn bad_requests_say_why() {

@@ -70,6 +70,7 @@ async fn a_job_runs_to_its_fence() {
             origin: ORIGIN,
             seq: Seq(6),
             held: Vec::new(),
+            restless: Vec::new(),
         };
         let answer = AgentMessage::Answer {
             id: number,
@@ -115,6 +116,7 @@ async fn a_fence_names_who_lags() {
             origin: ORIGIN,
             seq: Seq(5),
             held: Vec::new(),
+            restless: Vec::new(),
         };
         origin
             .send(&AgentMessage::Answer {
