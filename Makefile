@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Cargo builds in parallel already; two of these at once would only wait for its lock.
 .NOTPARALLEL:
-.PHONY: help demo test torture million lint lint-deps fuzz setup bench bench-setup
+.PHONY: help demo test sim torture million lint lint-deps fuzz setup bench bench-setup
 
 # Arguments for the command behind a target: make demo ARGS="--targets 5", make bench ARGS=--quick
 ARGS ?=
@@ -20,10 +20,13 @@ demo: ## build, then run a master and four agents here and watch them work
 test: ## format, lints and all tests; says first what this machine cannot do
 	@scripts/test.sh $(ARGS)
 
+sim: ## the state machines under simulated faults, by seed: ARGS="--seeds 10000", "--kind links --seed 7"
+	@scripts/sim.sh $(ARGS)
+
 torture: ## random work under random faults, then everything is compared: ARGS="--seconds 3600 --seed 7"
 	@scripts/torture.sh $(ARGS)
 
-million: ## many files, with times and memory: ARGS="--files 1000000 --shape one-folder"
+million: ## many files, times and memory: ARGS="--files 1000000 --shape one-folder", or "--ledger 10000000"
 	@scripts/million.sh $(ARGS)
 
 lint: ## format, clippy and documentation, warnings as errors; cargo deny where installed

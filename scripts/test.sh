@@ -20,4 +20,14 @@ else
 fi
 # One compilation of the tests and the binary, in the profile that `make demo` uses too.
 say "tests"
-exec cargo test --locked --workspace --no-fail-fast "$@"
+cargo test --locked --workspace --no-run "$@"
+# Every wait of a test has a deadline of its own. Should one hang all the same where nobody looks on,
+# the run ends, and its output names the test ("has been running for over 60 seconds").
+limit="${CDSYNC_TEST_SECONDS:-3000}"
+within=(timeout --signal=INT --kill-after=30 "$limit")
+! is_interactive || within=()
+status=0
+"${within[@]}" cargo test --locked --workspace --no-fail-fast "$@" || status=$?
+[ "$status" != 124 ] && [ "$status" != 137 ] ||
+    die "the tests did not end within $limit s (CDSYNC_TEST_SECONDS): the output above names the one that ran"
+exit "$status"

@@ -4,21 +4,31 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::UdpSocket;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::aftermath::{Deadline, output_within, reap};
 use crate::binary::cdsync;
 use crate::compare::{assert_equal, differences};
+use crate::random::Random;
 use crate::space::{Space, is_root};
+use crate::usage::Usage;
 use crate::wait::wait_until;
 
 /// How long a process may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a manager's command may take: those that wait are told for how long, which is shorter.
+const COMMAND_MAX: Duration = Duration::from_secs(300);
+
+/// How long a cluster may live, unless its test says otherwise. Most live for some seconds.
+const LIFE_MAX: Duration = Duration::from_secs(600);
 
 /// The lines of a process's log that are shown when a test fails.
 const LOG_LINES: usize = 40;
@@ -66,6 +76,10 @@ struct Process {
     user: Option<u32>,
     /// A folder that it sees at another path, in a mount namespace of its own.
     bound: Option<(PathBuf, PathBuf)>,
+    /// A program that starts it in its own place.
+    launcher: Option<PathBuf>,
+    /// Further arguments of its command.
+    args: Vec<String>,
 }
 
 /// A master and agents, each its own process on its own address. All end when it is dropped; when
@@ -77,6 +91,7 @@ pub struct Cluster {
     network: [u8; 3],
     processes: BTreeMap<String, Process>,
     binary: PathBuf,
+    _deadline: Deadline,
 }
 
 impl Cluster {
@@ -86,12 +101,37 @@ impl Cluster {
     /// When that fails.
     #[must_use]
     pub fn start() -> Self {
-        let space = Space::new();
+        Self::start_in(Space::new(), LIFE_MAX)
+    }
+
+    /// As [`Self::start`], for a test that may take longer. One that has not ended after `limit`
+    /// ends this whole process.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_for(limit: Duration) -> Self {
+        Self::start_in(Space::new(), limit)
+    }
+
+    /// As [`Self::start`], where some folders were made already: the data of a process NAME is in
+    /// `data-NAME`.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_with(space: Space) -> Self {
+        Self::start_in(space, LIFE_MAX)
+    }
+
+    fn start_in(space: Space, limit: Duration) -> Self {
+        let deadline = Deadline::new(limit, &format!("the test in {}", space.path().display()));
         let mut cluster = Self {
             space,
             network: free_network(),
             processes: BTreeMap::new(),
             binary: cdsync().to_owned(),
+            _deadline: deadline,
         };
         cluster.init_master();
         cluster.up("master");
@@ -112,6 +152,8 @@ impl Cluster {
             kind: "master",
             user: None,
             bound: None,
+            launcher: None,
+            args: Vec::new(),
         };
         self.processes.insert("master".to_owned(), process);
     }
@@ -184,6 +226,22 @@ impl Cluster {
         true
     }
 
+    /// Joins and starts an agent by way of a program, which is given the command line to become.
+    pub fn agent_through(&mut self, name: &str, root: &Path, launcher: &Path) {
+        self.join(name, "eu/one", &[root], None);
+        let process = self.processes.get_mut(name).unwrap();
+        process.launcher = Some(launcher.to_owned());
+        self.up(name);
+    }
+
+    /// Joins a server and starts nothing: its place in the cluster is the test's to fill. Returns
+    /// where it is expected to listen.
+    #[must_use]
+    pub fn member(&mut self, name: &str, root: &Path) -> String {
+        self.join(name, "eu/one", &[root], None);
+        self.agent_address(u8::try_from(self.processes.len()).unwrap())
+    }
+
     fn join(&mut self, name: &str, group: &str, roots: &[&Path], user: Option<u32>) {
         let data = self.space.path().join(format!("data-{name}"));
         let token = self.token(name, group);
@@ -205,6 +263,8 @@ impl Cluster {
             kind: "agent",
             user,
             bound: None,
+            launcher: None,
+            args: Vec::new(),
         };
         self.processes.insert(name.to_owned(), process);
     }
@@ -234,34 +294,58 @@ impl Cluster {
     pub fn spawn(&mut self, name: &str) {
         let log = self.log_path(name);
         let out = File::options().create(true).append(true).open(log).unwrap();
-        let copy = self.space.path().join("cdsync");
+        let (copy, shift) = (self.space.path().join("cdsync"), self.shift_path(name));
+        let boot = self.boot_path(name);
         let process = self.processes.get_mut(name).unwrap();
         assert!(process.child.is_none(), "{name} runs already");
-        let mut command = match (&process.user, &process.bound) {
-            (None, None) => Command::new(&self.binary),
-            (None, Some((own, seen))) => {
+        let mut command = match &process.bound {
+            None => Command::new("setpriv"),
+            Some((own, seen)) => {
                 let script = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
                 let mut command = namespace();
                 command.args(["sh", "-c", script, "sh"]);
-                command.args([own, seen, &self.binary]);
-                command
-            }
-            (Some(user), _) => {
-                let mut command = Command::new("setpriv");
-                let ids = [format!("--reuid={user}"), format!("--regid={user}")];
-                command
-                    .args(ids)
-                    .args(["--clear-groups", "--inh-caps=-all"]);
-                command.arg(copy);
+                command.args([own, seen]).arg("setpriv");
                 command
             }
         };
+        // It dies with the thread that runs the test.
+        command.args(["--pdeathsig", "KILL"]);
+        if let Some(user) = process.user {
+            let ids = [format!("--reuid={user}"), format!("--regid={user}")];
+            let more = ["--clear-groups", "--inh-caps=-all"];
+            command.args(ids).args(more).arg(copy);
+        } else {
+            command.args(&process.launcher).arg(&self.binary);
+        }
+        command.env("CDSYNC_TEST_CLOCK_SHIFT_FILE", shift);
+        if boot.exists() {
+            command.env("CDSYNC_TEST_BOOT_ID_FILE", boot);
+        }
         command
             .args([process.kind, "run", "--data"])
-            .arg(&process.data);
+            .arg(&process.data)
+            .args(&process.args);
         command.stdin(Stdio::null());
         command.stdout(out.try_clone().unwrap()).stderr(out);
         process.child = Some(command.spawn().unwrap());
+    }
+
+    /// From its next start on, a process gets these further arguments.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn with_args(&mut self, name: &str, args: &[&str]) {
+        let process = self.processes.get_mut(name).unwrap();
+        process.args = args.iter().map(ToString::to_string).collect();
+    }
+
+    /// From its next start on, an agent takes this for another run of the operating system.
+    ///
+    /// # Panics
+    /// When the file that tells it cannot be written.
+    pub fn reboot(&self, name: &str, random: &mut Random) {
+        let id = format!("{:032x}\n", random.below(u64::MAX));
+        fs::write(self.boot_path(name), id).unwrap();
     }
 
     /// Ends a process politely (SIGTERM) and waits for that.
@@ -269,13 +353,23 @@ impl Cluster {
     /// # Panics
     /// When it does not end, or not with exit code 0.
     pub fn stop(&mut self, name: &str) {
+        let status = self.terminate(name);
+        assert!(status.success(), "{name} ended with {status}");
+    }
+
+    /// As [`Self::stop`], for a process that may have been started just now: before it listens to
+    /// signals, this one ends it.
+    pub(crate) fn stop_early(&mut self, name: &str) {
+        let status = self.terminate(name);
+        let early = status.signal() == Some(Signal::TERM.as_raw());
+        assert!(early || status.success(), "{name} ended with {status}");
+    }
+
+    fn terminate(&mut self, name: &str) -> ExitStatus {
         let mut child = self.take(name);
         signal(&child, Signal::TERM);
-        wait_until(PATIENCE, &format!("{name} ends"), || {
-            child.try_wait().unwrap().is_some()
-        });
-        let status = child.wait().unwrap();
-        assert!(status.success(), "{name} ended with {status}");
+        reap(PATIENCE, &mut child, &format!("{name} ends"));
+        child.wait().unwrap()
     }
 
     /// Ends a process at once (SIGKILL).
@@ -285,13 +379,39 @@ impl Cluster {
     pub fn kill(&mut self, name: &str) {
         let mut child = self.take(name);
         signal(&child, Signal::KILL);
-        child.wait().unwrap();
+        reap(PATIENCE, &mut child, &format!("{name} is dead"));
     }
 
     /// The process's number while it was started and not ended here.
     #[must_use]
     pub fn pid(&self, name: &str) -> Option<u32> {
         self.processes[name].child.as_ref().map(Child::id)
+    }
+
+    /// What a process has done since it was started, and what it has.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    #[track_caller]
+    pub fn usage(&self, name: &str) -> Usage {
+        Usage::of(self.pid(name).expect("it runs"))
+    }
+
+    /// All processes that were started run still, and none of them has panicked.
+    ///
+    /// # Panics
+    /// When one does not, or has.
+    #[track_caller]
+    pub fn assert_healthy(&mut self) {
+        let names: Vec<String> = self.processes.keys().cloned().collect();
+        for name in names {
+            if self.pid(&name).is_some() {
+                assert!(self.is_alive(&name), "{name} ended");
+            }
+            let log = self.log(&name);
+            assert!(!log.contains("panicked"), "{name}: {log}");
+        }
     }
 
     /// Stops a process where it is (SIGSTOP), or lets it go on (SIGCONT).
@@ -301,6 +421,15 @@ impl Cluster {
     pub fn freeze(&self, name: &str, frozen: bool) {
         let child = self.processes[name].child.as_ref().unwrap();
         signal(child, if frozen { Signal::STOP } else { Signal::CONT });
+    }
+
+    /// Lets all processes go on that were stopped where they are.
+    pub(crate) fn thaw(&self) {
+        for child in self.processes.values().filter_map(|p| p.child.as_ref()) {
+            // It may have ended.
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            let _ = kill_process(pid.unwrap(), Signal::CONT);
+        }
     }
 
     fn take(&mut self, name: &str) -> Child {
@@ -318,6 +447,21 @@ impl Cluster {
     pub fn is_alive(&mut self, name: &str) -> bool {
         let child = self.processes.get_mut(name).unwrap().child.as_mut();
         child.unwrap().try_wait().unwrap().is_none()
+    }
+
+    /// Sets an agent's wall clock so many milliseconds apart from this machine's.
+    pub fn shift_clock(&self, name: &str, milliseconds: i64) {
+        let beside = self.space.path().join("shift~");
+        fs::write(&beside, milliseconds.to_string()).unwrap();
+        fs::rename(beside, self.shift_path(name)).unwrap();
+    }
+
+    fn shift_path(&self, name: &str) -> PathBuf {
+        self.space.path().join(format!("{name}.shift"))
+    }
+
+    fn boot_path(&self, name: &str) -> PathBuf {
+        self.space.path().join(format!("{name}.boot"))
     }
 
     fn log_path(&self, name: &str) -> PathBuf {
@@ -338,6 +482,19 @@ impl Cluster {
     #[track_caller]
     pub fn cdsync<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Said {
         run(self.command().args(args))
+    }
+
+    /// As [`Self::cdsync`], for a command that may take up to `limit`.
+    ///
+    /// # Panics
+    /// When it cannot be run, or takes longer.
+    #[track_caller]
+    pub fn cdsync_within<'a>(
+        &self,
+        limit: Duration,
+        args: impl IntoIterator<Item = &'a str>,
+    ) -> Said {
+        said(output_within(limit, self.command().args(args)))
     }
 
     /// A command with its environment set for this cluster's master.
@@ -475,7 +632,10 @@ impl Drop for Cluster {
         for process in self.processes.values_mut() {
             if let Some(mut child) = process.child.take() {
                 let _ = child.kill();
-                let _ = child.wait();
+                let end = Instant::now() + PATIENCE;
+                while matches!(child.try_wait(), Ok(None)) && Instant::now() < end {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
         }
     }
@@ -507,7 +667,10 @@ pub fn job_file(
 
 #[track_caller]
 fn run(command: &mut Command) -> Said {
-    let output = command.output().expect("cdsync can be run");
+    said(output_within(COMMAND_MAX, command))
+}
+
+fn said(output: Output) -> Said {
     Said {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -15,6 +15,9 @@ const FILE_MAX_BYTES: u64 = 16;
 const FOLDER_FILES: u64 = 100;
 /// Changes whose latency is measured; the median counts.
 const CHANGES: usize = 21;
+/// How long anything may take, and all of it.
+const WAIT: Duration = Duration::from_secs(3600);
+const RUN_MAX: Duration = Duration::from_secs(4 * 3600);
 const JOB: &str = "scale";
 
 /// How the files lie.
@@ -104,7 +107,7 @@ impl Scale {
     /// When they are not, or anything takes more than an hour.
     #[must_use]
     pub fn run(self) -> Figures {
-        let mut cluster = Cluster::start();
+        let mut cluster = Cluster::start_for(RUN_MAX);
         // What a file of some bytes takes in memory, with its inode, and what the ledger takes.
         let room = 256 + ((self.files * 8) >> 10);
         let [source, target] = ["source", "target"].map(|name| place(&mut cluster, name, room));
@@ -149,14 +152,10 @@ impl Scale {
     }
 
     fn check(self, memory: &[Memory]) {
-        for one in memory.iter().filter(|one| !one.what.starts_with("master")) {
-            let Memory { what, peak, .. } = one;
-            let bound = self.bound();
-            assert!(
-                *peak <= bound,
-                "{what}: {peak} bytes resident, {bound} at most"
-            );
-        }
+        let agents = memory.iter().filter(|one| !one.what.starts_with("master"));
+        let most = agents.map(|one| one.peak).max().unwrap_or_default();
+        let bound = self.bound();
+        assert!(most <= bound, "{most} bytes, {bound} at most: {memory:#?}");
     }
 }
 
@@ -169,7 +168,11 @@ fn place(cluster: &mut Cluster, name: &str, mib: u64) -> PathBuf {
 }
 
 fn wait(cluster: &Cluster) {
-    let said = cluster.cdsync(["job", "wait", JOB, "--timeout", "3600s"]);
+    let timeout = format!("{}s", WAIT.as_secs());
+    let said = cluster.cdsync_within(
+        WAIT + Duration::from_secs(60),
+        ["job", "wait", JOB, "--timeout", &timeout],
+    );
     said.expect(0);
 }
 
@@ -201,17 +204,11 @@ fn change(source: &Path, target: &Path) -> Duration {
 fn memory(cluster: &Cluster, when: &str) -> Vec<Memory> {
     ["master", "origin", "edge"]
         .map(|name| {
-            let pid = cluster.pid(name).expect("it runs");
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let field = |key: &str| {
-                let rest = status.split(key).nth(1).unwrap_or_default();
-                let kib = rest.split_whitespace().next().unwrap_or_default();
-                kib.parse::<u64>().unwrap_or(0) << 10
-            };
+            let usage = cluster.usage(name);
             Memory {
                 what: format!("{name} after the {when}"),
-                peak: field("VmHWM:"),
-                now: field("VmRSS:"),
+                peak: usage.peak_bytes,
+                now: usage.resident_bytes,
             }
         })
         .into()

@@ -1,4 +1,5 @@
-//! Long torture runs: `torture [--seconds N] [--seed N] [--round N] [--filesystem NAME]`.
+//! Long torture runs:
+//! `torture [--seconds N] [--seed N] [--round N] [--filesystem NAME] [--disks no] [--links no]`.
 #![expect(clippy::print_stderr, reason = "it speaks to whoever runs it")]
 
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use cdsync_tests::{Torture, seed};
 
 const USAGE: &str = "torture [--seconds N] [--seed N] [--round SECONDS] \
-                     [--filesystem tmpfs|ext4|xfs|btrfs]";
+                     [--filesystem tmpfs|ext4|xfs|btrfs] [--disks yes|no] [--links yes|no]";
 
 fn main() {
     let Some(torture) = parse(std::env::args().skip(1)) else {
@@ -25,6 +26,7 @@ fn main() {
 fn parse(mut args: impl Iterator<Item = String>) -> Option<Torture> {
     let (mut seconds, mut round, mut chosen) = (3600, 20, None);
     let mut filesystem = "tmpfs".to_owned();
+    let (mut disks, mut links) = (true, true);
     while let Some(key) = args.next() {
         let value = args.next()?;
         match key.as_str() {
@@ -32,6 +34,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Option<Torture> {
             "--seed" => chosen = Some(value.parse().ok()?),
             "--round" => round = value.parse().ok()?,
             "--filesystem" => filesystem = value,
+            "--disks" => disks = value != "no",
+            "--links" => links = value != "no",
             _ => return None,
         }
     }
@@ -39,7 +43,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Option<Torture> {
         seed: chosen.unwrap_or_else(seed),
         lasts: Duration::from_secs(seconds),
         round: Duration::from_secs(round),
-        disks: true,
+        disks,
+        links,
         filesystem,
     })
 }

@@ -31,13 +31,13 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn new(source: &Path, seed: u64, workers: u64) -> Self {
+    pub(super) fn new(source: &Path, seed: u64, workers: u64, links: bool) -> Self {
         let shared = Arc::new(Shared::default());
         shared.resting.store(true, Ordering::SeqCst);
         let mut threads = Vec::new();
         for number in 1..=workers {
             let random = Random::new(seed ^ (number << 40));
-            let mut worker = Worker::new(source.join("work"), random.clone());
+            let mut worker = Worker::new(source.join("work"), random.clone(), links);
             threads.push(start(&shared, random, move |resting| match resting {
                 true => worker.let_go(),
                 false => worker.act(),

@@ -8,14 +8,36 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount_remount};
 
 use super::{TARGETS, World};
-use crate::space::{fill, unfill};
+use crate::aftermath::{Aftermath, output_within};
+use crate::space::{fill, is_root, unfill};
 use crate::wait::wait_until;
 
 /// How long a fault lasts at most.
 const LASTS_MAX_MS: u64 = 5000;
 /// So few events does the kernel keep for a source that starts under [`Fault::Overflow`].
 const SMALL_QUEUE: u32 = 32;
+/// How far clocks are set: less than a lease lasts, on both sides of what counts as a jump.
+const CLOCK_JUMPS_MS: [i64; 6] = [
+    -86_400_000,
+    -7_200_000,
+    -5_000,
+    30_000,
+    7_200_000,
+    86_400_000,
+];
 const QUEUE_LENGTH: &str = "/proc/sys/fs/fanotify/max_queued_events";
+/// What Linux has unless somebody says otherwise.
+const USUAL_QUEUE: u32 = 16_384;
+/// Lets packets through again, and gives the kernel its usual queue, however the run ends.
+const MEND: &str = r#"
+if command -v nft >/dev/null; then
+    nft list tables ip | awk -v prefix="$1" 'index($3, prefix) == 1 { print $3 }' |
+        while read -r table; do nft delete table ip "$table"; done
+fi
+[ "$(cat "$2")" != "$3" ] || echo "$4" >"$2"
+"#;
+/// How long `nft` may take.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
 
 /// Something that goes wrong for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +58,8 @@ pub(super) enum Fault {
     ReadOnly(&'static str),
     /// The disk of a root is not mounted; for a source, nobody works meanwhile.
     LostRoot(&'static str),
+    /// The clock of an agent is set by so many milliseconds, and back later.
+    Clock(&'static str, i64),
     /// The source is killed, and starts with a short queue of events at the kernel.
     Overflow,
 }
@@ -51,6 +75,7 @@ impl Fault {
                 format!("disk {name}")
             }
             Self::FullLedger(name) => format!("data {name}"),
+            Self::Clock(name, _) => format!("clock {name}"),
         }
     }
 }
@@ -69,16 +94,18 @@ impl World {
         let name = *self.random.pick(&processes);
         let agent = *self.random.pick(&processes[1..]);
         let target = *self.random.pick(&TARGETS);
-        let fault = match self.random.below(if self.has_disks { 24 } else { 14 }) {
+        let jump = *self.random.pick(&CLOCK_JUMPS_MS);
+        let fault = match self.random.below(if self.has_disks { 25 } else { 15 }) {
             0..=8 => Fault::Kill(name),
             9..=11 => Fault::Freeze(name),
             12 | 13 => Fault::Stop(name),
-            14 | 15 => Fault::Cut(processes[usize::from(self.random.below(3) > 0)]),
-            16 | 17 => Fault::FullDisk(target),
-            18 => Fault::FullLedger(agent),
-            19 | 20 => Fault::ReadOnly(target),
-            21 => Fault::LostRoot(target),
-            22 => Fault::LostRoot(super::SOURCE),
+            14 => Fault::Clock(agent, jump),
+            15 | 16 => Fault::Cut(processes[usize::from(self.random.below(3) > 0)]),
+            17 | 18 => Fault::FullDisk(target),
+            19 => Fault::FullLedger(agent),
+            20 | 21 => Fault::ReadOnly(target),
+            22 => Fault::LostRoot(target),
+            23 => Fault::LostRoot(super::SOURCE),
             _ => Fault::Overflow,
         };
         let place = fault.place();
@@ -113,13 +140,14 @@ impl World {
     fn begin(&mut self, fault: &Fault) -> bool {
         match fault {
             Fault::Kill(name) => self.kill(name),
-            Fault::Stop(name) => self.cluster.stop(name),
+            Fault::Stop(name) => self.cluster.stop_early(name),
             Fault::Freeze(name) => self.cluster.freeze(name, true),
             Fault::Cut(name) => return self.cut(name),
             Fault::FullDisk(name) => fill(&self.disk(name).mount),
             Fault::FullLedger(name) => fill(self.cluster.data(name)),
             Fault::ReadOnly(name) => return self.read_only(name),
             Fault::LostRoot(name) => self.lose(name),
+            Fault::Clock(name, jump) => self.cluster.shift_clock(name, *jump),
             Fault::Overflow => self.small_queue(),
         }
         true
@@ -136,6 +164,7 @@ impl World {
                 mount_remount(&self.disk(name).mount, MountFlags::empty(), c"").unwrap();
             }
             Fault::LostRoot(name) => self.find(name),
+            Fault::Clock(name, _) => self.cluster.shift_clock(name, 0),
             Fault::Overflow => {}
         }
     }
@@ -147,7 +176,7 @@ impl World {
 
     /// Drops what goes to a server's address, and what comes from it.
     fn cut(&self, name: &str) -> bool {
-        if Command::new("nft").arg("--version").output().is_err() {
+        if !self.cuts {
             return false;
         }
         let host = if name == "master" { 1 } else { 2 };
@@ -163,15 +192,6 @@ impl World {
             ]);
         }
         true
-    }
-
-    /// Lets packets through again, however the run ends.
-    pub(super) fn end_cuts(&mut self) {
-        for active in self.active.drain(..) {
-            if let Fault::Cut(name) = active.fault {
-                nft(&["delete", "table", "ip", &table(name)]);
-            }
-        }
     }
 
     /// A filesystem with files open for writing cannot be made so: then the agent dies first.
@@ -224,9 +244,7 @@ impl World {
     }
 
     fn small_queue(&mut self) {
-        let Ok(usual) = fs::read_to_string(QUEUE_LENGTH) else {
-            return;
-        };
+        let usual = usual_queue();
         self.kill(super::SOURCE);
         let small = SMALL_QUEUE.to_string();
         fs::write(QUEUE_LENGTH, small).unwrap();
@@ -236,7 +254,7 @@ impl World {
         while !watches(pid) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
-        fs::write(QUEUE_LENGTH, usual).unwrap();
+        fs::write(QUEUE_LENGTH, usual.to_string()).unwrap();
     }
 
     /// Lets all processes that should run go on running.
@@ -282,6 +300,26 @@ impl World {
     }
 }
 
+/// Puts right whatever is still wrong with the machine when the run has ended, or died.
+pub(super) fn mend_after() -> Aftermath {
+    let (small, usual) = (SMALL_QUEUE.to_string(), usual_queue().to_string());
+    Aftermath::new(MEND, &[&table(""), QUEUE_LENGTH, &small, &usual])
+}
+
+/// Whether links can be cut here.
+pub(super) fn can_cut() -> bool {
+    is_root() && Command::new("nft").arg("--version").output().is_ok()
+}
+
+/// The kernel's, unless another run has made it short just now.
+fn usual_queue() -> u32 {
+    let text = fs::read_to_string(QUEUE_LENGTH).unwrap_or_default();
+    match text.trim().parse() {
+        Ok(length) if length > SMALL_QUEUE => length,
+        _ => USUAL_QUEUE,
+    }
+}
+
 fn table(name: &str) -> String {
     format!("cdsync_torture_{}_{name}", std::process::id())
 }
@@ -302,7 +340,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 
 #[track_caller]
 fn nft(words: &[&str]) {
-    let said = Command::new("nft").args(words).output().unwrap();
+    let said = output_within(COMMAND_MAX, Command::new("nft").args(words));
     let error = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success(), "nft {words:?}: {error}");
 }

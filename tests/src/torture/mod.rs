@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::aftermath::{Aftermath, output_within};
 use crate::cluster::{Cluster, job_file};
 use crate::compare::differences;
 use crate::random::Random;
@@ -37,8 +38,12 @@ const ROOT_MIB: u64 = 512;
 const DATA_MIB: u64 = 256;
 /// How long `job wait` may take after a round.
 const WAIT: &str = "180s";
+/// How much longer than asked a run may take: the last round's end, and a report.
+const LATE_MAX: Duration = Duration::from_secs(600);
 /// Between two faults, at most.
 const CALM_MAX_MS: u64 = 1500;
+/// How long keeping one disk of a failed run may take.
+const COPY_MAX: Duration = Duration::from_secs(120);
 /// Differences and lines of the timeline that are printed.
 const TOLD_MAX: usize = 40;
 const LINES_MAX: usize = 60;
@@ -55,6 +60,9 @@ pub struct Torture {
     /// Whether disks fill up, become read-only and vanish, links are cut and queues overflow. Needs
     /// root; without it processes are killed, frozen and restarted only.
     pub disks: bool,
+    /// Whether files get second names. What is changed by a second name that comes and goes between
+    /// two looks is not noticed before the next safety scan.
+    pub links: bool,
     /// Of the roots, made for the run where it is root: `tmpfs`, or what `mkfs` makes.
     pub filesystem: String,
 }
@@ -100,6 +108,9 @@ struct World {
     timeline: Vec<String>,
     active: Vec<faults::Active>,
     tally: Tally,
+    /// Whether links can be cut.
+    cuts: bool,
+    _mend: Aftermath,
 }
 
 impl Torture {
@@ -132,7 +143,7 @@ impl Torture {
 
 impl World {
     fn new(torture: &Torture) -> Self {
-        let mut cluster = Cluster::start();
+        let mut cluster = Cluster::start_for(torture.lasts + torture.round + LATE_MAX);
         let has_disks = torture.disks && is_root();
         let mut random = Random::new(torture.seed);
         let disks = [SOURCE, TARGETS[0], TARGETS[1]].map(|name| {
@@ -164,7 +175,7 @@ impl World {
         let job = job_file(JOB, (SOURCE, &source), &targets, more);
         cluster.apply(&job, &[]).expect(0);
         Self {
-            crew: Crew::new(&source, torture.seed, 3),
+            crew: Crew::new(&source, torture.seed, 3, torture.links),
             readers: roots[1..].iter().map(|root| Reader::start(root)).collect(),
             cluster,
             disks,
@@ -175,6 +186,8 @@ impl World {
             timeline: Vec::new(),
             active: Vec::new(),
             tally: Tally::default(),
+            cuts: has_disks && faults::can_cut(),
+            _mend: faults::mend_after(),
         }
     }
 
@@ -262,6 +275,8 @@ impl World {
     }
 
     fn explain(&self, wrong: &[String]) {
+        // Who is frozen answers nobody.
+        self.cluster.thaw();
         eprintln!("{}", self.cluster.cdsync(["job", "status", JOB]).out);
         for line in wrong.iter().take(TOLD_MAX) {
             eprintln!("{line}");
@@ -316,15 +331,9 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.end_cuts();
-    }
-}
-
 fn copy(from: &Path, into: &Path) {
-    let done = Command::new("cp").arg("-a").arg(from).arg(into).status();
-    if !done.is_ok_and(|status| status.success()) {
+    let done = output_within(COPY_MAX, Command::new("cp").arg("-a").arg(from).arg(into));
+    if !done.status.success() {
         eprintln!("{} could not be kept whole", from.display());
     }
 }

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::fidelity::REPLACED_NAMES_STAY;
 use crate::random::Random;
 
 /// How many files.
@@ -165,8 +164,7 @@ fn read(shared: &Shared, folder: &Path, number: u64, last: &mut u64) -> Result<(
     let before = shared.absences.load(Ordering::SeqCst);
     let bytes = fs::read(folder.join(format!("w{number}")));
     let after = shared.absences.load(Ordering::SeqCst);
-    let may_be_absent =
-        before != after || !before.is_multiple_of(2) || *last == 0 || !REPLACED_NAMES_STAY;
+    let may_be_absent = before != after || !before.is_multiple_of(2) || *last == 0;
     let bytes = match bytes {
         Ok(bytes) => bytes,
         Err(_) if may_be_absent => return Ok(()),

@@ -8,8 +8,8 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _, 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags, lsetxattr,
-    mknodat, renameat_with, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags,
+    lremovexattr, lsetxattr, mknodat, renameat_with, utimensat,
 };
 
 use crate::random::Random;
@@ -27,15 +27,18 @@ pub(super) struct Worker {
     random: Random,
     held: Vec<File>,
     done: u64,
+    /// Whether it gives files second names.
+    links: bool,
 }
 
 impl Worker {
-    pub(super) const fn new(top: PathBuf, random: Random) -> Self {
+    pub(super) const fn new(top: PathBuf, random: Random, links: bool) -> Self {
         Self {
             top,
             random,
             held: Vec::new(),
             done: 0,
+            links,
         }
     }
 
@@ -74,7 +77,7 @@ impl Worker {
             33 => self.times(&some),
             34 => self.sparse(&fresh),
             35 => self.deep_or_wide(&fresh),
-            36 if fidelity::HARD_LINKS => fs::hard_link(&some, &fresh),
+            36 if fidelity::HARD_LINKS && self.links => fs::hard_link(&some, &fresh),
             37 if fidelity::XATTRS => self.xattr(&some),
             38 if fidelity::ACLS => self.acl(&some),
             39 if fidelity::SPECIAL_FILES => self.special(&fresh),
@@ -275,17 +278,20 @@ impl Worker {
                 .map(|n| format!("d{n}"))
                 .collect();
             fs::create_dir_all(path.join(&below))?;
-            return fs::write(path.join(below).join("end"), self.content());
+            return create(&path.join(below).join("end"))?.write_all(&self.content());
         }
         fs::create_dir(path)?;
         for number in 0..self.random.below(150) {
-            fs::write(path.join(format!("w{number}")), self.random.bytes(20))?;
+            create(&path.join(format!("w{number}")))?.write_all(&self.random.bytes(20))?;
         }
         Ok(())
     }
 
     fn xattr(&mut self, path: &Path) -> io::Result<()> {
         let name = format!("user.n{}", self.random.below(3));
+        if self.random.below(4) == 0 {
+            return Ok(lremovexattr(path, name)?);
+        }
         let length = usize::try_from(self.random.below(200)).unwrap();
         let value = self.random.bytes(length);
         Ok(lsetxattr(path, name, &value, XattrFlags::empty())?)
@@ -307,7 +313,11 @@ impl Worker {
             value.extend(rights.to_le_bytes());
             value.extend(id.to_le_bytes());
         }
-        let name = "system.posix_acl_access";
+        // A folder may also say what is made in it gets.
+        let name = match self.random.below(3) {
+            0 => "system.posix_acl_default",
+            _ => "system.posix_acl_access",
+        };
         Ok(lsetxattr(path, name, &value, XattrFlags::empty())?)
     }
 

@@ -1,11 +1,11 @@
 //! Targets that are not empty.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cdsync_tests::{Cluster, assert_equal, job_file};
+use cdsync_tests::{Cluster, Random, assert_equal, job_file};
 
 struct Bed {
     cluster: Cluster,
@@ -155,4 +155,66 @@ fn an_empty_source_empties_nothing_unasked() {
         said.err
     );
     assert_equal(&bed.kept, &bed.target);
+}
+
+/// Changes a file's bytes, and neither its size nor its modification time.
+fn forge(file: &Path) {
+    let before = fs::metadata(file).unwrap().modified().unwrap();
+    let mut bytes = fs::read(file).unwrap();
+    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+    fs::write(file, bytes).unwrap();
+    let file = File::options().write(true).open(file).unwrap();
+    file.set_modified(before).unwrap();
+}
+
+/// Takes over a target on which a small and a large file have other bytes than the source's, and
+/// the same size and time; another small and another large one are equal. Gives back what the
+/// target held in the first two before, and the inodes of the other two.
+fn take_over_forged(bed: &Bed, settings: &str) -> (Vec<Vec<u8>>, Vec<u64>) {
+    let large = |seed| Random::new(seed).bytes(700_000);
+    for (name, content) in [("large", large(1)), ("large equal", large(2))] {
+        fs::write(bed.source.join(name), content).unwrap();
+        copy(&bed.source.join(name), &bed.target.join(name));
+    }
+    let forged = ["equal", "large"].map(|name| bed.target.join(name));
+    forged.iter().for_each(|file| forge(file));
+    let forged = forged.map(|file| fs::read(file).unwrap()).to_vec();
+    let inodes = EQUAL.map(|name| fs::metadata(bed.target.join(name)).unwrap().ino());
+    let job = job_file(
+        "site",
+        ("origin", &bed.source),
+        &[("edge", &bed.target)],
+        settings,
+    );
+    bed.cluster.apply(&job, &["--adopt"]).expect(0);
+    bed.cluster.wait("site");
+    (forged, inodes.to_vec())
+}
+
+/// The files that are equal on both sides in [`take_over_forged`].
+const EQUAL: [&str; 2] = ["sub/equal", "large equal"];
+
+/// Proves that with `adopt_check = "content"` a file of equal size and time and other bytes is
+/// replaced when a target is taken over, small or large, its bytes kept in the trash; and that equal
+/// ones are not touched.
+#[test]
+fn a_target_is_taken_over_by_content_if_the_job_says_so() {
+    let bed = bed();
+    let (forged, inodes) = take_over_forged(&bed, "adopt_check = \"content\"");
+    bed.cluster.assert_equal("site", &bed.source, &bed.target);
+    let trash = contents(&bed.target.join(".cdsync/site/trash"));
+    assert!(forged.iter().all(|bytes| trash.contains(bytes)));
+    let now = EQUAL.map(|name| fs::metadata(bed.target.join(name)).unwrap().ino());
+    assert_eq!(inodes, now, "an equal file was replaced");
+}
+
+/// Proves that by default equal size and time count as equal when a target is taken over.
+#[test]
+fn a_target_is_taken_over_by_time_by_default() {
+    let bed = bed();
+    let (forged, inodes) = take_over_forged(&bed, "");
+    let now = ["equal", "large"].map(|name| fs::read(bed.target.join(name)).unwrap());
+    assert!(forged == now, "a file was replaced");
+    let now = EQUAL.map(|name| fs::metadata(bed.target.join(name)).unwrap().ino());
+    assert_eq!(inodes, now, "an equal file was replaced");
 }

@@ -1,6 +1,7 @@
 //! Many deletes at once.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -182,6 +183,65 @@ fn a_root_emptied_while_the_agent_is_down_halts_the_job() {
         .expect(0);
     bed.cluster.wait("site");
     assert_eq!(files(&bed.target), 0);
+}
+
+/// Proves that files of two names each count once for the guard, that removing one name of each halts
+/// nothing, and that deletes which are taken back bring back both names as one file.
+#[test]
+fn files_of_two_names_come_back_as_such() {
+    let mut cluster = Cluster::start();
+    let [source, target] = ["source", "target"].map(|name| cluster.space.folder(name));
+    for folder in ["one", "other"] {
+        fs::create_dir(source.join(folder)).unwrap();
+    }
+    let at = |top: &Path, which: &str, file: usize| top.join(format!("{which}/{file}"));
+    for file in 0..60 {
+        fs::write(at(&source, "one", file), format!("file {file}")).unwrap();
+        fs::hard_link(at(&source, "one", file), at(&source, "other", file)).unwrap();
+    }
+    cluster.agent("origin", &source);
+    cluster.agent("edge", &target);
+    cluster.job("site", ("origin", &source), &[("edge", &target)]);
+    cluster.wait("site");
+    // One name each of most of them: all files live on.
+    for file in 20..60 {
+        let which = if file % 2 == 0 { "one" } else { "other" };
+        fs::remove_file(at(&source, which, file)).unwrap();
+    }
+    cluster.wait("site");
+    cluster.assert_equal("site", &source, &target);
+    // A few go for good, then all.
+    for file in 0..3 {
+        for which in ["one", "other"] {
+            fs::remove_file(at(&source, which, file)).unwrap();
+        }
+    }
+    cluster.wait("site");
+    for which in ["one", "other"] {
+        for entry in entries(&source.join(which)) {
+            fs::remove_file(entry).unwrap();
+        }
+    }
+    let mut deletes = Value::Null;
+    wait_until(PATIENCE, "the job is halted", || {
+        let status = cluster.json("job status site");
+        deletes = status["sources"][0]["deletes"].clone();
+        status["state"] == "halted" && !deletes.is_null()
+    });
+    let number = |name: &str| deletes[name].as_u64().unwrap();
+    assert_eq!(number("files"), 60, "{deletes}");
+    assert_eq!(number("gone") + number("held"), 60, "{deletes}");
+    assert!((3..10).contains(&number("gone")), "{deletes}");
+    cluster
+        .cdsync(["job", "resume", "site", "--restore"])
+        .expect(0);
+    let is_back = |file: usize| {
+        let names = ["one", "other"].map(|which| fs::metadata(at(&target, which, file)));
+        matches!(&names, [Ok(one), Ok(other)] if one.ino() == other.ino())
+    };
+    wait_until(PATIENCE, "both names of the files are back", || {
+        (0..3).all(is_back)
+    });
 }
 
 /// Proves that a few deletes, a fifth of the files at once, and a folder that is removed and made

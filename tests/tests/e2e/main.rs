@@ -6,14 +6,23 @@
 )]
 
 mod adoption;
+mod away;
+mod bounds;
 mod changes;
 mod commands;
+mod confinement;
 mod deletes;
+mod drift;
 mod fidelity;
 mod filters;
 mod full_disks;
+mod hostile;
+mod member;
+mod names;
 mod open_files;
+mod overflow;
 mod places;
+mod power;
 mod restarts;
 mod roots;
 mod scale;

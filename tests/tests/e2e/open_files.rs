@@ -98,13 +98,14 @@ fn readers_never_see_a_torn_file() {
                 }
             }
         });
+        let stopped = Stopping(&stop);
         let mut seen = [BTreeSet::new(), BTreeSet::new()];
         let end = std::time::Instant::now() + Duration::from_secs(30);
         while seen.iter().any(|seen| seen.len() < 25) && std::time::Instant::now() < end {
             seen[0].extend(read("small", 0));
             seen[1].extend(read("large", pad.len()));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopped);
         let counts = seen.map(|seen| seen.len());
         assert!(
             counts.iter().all(|&count| count >= 25),

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::ids::{JobId, ServerId};
-use cdsync_core::wire::{
-    Orders, PeerMessage, RefusedWhy, Signed, Subscribe, VerifyingKey, decode, encode, kind,
-};
+use cdsync_core::wire::{PeerMessage, RefusedWhy, Signed, Subscribe, kind};
 use cdsync_tests::{Cluster, Random, job_file, seed, wait_until};
 use cdsync_transport::{
     CERTIFICATE_VALIDITY, CertificateAuthority, Connection, FrameReader, FrameWriter, NodeIdentity,
     PeerExpectation, PeerIdentity, QuicConfig, QuicTransport, Transport as _, enrol_connect,
 };
+
+use crate::member::{grant, hear, kept_orders, runtime, say, server_id};
 
 /// A source and two targets with a job, and the address of the source's agent.
 fn start() -> (Cluster, PathBuf, [PathBuf; 2]) {
@@ -117,54 +117,24 @@ fn roots_that_were_not_allowed_are_refused() {
     assert!(!target.join("later").exists() && !other.join("later").exists());
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-}
-
 /// A stranger's endpoint.
 fn endpoint(cluster: &Cluster, identity: NodeIdentity) -> QuicTransport {
     let config = QuicConfig::default().handshake_deadline(Duration::from_secs(5));
     QuicTransport::bind(cluster.address(200, 0).parse().unwrap(), identity, config).unwrap()
 }
 
-fn server_id(cluster: &Cluster, name: &str) -> ServerId {
-    NodeIdentity::load(cluster.data(name))
-        .unwrap()
-        .identity()
-        .server
-}
-
-/// The orders that an agent keeps.
-fn orders(cluster: &Cluster, name: &str) -> Orders {
-    let data = cluster.data(name);
-    let text = fs::read_to_string(data.join("agent.toml")).unwrap();
-    let file: toml::Table = toml::from_str(&text).unwrap();
-    let hex = file["orders_key"].as_str().unwrap();
-    let byte = |at: usize| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap();
-    let key = VerifyingKey(std::array::from_fn(byte));
-    let signed: Signed = decode(&fs::read(data.join("orders")).unwrap()).unwrap();
-    signed.verify(&key).unwrap()
-}
-
 /// What an agent answers to somebody who asks for a job.
 async fn ask(connection: &Arc<dyn Connection>, job: JobId, grant: &Signed) -> PeerMessage {
     let (send, receive) = connection.open().await.unwrap();
-    let mut writer = FrameWriter::new(send);
     let subscribe = PeerMessage::Subscribe(Subscribe {
         job,
         grant: grant.clone(),
         cursor: None,
         preview: false,
     });
-    writer
-        .write(kind::MESSAGE, &[Bytes::from(encode(&subscribe))])
-        .await
-        .unwrap();
-    let mut reader = FrameReader::new(receive);
-    decode(&reader.next().await.unwrap().unwrap().payload).unwrap()
+    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
+    say(&mut writer, &subscribe).await.unwrap();
+    hear(&mut reader).await.unwrap()
 }
 
 fn is_refused(answer: &PeerMessage) -> bool {
@@ -182,9 +152,8 @@ fn is_refused(answer: &PeerMessage) -> bool {
 #[test]
 fn an_agent_serves_only_what_a_grant_entitles_to() {
     let (mut cluster, source, [one, _]) = start();
-    let (first, second) = (orders(&cluster, "edge-1"), orders(&cluster, "edge-2"));
+    let [first, second] = ["edge-1", "edge-2"].map(|name| kept_orders(&cluster, name));
     let (first, second) = (&first.jobs[0], &second.jobs[0]);
-    let grant = |order: &cdsync_core::wire::JobOrder| order.target.as_ref().unwrap().grant.clone();
     let origin = server_id(&cluster, "origin");
     // Its identity is used here now.
     cluster.stop("edge-2");

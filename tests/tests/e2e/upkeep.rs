@@ -11,19 +11,25 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A source and a target that hold the same four files, under settings of the job file.
-struct Kept {
-    cluster: Cluster,
-    source: PathBuf,
-    target: PathBuf,
+pub(crate) struct Kept {
+    pub(crate) cluster: Cluster,
+    pub(crate) source: PathBuf,
+    pub(crate) target: PathBuf,
 }
 
 impl Kept {
     fn start(settings: &str) -> Self {
+        Self::start_with(settings, &|_| {})
+    }
+
+    /// The same with what `make` makes in the source besides.
+    pub(crate) fn start_with(settings: &str, make: &dyn Fn(&Path)) -> Self {
         let mut cluster = Cluster::start();
         let [source, target] = ["source", "target"].map(|name| cluster.space.folder(name));
         for name in ["one", "two", "three", "four"] {
             fs::write(source.join(name), name).unwrap();
         }
+        make(&source);
         cluster.agent("origin", &source);
         cluster.agent("edge", &target);
         let kept = Self {
@@ -36,23 +42,23 @@ impl Kept {
         kept
     }
 
-    fn settings(&self, settings: &str) {
+    pub(crate) fn settings(&self, settings: &str) {
         let (source, target) = (("origin", &*self.source), [("edge", &*self.target)]);
         let text = job_file("site", source, &target, settings);
         self.cluster.apply(&text, &[]).expect(0);
     }
 
-    fn settled(&self) {
+    pub(crate) fn settled(&self) {
         self.cluster.wait("site");
         self.cluster
             .assert_equal("site", &self.source, &self.target);
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.cluster.json("job status site")["targets"][0].take()
     }
 
-    fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) {
+    pub(crate) fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) {
         wait_until(PATIENCE, what, || {
             let status = self.status();
             let held = holds(&status);
@@ -63,15 +69,15 @@ impl Kept {
         });
     }
 
-    fn target(&self, name: &str) -> String {
+    pub(crate) fn target(&self, name: &str) -> String {
         fs::read_to_string(self.target.join(name)).unwrap_or_default()
     }
 
-    fn trash(&self) -> Vec<String> {
+    pub(crate) fn trash(&self) -> Vec<String> {
         contents(&self.target.join(".cdsync/site/trash"))
     }
 
-    fn said_in_log(&self, text: &str) -> bool {
+    pub(crate) fn said_in_log(&self, text: &str) -> bool {
         self.cluster
             .cdsync(["job", "log", "site"])
             .out
@@ -133,6 +139,39 @@ fn the_trash_is_kept_for_a_while() {
         status["trash"]["entries"] == 0 && kept.trash().is_empty()
     });
     kept.settled();
+}
+
+/// Proves that nothing goes from the trash for its age while a server's clock is known to have jumped,
+/// ahead or back, and that what came to the trash by a clock that was behind is not too old once that
+/// is set right.
+#[test]
+fn the_trash_is_kept_while_the_clock_is_wrong() {
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+    let kept = Kept::start("[trash]\nage = \"1d\"");
+    fs::remove_file(kept.source.join("one")).unwrap();
+    kept.settled();
+    let is_unsure = |status: &Value| {
+        let trouble = status["trash"]["trouble"].as_str().unwrap_or_default();
+        trouble.contains("clock jumped")
+    };
+    kept.until("the clock is right", |status| !is_unsure(status));
+    kept.cluster.shift_clock("edge", 3 * DAY_MS);
+    kept.until("the clock is known to be wrong", is_unsure);
+    assert!(kept.trash().contains(&"one".to_owned()));
+    kept.cluster.shift_clock("edge", -3 * DAY_MS);
+    fs::remove_file(kept.source.join("two")).unwrap();
+    kept.settled();
+    kept.until("both are in the trash", |status| {
+        is_unsure(status) && status["trash"]["entries"] == 2
+    });
+    kept.cluster.shift_clock("edge", 0);
+    // With new orders the master says how late it is.
+    kept.settings("[trash]\nage = \"2d\"");
+    kept.until("the clock is right again", |status| !is_unsure(status));
+    let trash = kept.trash();
+    for name in ["one", "two"] {
+        assert!(trash.contains(&name.to_owned()), "{trash:?}");
+    }
 }
 
 /// Proves that a job that erases leaves nothing of what was deleted or replaced.
