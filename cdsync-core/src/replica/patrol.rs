@@ -275,7 +275,7 @@ impl Replica {
     }
 
     /// Whether something is still to be done to it.
-    fn is_busy(&self, id: ObjectId) -> bool {
+    pub(super) fn is_busy(&self, id: ObjectId) -> bool {
         self.parked.contains(id) || self.intended.contains(&id)
     }
 

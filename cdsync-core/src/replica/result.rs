@@ -154,8 +154,10 @@ impl Replica {
             (Then::Touched, ApplyResult::Done(seen)) => self.noted(t, &op, seen),
             (Then::Touched, ApplyResult::Failed(reason)) => self.not_touched(wall, t, &op, reason),
             (Then::Probed(_), ApplyResult::Done(seen)) if !seen.is_empty() => Ok(()),
-            (Then::Probed(slot), ApplyResult::Done(_) | ApplyResult::Failed(_)) => {
-                Self::replaced(t, &op, &slot)
+            (Then::Probed(slot), ApplyResult::Done(_)) => Self::replaced(t, &op, &slot),
+            (Then::Probed(slot), ApplyResult::Failed(reason)) => {
+                Self::replaced(t, &op, &slot)?;
+                self.not_probed(wall, t, &op, reason)
             }
             (Then::Verified, ApplyResult::Done(seen)) => self.verified(t, &op, seen),
             (Then::Verified, ApplyResult::NotEqual | ApplyResult::Failed(_)) => {
@@ -413,6 +415,26 @@ impl Replica {
         put_live(t, *id, row)?;
         // Its other names are links to what was found.
         super::suspect_published(t, *id)
+    }
+
+    /// Whether an object is still at its name is not known: it counts as missing until it is made
+    /// anew, or goes.
+    fn not_probed(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+        reason: String,
+    ) -> Result<(), TableError> {
+        let Some(id) = op.object() else { return Ok(()) };
+        let Some(row) = live(t, id)?.filter(|row| row.local.is_none()) else {
+            return Ok(());
+        };
+        if self.is_busy(id) {
+            return Ok(());
+        }
+        let seq = row.state.version.seq;
+        self.park_content(wall, t, seq, row.state, reason)
     }
 
     fn not_touched(

@@ -328,6 +328,7 @@ impl Replica {
                 _ => NameSetDigest::default(),
             };
             for slot in row.names.clone() {
+                let is_first = row.slot() == Some(&slot);
                 let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
                 let (known, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
@@ -354,11 +355,8 @@ impl Replica {
                     known,
                     kind,
                 };
-                let id = if row.slot() == Some(&slot) {
-                    id
-                } else {
-                    name_number(&slot)
-                };
+                // By its own number also where it was left: the name may be noted for a link.
+                let id = if is_first { id } else { name_number(&slot) };
                 self.intend(wall, t, id, seq, what)?;
                 rest.removals.push(Removal {
                     id,
