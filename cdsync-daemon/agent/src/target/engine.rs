@@ -129,11 +129,7 @@ impl Engine {
             )));
         }
         let part = context.part()?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the agent's own data, which nobody else may write to"
-        )]
-        let known = context.ledger.exists();
+        let known = LedgerStore::is_there(&context.ledger)?;
         let root = match roots::open(&context.allowed, &part.root, !known) {
             Err(roots::RootError::Open { path, source }) if known => {
                 return Err(TargetError::Halt(format!(
@@ -143,7 +139,7 @@ impl Engine {
             other => other?,
         };
         let foreign = !root.top().is_empty_but_reserved()?;
-        let store = LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?;
+        let store = LedgerStore::open_as(known, &context.ledger, LEDGER_CACHE_BYTES)?;
         let name = context.order.name.as_str();
         let marker = context.order.job.0.to_le_bytes();
         // Looked at before anything is made: this may be the place of a mount that is missing.

@@ -16,11 +16,18 @@ pub(super) struct Made {
     path: PathBuf,
 }
 
+pub(super) fn is_there(path: &Path) -> io::Result<bool> {
+    fs::exists(path)
+}
+
+/// Opens the file, which is there.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
 /// Opens the file, or makes it for its owner alone: redb would make it readable for everybody.
 pub(super) fn open_or_make(path: &Path) -> io::Result<(File, Option<Made>)> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    match options.open(path) {
+    match open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         opened => return Ok((opened?, None)),
     }
@@ -32,7 +39,9 @@ pub(super) fn open_or_make(path: &Path) -> io::Result<(File, Option<Made>)> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let file = options.create_new(true).mode(0o600).open(&made.staged)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options.open(&made.staged)?;
     Ok((file, Some(made)))
 }
 

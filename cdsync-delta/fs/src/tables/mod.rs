@@ -15,6 +15,7 @@ mod tests;
 mod view;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +54,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What redb or the system said.
         reason: String,
+    },
+    /// It was not there when somebody looked, and is: its disk came back in between. Retryable.
+    #[error("the ledger's store '{path}' came while it was opened")]
+    Unsteady {
+        /// The file.
+        path: PathBuf,
     },
     /// An operation failed now. The store refuses work until it is opened anew.
     #[error("the ledger's store '{path}' failed: {reason}")]
@@ -112,6 +119,33 @@ impl fmt::Debug for LedgerStore {
 }
 
 impl LedgerStore {
+    /// Whether there is a store at `path`.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] when the disk does not say.
+    pub fn is_there(path: &Path) -> Result<bool, StoreError> {
+        file::is_there(path).map_err(|error| StoreError::not_opened(path, &error.into()))
+    }
+
+    /// As [`LedgerStore::open`], but only as what it was when somebody looked: `known`, or one to be
+    /// made. What is true of a root whose ledger is there is wrong of one without.
+    ///
+    /// # Errors
+    /// As [`LedgerStore::open`], and [`StoreError::Unsteady`].
+    pub fn open_as(known: bool, path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
+        if known {
+            let failed = |error: io::Error| StoreError::not_opened(path, &error.into());
+            let file = file::open(path).map_err(failed)?;
+            return Self::open_file(path, file, cache_bytes);
+        }
+        match Self::open_or_make(path, cache_bytes)? {
+            (store, true) => Ok(store),
+            (_, false) => Err(StoreError::Unsteady {
+                path: path.to_owned(),
+            }),
+        }
+    }
+
     /// Opens the store at `path`, or makes it, readable and writable for its owner alone: whole and
     /// durable before it has its name. `cache_bytes` bounds redb's cache. After a crash the file is
     /// repaired first, which reads all of it.
@@ -119,15 +153,25 @@ impl LedgerStore {
     /// # Errors
     /// [`StoreError::InUse`] and [`StoreError::Open`].
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
+        Self::open_or_make(path, cache_bytes).map(|(store, _)| store)
+    }
+
+    /// Tells besides whether it was made.
+    fn open_or_make(path: &Path, cache_bytes: usize) -> Result<(Self, bool), StoreError> {
         let failed = |error: io::Error| StoreError::not_opened(path, &error.into());
         let (file, made) = file::open_or_make(path).map_err(failed)?;
-        let backend = FileBackend::new(file);
-        let backend = backend.map_err(|error| StoreError::not_opened(path, &error.into()))?;
-        let store = Self::open_on(path, backend, cache_bytes)?;
+        let store = Self::open_file(path, file, cache_bytes)?;
+        let was_made = made.is_some();
         if let Some(made) = made {
             made.name().map_err(failed)?;
         }
-        Ok(store)
+        Ok((store, was_made))
+    }
+
+    fn open_file(path: &Path, file: File, cache_bytes: usize) -> Result<Self, StoreError> {
+        let backend = FileBackend::new(file);
+        let backend = backend.map_err(|error| StoreError::not_opened(path, &error.into()))?;
+        Self::open_on(path, backend, cache_bytes)
     }
 
     /// As [`LedgerStore::open`], on whatever keeps its bytes.

@@ -36,6 +36,26 @@ fn a_half_made_store_is_made_anew() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+/// Proves that a store which comes back while it is opened is not taken for a new one, and that one
+/// which goes is not made anew.
+#[test]
+fn a_store_that_comes_or_goes_is_refused() {
+    let (_folder, path, store) = fresh();
+    drop(store);
+    assert!(LedgerStore::is_there(&path).unwrap());
+    let opened = LedgerStore::open_as(false, &path, CACHE);
+    assert!(
+        matches!(opened, Err(StoreError::Unsteady { .. })),
+        "{opened:?}"
+    );
+    drop(LedgerStore::open_as(true, &path, CACHE).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    let opened = LedgerStore::open_as(true, &path, CACHE);
+    assert!(matches!(opened, Err(StoreError::Open { .. })), "{opened:?}");
+    assert!(!LedgerStore::is_there(&path).unwrap());
+    drop(LedgerStore::open_as(false, &path, CACHE).unwrap());
+}
+
 /// Proves reads, ranges and the last row inside a transaction, and that tables are apart.
 #[test]
 fn tables_are_ordered_and_apart() {
