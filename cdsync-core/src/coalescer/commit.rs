@@ -72,10 +72,10 @@ impl Coalescer {
     ) -> Result<(), TableError> {
         let local = Some(Local {
             fingerprint: seen.fingerprint,
-            handle: seen.handle.clone(),
+            handle: seen.folder_handle().cloned(),
             round: 0,
         });
-        if let Some(handle) = &seen.handle {
+        if let Some(handle) = seen.folder_handle() {
             self.doubt_holder(t, handle)?;
             t.put(Table::Handles, handle, &id.to_key())?;
             self.listings.heard(id, handle);
@@ -583,7 +583,7 @@ fn note_local(row: &mut LiveObject, seen: &Observed) {
         .local
         .take()
         .and_then(|l| l.handle)
-        .or_else(|| seen.handle.clone());
+        .or_else(|| seen.folder_handle().cloned());
     row.local = Some(Local {
         fingerprint: seen.fingerprint,
         handle,

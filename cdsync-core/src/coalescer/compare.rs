@@ -63,6 +63,10 @@ pub(super) struct Round {
     pub(super) emptied: BTreeMap<Slot, Emptied>,
     /// Folders that are not where the ledger has them.
     pub(super) missed: BTreeSet<ObjectId>,
+    /// Where something is, of the ends of renames.
+    taken: BTreeSet<Slot>,
+    /// Objects that something was told of by names where nothing is, and where they went.
+    left: Vec<(Vec<u8>, What, Option<Slot>)>,
 }
 
 /// Which lost object each found name belongs to.
@@ -125,6 +129,13 @@ impl Coalescer {
                 }
             }
         }
+        for (object, what, to) in std::mem::take(&mut round.left) {
+            // What only moved was looked at where it is now.
+            let moved = to.is_some_and(|to| round.taken.contains(&to));
+            if !moved || self.strays.contains(&object) {
+                self.strays.add(object, what);
+            }
+        }
         self.recall_vanished(now, t, &mut round)?;
         self.prepare_links(t, &round)?;
         let mut moves = self.pair(now, t, &mut round)?;
@@ -156,10 +167,14 @@ impl Coalescer {
                 continue;
             };
             let wrote = waiting.what.written || waiting.what.closed;
+            let object = waiting.object.clone().map(|object| (object, waiting.what));
             if !self.look_again(now, slot.clone(), waiting) {
                 // From here on the listing that the folder is owed stands for it.
                 self.unseen.name_seen(&slot);
                 lost = true;
+                if let Some((object, what)) = object {
+                    self.strays.add(object, what);
+                }
                 if wrote {
                     // It does not know of the write.
                     self.listings.lost();
@@ -185,6 +200,13 @@ impl Coalescer {
     ) -> Result<(), TableError> {
         waiting.moved = false;
         let nothing = observed.is_none();
+        if nothing && let Some(object) = waiting.object.take() {
+            round
+                .left
+                .push((object, waiting.what, waiting.partner.clone()));
+        } else if waiting.partner.is_some() {
+            round.taken.insert(slot.clone());
+        }
         let verdict = match &observed {
             Some(seen) => self.judge(t, &slot, seen.kind)?,
             None => Verdict::Excluded,
@@ -222,6 +244,7 @@ impl Coalescer {
                 round.emptied.insert(slot, emptied);
                 return Ok(());
             }
+            self.note_links(t, *id, seen)?;
             return self.compare_same(wall, t, *id, row.clone(), seen, waiting.what);
         }
         if let Some(seen) = observed {

@@ -41,6 +41,8 @@ const ON_ITS_WAY: Duration = Duration::from_millis(250);
 pub(super) struct Heard {
     /// Of the run before, until all was compared.
     pub(super) before: Option<WallMillis>,
+    /// Whether all was compared since the ledger was opened, or it was empty then.
+    pub(super) compared: bool,
     /// When hints were taken last.
     taken: Option<Instant>,
     upto: WallMillis,
@@ -48,9 +50,10 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    pub(super) fn open(t: &dyn TablesRead) -> Result<Self, TableError> {
+    pub(super) fn open(t: &dyn TablesRead, head: Seq) -> Result<Self, TableError> {
         Ok(Self {
             before: meta(t, HEARD)?,
+            compared: head <= Seq(1),
             ..Self::default()
         })
     }
@@ -164,7 +167,7 @@ impl Coalescer {
         if !self.listings.is_idle() || self.gap_count() > 0 {
             return;
         }
-        let waits = self.pending.len() > self.unseen.names_count();
+        let waits = self.pending.len() > self.unseen.names_count() || !self.strays.is_empty();
         let all = !waits && self.listings.looking.is_empty();
         self.heard.looked(now, wall, all);
     }
@@ -288,7 +291,8 @@ impl Coalescer {
     }
 
     /// Notes the hashes of content that was read for sending: of which object, of which version.
-    /// What is in doubt has none: whoever read it before may have got other bytes.
+    /// What is in doubt has none: whoever read it before may have got other bytes. Nor has anything
+    /// until all was compared with what an earlier run had recorded and sent.
     ///
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
@@ -297,7 +301,8 @@ impl Coalescer {
         t: &mut dyn Tables,
         hashes: impl IntoIterator<Item = (ObjectId, Seq, Hash)>,
     ) -> Result<(), TableError> {
-        for (id, version, read) in hashes {
+        let compared = self.heard.compared;
+        for (id, version, read) in hashes.into_iter().filter(|_| compared) {
             let Some(mut row) = live(t, id)? else {
                 continue;
             };

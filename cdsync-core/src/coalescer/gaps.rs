@@ -21,6 +21,10 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
+    pub(super) fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// What was compared was looked at.
     pub(super) fn close(&mut self) {
         self.open.clear();

@@ -31,12 +31,20 @@ impl Coalescer {
         t: &mut dyn Tables,
         seen: &Observed,
     ) -> Result<Option<(ObjectId, LiveObject)>, TableError> {
-        if seen.kind != Kind::Folder && seen.link_count > 1 && !self.indexed {
+        if seen.kind != Kind::Folder && seen.link_count > 1 {
+            self.make_index(t)?;
+        }
+        self.known_link(t, seen)
+    }
+
+    /// From here on objects are found by what the disk knows them by.
+    pub(super) fn make_index(&mut self, t: &mut dyn Tables) -> Result<(), TableError> {
+        if !self.indexed {
             index(t)?;
             self.indexed = true;
             self.written = true;
         }
-        self.known_link(t, seen)
+        Ok(())
     }
 
     fn known_link(
@@ -110,8 +118,55 @@ impl Coalescer {
         id: ObjectId,
         seen: &Observed,
     ) -> Result<(), TableError> {
-        if self.indexed && seen.kind != Kind::Folder {
-            access::put_identity(t, seen.fingerprint.identity, id)?;
+        if !self.indexed || seen.kind == Kind::Folder {
+            return Ok(());
+        }
+        match &seen.handle {
+            Some(handle) => access::put_linked(t, seen.fingerprint.identity, handle, id),
+            None => access::put_identity(t, seen.fingerprint.identity, id),
+        }
+    }
+
+    /// A file that the ledger has was seen at one of its names. If it has others, hints by these
+    /// lead to it from here on: they may be outside, or not carried.
+    pub(super) fn note_links(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        seen: &Observed,
+    ) -> Result<(), TableError> {
+        if seen.kind != Kind::Folder && seen.link_count > 1 {
+            self.make_index(t)?;
+            self.note_identity(t, id, seen)?;
+        }
+        Ok(())
+    }
+
+    /// Something happened to an object by a name, `None` for one outside. If the ledger has it by
+    /// others, it is looked at there.
+    pub(super) fn hint_linked(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        object: &[u8],
+        by: Option<&Slot>,
+        what: What,
+    ) -> Result<(), TableError> {
+        if self.strays.contains(object) {
+            self.strays.add(object.to_vec(), what);
+        }
+        if !self.indexed {
+            return Ok(());
+        }
+        let Some(id) = access::object_by_handle(t, object)? else {
+            return Ok(());
+        };
+        let names = live(t, id)?.map(|row| row.names).unwrap_or_default();
+        if by.is_some_and(|by| names.contains(by)) {
+            return Ok(());
+        }
+        for slot in names {
+            self.hint(now, t, slot, what, None, None)?;
         }
         Ok(())
     }
@@ -159,6 +214,7 @@ impl Coalescer {
             object: Some(id),
             remnant: None,
         };
+        self.note_links(t, id, seen)?;
         put_name(t, slot.0, &slot.1, name)?;
         row.names.retain(|known| known != slot);
         row.names.push(slot.clone());

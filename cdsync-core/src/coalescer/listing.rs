@@ -183,7 +183,7 @@ impl Listings {
                 }
                 self.unheard.insert(handle);
             }
-            FolderKey::Path(_) => self.lossy = true,
+            FolderKey::Path(_) | FolderKey::Nowhere => self.lossy = true,
         }
     }
 
@@ -443,6 +443,7 @@ impl Coalescer {
             }
             return Ok(());
         }
+        self.note_links(t, id, &observed)?;
         self.compare_same(wall, t, id, row, &observed, What::default())
     }
 
@@ -522,7 +523,7 @@ impl Coalescer {
         t: &dyn TablesRead,
         observed: &Observed,
     ) -> Result<Option<(ObjectId, LiveObject)>, TableError> {
-        let Some(handle) = &observed.handle else {
+        let Some(handle) = observed.folder_handle() else {
             return Ok(None);
         };
         let Some(id) = access::folder_by_handle(t, handle)? else {
@@ -604,8 +605,8 @@ impl Coalescer {
                 self.withdraw_folder(wall, t, folder)?;
             }
             // It moved on with what is in it, and a hint tells.
-            Err(LookError::Moved) if patrol => {}
-            Err(LookError::Moved) => {
+            Err(LookError::Moved | LookError::OtherFilesystem) if patrol => {}
+            Err(LookError::Moved | LookError::OtherFilesystem) => {
                 // Whatever happened to it or above it, the names that led there tell.
                 if self.look_at_path(now, t, folder)? {
                     self.listings.owed.insert(folder, listing.depth);
@@ -620,12 +621,6 @@ impl Coalescer {
                     listing.depth
                 };
                 self.folder_unseen(now, t, folder, depth, &reason)?;
-            }
-            Err(error) => {
-                self.unseen.folder_seen(folder);
-                if let Some(slot) = row.slot() {
-                    self.listing_trouble(t, slot, &error)?;
-                }
             }
         }
         Ok(())

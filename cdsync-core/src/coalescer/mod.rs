@@ -5,7 +5,9 @@
 //! one transaction where a ledger is asked for:
 //!
 //! 1. [`Coalescer::handle_hints`], [`Coalescer::start_scan`]: inputs;
-//! 2. [`Coalescer::poll_looks`]: names to look at now; answer by [`Coalescer::handle_looked`];
+//! 2. [`Coalescer::poll_looks`]: names to look at now; answer by [`Coalescer::handle_looked`]; once
+//!    there are none, [`Coalescer::poll_strays`]: objects whose names are to be found; answer by
+//!    [`Coalescer::handle_strays`], and look again;
 //! 3. [`Coalescer::poll_listing`], then [`Coalescer::poll_patrol`]: a folder to list; answer by [`Coalescer::handle_listed`] and
 //!    [`Coalescer::handle_list_end`];
 //! 4. [`Coalescer::poll_flush`]: whether the kernel's queue must be read out before what vanished
@@ -28,6 +30,7 @@ mod pairing;
 mod patrol;
 mod pending;
 mod renewed;
+mod strays;
 #[cfg(test)]
 mod tests;
 mod unseen;
@@ -56,6 +59,8 @@ pub use guard::{MassDelete, TooMuch};
 use listing::Listings;
 use patrol::Patrol;
 use pending::Pending;
+use strays::Strays;
+pub use strays::Whereabouts;
 use unseen::Unseen;
 
 /// How a hint names its folder.
@@ -65,6 +70,8 @@ pub enum FolderKey {
     Handle(Vec<u8>),
     /// The path below the root.
     Path(RelPath),
+    /// The kernel knows none: the hint is about its object.
+    Nowhere,
 }
 
 /// What a hint says happened; several may be merged into one.
@@ -112,6 +119,8 @@ pub struct Hint {
     pub what: What,
     /// The other end of a rename.
     pub partner: Option<(FolderKey, Name)>,
+    /// What it happened to, where that is known and is no folder: the kernel's file handle.
+    pub object: Option<Vec<u8>>,
 }
 
 /// Names of one folder to look at, and the folder itself behind them.
@@ -223,6 +232,7 @@ pub struct Coalescer {
     pending: Pending,
     listings: Listings,
     unseen: Unseen,
+    strays: Strays,
     gaps: Gaps,
     doubts: Doubts,
     heard: Heard,
@@ -273,7 +283,7 @@ impl Coalescer {
         now: WallMillis,
     ) -> Result<Self, TableError> {
         let ledger = LedgerWriter::open(t, fresh, incarnation, root, now)?;
-        let indexed = links::is_indexed(t)?;
+        let (indexed, head) = (links::is_indexed(t)?, ledger.head());
         Ok(Self {
             config,
             filter,
@@ -282,9 +292,10 @@ impl Coalescer {
             pending: Pending::default(),
             listings: Listings::default(),
             unseen: Unseen::default(),
+            strays: Strays::default(),
             gaps: Gaps::default(),
             doubts: Doubts::open(t)?,
-            heard: Heard::open(t)?,
+            heard: Heard::open(t, head)?,
             guard: Guard::new(&config),
             patrol: Patrol::default(),
             closing: false,
@@ -364,6 +375,7 @@ impl Coalescer {
     pub fn is_settled(&self, now: Instant) -> bool {
         self.listings.is_idle()
             && self.pending.is_settled(now)
+            && self.strays.is_empty()
             && self.doubts.is_empty()
             && !self.is_holding()
     }
@@ -411,7 +423,7 @@ impl Coalescer {
     /// When [`Self::poll_looks`] has something without any further input.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.listings.has_deferred() {
+        if self.listings.has_deferred() || !self.strays.is_empty() {
             return Some(Instant::default());
         }
         let others = [
@@ -430,9 +442,11 @@ impl Coalescer {
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
     pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
-        if self.listings.is_idle() && self.pending.len() == self.unseen.names_count() {
+        let waits = self.pending.len() > self.unseen.names_count() || !self.strays.is_empty();
+        if self.listings.is_idle() && !waits {
             self.listings.end_scan();
             self.heard.before = None;
+            self.heard.compared = true;
             self.gaps.close();
             self.guard.end_scan();
         }

@@ -35,6 +35,8 @@ pub(super) struct Waiting {
     pub(super) due: Instant,
     /// The other end of a rename: taken together.
     pub(super) partner: Option<Slot>,
+    /// What was changed by this name, where that was told: the kernel's handle.
+    pub(super) object: Option<Vec<u8>>,
     /// The object here vanished: what is done about the doubt.
     pub(super) confirm: Confirm,
     /// How often folders moved while it was to be proved that it is gone.
@@ -127,6 +129,12 @@ impl Pending {
 
     pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.slots.keys()
+    }
+
+    /// What was hinted of objects by names that were not looked at yet.
+    pub(super) fn objects(&self) -> impl Iterator<Item = (&Vec<u8>, What)> {
+        let waiting = self.slots.values();
+        waiting.filter_map(|waiting| Some((waiting.object.as_ref()?, waiting.what)))
     }
 
     /// Folders in which something was written.
@@ -286,6 +294,7 @@ impl Waiting {
             first: now,
             due: now,
             partner: None,
+            object: None,
             confirm: Confirm::No,
             doubts: 0,
             held: false,
@@ -321,6 +330,12 @@ impl Coalescer {
             if hint.what.folder && hint.what.at_once {
                 self.pending.moves += 1;
             }
+            if hint.folder == FolderKey::Nowhere {
+                if let Some(object) = hint.object {
+                    self.strays.add(object, hint.what);
+                }
+                continue;
+            }
             let folder = self.resolve(t, &hint.folder)?;
             let partner = match hint.partner {
                 Some((key, name)) => self.resolve(t, &key)?.map(|folder| (folder, name)),
@@ -336,9 +351,13 @@ impl Coalescer {
                 self.listings.not_heard(hint.folder);
             }
             let slot = folder.map(|folder| (folder, name));
+            if let Some(object) = &hint.object {
+                self.hint_linked(now, t, object, slot.as_ref(), hint.what)?;
+            }
             if let Some(partner) = partner.clone() {
                 // What was written under the old name moved along.
                 let before = slot.as_ref().and_then(|slot| self.pending.get(slot));
+                let object = before.and_then(|waiting| waiting.object.clone());
                 let before = before.map(|waiting| waiting.what);
                 // Where it was, nothing could be told of it.
                 let missed = slot
@@ -349,10 +368,10 @@ impl Coalescer {
                     closed: before.is_some_and(|w| w.closed),
                     ..What::LOOK
                 };
-                self.hint(now, t, partner, what, slot.clone())?;
+                self.hint(now, t, partner, what, slot.clone(), object)?;
             }
             if let Some(slot) = slot {
-                self.hint(now, t, slot, hint.what, partner)?;
+                self.hint(now, t, slot, hint.what, partner, hint.object)?;
             }
         }
         Ok(())
@@ -366,6 +385,7 @@ impl Coalescer {
         let path = match key {
             FolderKey::Handle(handle) => return folder_by_handle(t, handle),
             FolderKey::Path(path) => path,
+            FolderKey::Nowhere => return Ok(None),
         };
         let mut at = ObjectId::root(self.origin());
         for component in path.components() {
@@ -383,13 +403,14 @@ impl Coalescer {
         Ok(Some(at))
     }
 
-    fn hint(
+    pub(super) fn hint(
         &mut self,
         now: Instant,
         t: &dyn TablesRead,
         slot: Slot,
         what: What,
         partner: Option<Slot>,
+        object: Option<Vec<u8>>,
     ) -> Result<(), TableError> {
         if slot.1.is_reserved() {
             // Not looked at, but its folder has another time now.
@@ -407,6 +428,13 @@ impl Coalescer {
             .take(&slot)
             .unwrap_or_else(|| Waiting::new(what, now));
         waiting.guarded = Guarded::No;
+        if let Some(object) = object {
+            // It goes by another name from here on, if by any.
+            if let Some(before) = waiting.object.take_if(|before| *before != object) {
+                self.strays.add(before, waiting.what);
+            }
+            waiting.object = Some(object);
+        }
         waiting.what.merge(what);
         waiting.partner = partner.or(waiting.partner);
         // Something new happened here: an earlier flush proves nothing about it.
@@ -493,7 +521,13 @@ impl Coalescer {
                     self.listings.looking_itself.remove(&id);
                     names.into_iter().for_each(|name| {
                         let slot = (id, name);
-                        self.listings.looking.remove(&slot);
+                        let waiting = self.listings.looking.remove(&slot);
+                        // What it was told of may have other names.
+                        if let Some(waiting) = waiting
+                            && let Some(object) = waiting.object
+                        {
+                            self.strays.add(object, waiting.what);
+                        }
                         self.unseen.name_seen(&slot);
                     });
                 }

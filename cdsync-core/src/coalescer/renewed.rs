@@ -49,14 +49,14 @@ impl Coalescer {
         if let Some(old) = row.local.as_ref().and_then(|local| local.handle.as_ref()) {
             access::remove_handle(t, old, id)?;
         }
-        if let Some(handle) = &seen.handle {
+        if let Some(handle) = seen.folder_handle() {
             self.doubt_holder(t, handle)?;
             t.put(Table::Handles, handle, &id.to_key())?;
             self.listings.heard(id, handle);
         }
         row.local = Some(Local {
             fingerprint: seen.fingerprint,
-            handle: seen.handle.clone(),
+            handle: seen.folder_handle().cloned(),
             round: 0,
         });
         self.folders.forget();

@@ -546,6 +546,7 @@ fn a_folder_told_of_while_it_moves_leaves_its_old_name() {
         name: Some(name(file)),
         what: What::LOOK,
         partner: None,
+        object: None,
     };
     let hints = [
         look("old", "file"),
@@ -797,12 +798,86 @@ fn excluded_names_are_not_held() {
         name: Some(name("secret")),
         what: What::LOOK,
         partner: None,
+        object: None,
     };
     let now = source.now();
     let machine = source.machine.as_mut().unwrap();
     machine.handle_hints(now, &source.tables, [hint]).unwrap();
     answer_looks(&mut source, true);
     assert!(held(&mut source).is_empty());
+}
+
+/// Proves that what happened to a name while something was mounted over it is told once that is
+/// gone, of which nobody tells: when somebody waits for everything, and by itself after a while.
+#[test]
+fn what_was_covered_is_looked_at_again() {
+    for asked in [true, false] {
+        let mut source = source(&[], &[]);
+        let dir = source.disk.mkdir(ROOT, &name("dir")).unwrap();
+        write(&mut source.disk, dir, "f", b"1");
+        write(&mut source.disk, ROOT, "other", b"2");
+        settle(&mut source);
+        let covered = (ROOT, name("dir"));
+        source.disk.covered.insert(covered.clone());
+        let other = name("other");
+        assert!(source.disk.exchange((ROOT, &covered.1), (ROOT, &other)));
+        write(&mut source.disk, dir, "g", b"3");
+        settle(&mut source);
+        source.disk.covered.clear();
+        let now = source.now();
+        match asked {
+            true => source.machine.as_mut().unwrap().hurry(now),
+            false => source.disk.clock += 5_000_000_000,
+        }
+        settle(&mut source);
+        let seen = object_at(&source, root(), "dir").unwrap();
+        let row = access::live(&source.tables, seen).unwrap().unwrap();
+        assert_eq!(row.state.kind, Kind::File);
+        let moved = object_at(&source, root(), "other").unwrap();
+        assert!(object_at(&source, moved, "g").is_some());
+    }
+}
+
+/// Proves that a change by a name that was made and removed before anybody looked is told of the
+/// file's other name, and that so is one by a name outside of the root or one that is not carried.
+#[test]
+fn changes_by_other_names_are_told() {
+    let mut source = source(&[], &["^secret"]);
+    let file = write(&mut source.disk, ROOT, "f", b"one");
+    settle(&mut source);
+    let mode = |records: &[Record]| {
+        let states = records.iter().flat_map(|record| &record.objects);
+        let files = states.filter(|state| state.kind == Kind::File);
+        files.map(|state| state.meta.mode).collect::<Vec<_>>()
+    };
+    assert!(source.disk.link(file, ROOT, &name("fleeting")));
+    source.disk.set_mode(file, 0o600, None);
+    assert!(source.disk.unlink(ROOT, &name("fleeting")));
+    assert_eq!(mode(&settle(&mut source)), [0o600]);
+    for (folder, other, wanted) in [(OUTSIDE, "x", 0o640), (ROOT, "secret", 0o644)] {
+        assert!(source.disk.link(file, folder, &name(other)));
+        settle(&mut source);
+        source.disk.set_mode(file, wanted, None);
+        assert_eq!(mode(&settle(&mut source)), [wanted], "{other}");
+        assert!(source.disk.unlink(folder, &name(other)));
+        settle(&mut source);
+    }
+    // The bytes too, where nothing but the hint tells.
+    let mtime = source.disk.node(file).meta.mtime;
+    assert!(source.disk.link(file, ROOT, &name("fleeting")));
+    source.disk.open_file(file);
+    source.disk.write(file, b"two");
+    assert!(source.disk.unlink(ROOT, &name("fleeting")));
+    source.disk.close(file);
+    source.disk.set_mtime(file, mtime);
+    let records = settle(&mut source);
+    let id = object_at(&source, root(), "f").unwrap();
+    let states = records.iter().flat_map(|record| &record.objects);
+    let mut states = states.filter(|state| state.id == id);
+    assert!(
+        states.any(|s| s.content_seq == s.version.seq),
+        "{records:#?}"
+    );
 }
 
 /// Proves that the log is complete only with what still waited for its close when the scan ended.

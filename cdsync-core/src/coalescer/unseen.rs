@@ -17,11 +17,15 @@ use crate::ledger::tables::{TableError, TablesRead};
 use crate::path::{Name, RelPath};
 use crate::time::Instant;
 
-/// How many names are followed one by one; beyond it their folders are listed again.
+/// How many names are followed one by one; beyond it their folders are listed again, and what is
+/// mounted somewhere is left to the safety scan.
 const NAMES_MAX: usize = 1024;
 
 /// The first wait before the disk is asked again, doubled with each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// How often it is looked whether something is still mounted over a name.
+const COVERED_EVERY: Duration = Duration::from_secs(5);
+
 /// The longest wait, in doublings: 64 s.
 const DOUBLINGS_MAX: u8 = 7;
 
@@ -32,6 +36,9 @@ pub(super) struct Unseen {
     names: BTreeMap<Slot, String>,
     /// Each is owed a listing.
     folders: BTreeMap<ObjectId, Folder>,
+    /// Names that something is mounted over, and when they are looked at again: nobody tells when it
+    /// goes.
+    covered: BTreeMap<Slot, Instant>,
 }
 
 #[derive(Debug)]
@@ -56,6 +63,7 @@ impl Unseen {
 
     pub(super) fn name_seen(&mut self, slot: &Slot) {
         self.names.remove(slot);
+        self.covered.remove(slot);
     }
 
     pub(super) fn folder_seen(&mut self, folder: ObjectId) {
@@ -63,12 +71,16 @@ impl Unseen {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.folders.values().map(|folder| folder.due).min()
+        let folders = self.folders.values().map(|folder| folder.due);
+        folders.chain(self.covered.values().copied()).min()
     }
 
     pub(super) fn hurry(&mut self, now: Instant) {
         for folder in self.folders.values_mut() {
             folder.due = folder.due.min(now);
+        }
+        for due in self.covered.values_mut() {
+            *due = now.min(*due);
         }
     }
 }
@@ -128,6 +140,7 @@ impl Coalescer {
             self.pending.take(&slot);
         }
         self.unseen.folders.clear();
+        self.unseen.covered.clear();
     }
 
     /// A look at a name saw nothing.
@@ -141,9 +154,20 @@ impl Coalescer {
     ) -> Result<(), TableError> {
         match error {
             LookError::Failed(reason) => self.name_unseen(now, t, slot, waiting, reason),
-            LookError::Moved | LookError::OtherFilesystem => {
+            LookError::Moved => {
                 self.unseen.name_seen(&slot);
-                self.listing_trouble(t, &slot, error)
+                Ok(())
+            }
+            LookError::OtherFilesystem => {
+                let known = self.unseen.covered.contains_key(&slot);
+                self.unseen.name_seen(&slot);
+                if !known {
+                    self.listing_trouble(t, &slot, error)?;
+                }
+                if self.unseen.covered.len() < NAMES_MAX {
+                    self.unseen.covered.insert(slot, now.after(COVERED_EVERY));
+                }
+                Ok(())
             }
         }
     }
@@ -237,8 +261,14 @@ impl Coalescer {
         self.folder_unseen(now, t, folder, Depth::Shallow, reason)
     }
 
-    /// Lists again what could not be listed, when its time has come.
+    /// Lists again what could not be listed, and looks at what was covered, when its time has come.
     pub(super) fn list_unseen(&mut self, now: Instant) {
+        for (slot, due) in &mut self.unseen.covered {
+            if *due <= now {
+                *due = now.after(COVERED_EVERY);
+                self.pending.due_now(slot.clone(), now);
+            }
+        }
         for (folder, unseen) in &mut self.unseen.folders {
             if unseen.due <= now {
                 // Until this listing ends, which says more.

@@ -715,8 +715,8 @@ pub fn object_by_identity(
     t: &dyn TablesRead,
     identity: Identity,
 ) -> Result<Option<ObjectId>, TableError> {
-    let key = t.get(Table::Links, &identity_key(identity))?;
-    Ok(key.and_then(|key| ObjectId::from_key(&key)))
+    let row = t.get(Table::Links, &identity_key(identity))?;
+    Ok(row.and_then(|row| Some(linked_row(&row)?.0)))
 }
 
 /// Notes what a disk knows an object by.
@@ -728,7 +728,57 @@ pub fn put_identity(
     identity: Identity,
     id: ObjectId,
 ) -> Result<(), TableError> {
+    if object_by_identity(t, identity)? == Some(id) {
+        return Ok(());
+    }
+    remove_other(t, identity)?;
     t.put(Table::Links, &identity_key(identity), &id.to_key())
+}
+
+/// Notes what a disk knows an object by, and the kernel's handle of it: it has several names.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn put_linked(
+    t: &mut dyn Tables,
+    identity: Identity,
+    handle: &[u8],
+    id: ObjectId,
+) -> Result<(), TableError> {
+    let row = [&id.to_key()[..], handle].concat();
+    if t.get(Table::Links, &identity_key(identity))?.as_ref() == Some(&row)
+        && object_by_handle(t, handle)? == Some(id)
+    {
+        return Ok(());
+    }
+    remove_other(t, identity)?;
+    t.put(Table::Links, &identity_key(identity), &row)?;
+    t.put(Table::Handles, handle, &id.to_key())
+}
+
+/// Forgets the handle of whatever an identity stood for.
+fn remove_other(t: &mut dyn Tables, identity: Identity) -> Result<(), TableError> {
+    if let Some(row) = t.get(Table::Links, &identity_key(identity))?
+        && let Some((id, handle)) = linked_row(&row)
+    {
+        remove_handle(t, handle, id)?;
+    }
+    Ok(())
+}
+
+/// The object of an identity, and its handle if it had several names.
+fn linked_row(row: &[u8]) -> Option<(ObjectId, &[u8])> {
+    let (key, handle) = row.split_at_checked(ObjectId::default().to_key().len())?;
+    Some((ObjectId::from_key(key)?, handle))
+}
+
+/// The file that has, or had, several names and is behind a kernel file handle.
+///
+/// # Errors
+/// [`TableError`]; not retryable within the transaction.
+pub fn object_by_handle(t: &dyn TablesRead, handle: &[u8]) -> Result<Option<ObjectId>, TableError> {
+    // A handle is that of a folder or of a file for good.
+    folder_by_handle(t, handle)
 }
 
 /// Forgets what a disk knew an object by.
@@ -741,6 +791,7 @@ pub fn remove_identity(
     id: ObjectId,
 ) -> Result<(), TableError> {
     if object_by_identity(t, identity)? == Some(id) {
+        remove_other(t, identity)?;
         t.remove(Table::Links, &identity_key(identity))?;
     }
     Ok(())

@@ -183,7 +183,8 @@ pub struct Observed {
     pub device: u64,
     /// A symbolic link's target.
     pub link: Option<Vec<u8>>,
-    /// A folder's kernel file handle, where the filesystem gives one.
+    /// The kernel's file handle of a folder, and of what has several names, where the filesystem
+    /// gives one.
     pub handle: Option<Vec<u8>>,
     /// What of it is not carried, for people.
     pub left_out: Option<&'static str>,
@@ -192,6 +193,12 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Its handle if it is a folder.
+    #[must_use]
+    pub fn folder_handle(&self) -> Option<&Vec<u8>> {
+        self.handle.as_ref().filter(|_| self.kind == Kind::Folder)
+    }
+
     /// The content that a state made from this look would have, with the hash unknown.
     #[must_use]
     pub fn content(&self) -> Content {

@@ -4,9 +4,9 @@
 //! times that step with a clock, folders that keep their identity wherever they go, and hints as
 //! fanotify gives them (folder by handle; a rename is one hint with a partner, an exchange two).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::coalescer::{FolderKey, Hint, LookError, What};
+use crate::coalescer::{FolderKey, Hint, LookError, What, Whereabouts};
 use crate::ledger::access::FolderAt;
 use crate::ledger::loss::Losses;
 use crate::ledger::object::{Fingerprint, Identity, Kind, Metadata, Observed};
@@ -43,6 +43,8 @@ pub struct Node {
     /// One of its names, or its last one; kept when it is unlinked, because an open file still
     /// reports by it.
     pub slot: Option<(NodeId, Name)>,
+    /// The name by which it was opened last, also when that is gone.
+    opened: Option<(NodeId, Name)>,
     /// How many names it has.
     pub links: u32,
     /// How many have it open for writing.
@@ -74,6 +76,8 @@ pub struct Disk {
     events: Vec<Hint>,
     /// Whether hints are kept: off where nobody watches.
     pub watched: bool,
+    /// Names that something else is mounted over.
+    pub covered: BTreeSet<(NodeId, Name)>,
     /// What was moved out of the way.
     pub trash: Vec<Trashed>,
     /// How often a folder was removed that held more or less than was known.
@@ -96,6 +100,7 @@ impl Disk {
             granularity: 4_000_000,
             events: Vec::new(),
             watched: true,
+            covered: BTreeSet::new(),
             trash: Vec::new(),
             foreign_removals: 0,
             changes: 0,
@@ -195,11 +200,14 @@ impl Disk {
     /// The folder that somebody means, opened along its path and compared.
     ///
     /// # Errors
-    /// [`LookError::Moved`] where there is none or another one.
+    /// [`LookError::Moved`] where there is none or another one; [`LookError::OtherFilesystem`].
     pub fn open(&self, folder: &FolderAt) -> Result<NodeId, LookError> {
         let mut at = ROOT;
         for part in folder.path.components() {
             let name = Name::new(part).map_err(|_| LookError::Moved)?;
+            if self.covered.contains(&(at, name.clone())) {
+                return Err(LookError::OtherFilesystem);
+            }
             at = self.child(at, &name).ok_or(LookError::Moved)?;
             if self.node(at).kind != Kind::Folder {
                 return Err(LookError::Moved);
@@ -231,7 +239,7 @@ impl Disk {
             link_count: node.links,
             device: 0,
             link: (node.kind == Kind::Symlink).then(|| node.bytes.clone()),
-            handle: (node.kind == Kind::Folder).then(|| self.handle(id)),
+            handle: (node.kind == Kind::Folder || node.links > 1).then(|| self.handle(id)),
             left_out: None,
             losses: Losses::NONE,
         }
@@ -243,7 +251,8 @@ impl Disk {
         self.child(folder, name).map(|id| self.observe(id))
     }
 
-    fn handle(&self, id: NodeId) -> Vec<u8> {
+    /// The kernel's handle of a node.
+    pub(super) fn handle(&self, id: NodeId) -> Vec<u8> {
         let mut handle = self.node(id).identity.inode.to_le_bytes().to_vec();
         handle.extend_from_slice(&id.to_le_bytes());
         handle
@@ -283,6 +292,7 @@ impl Disk {
             bytes: Vec::new(),
             children: BTreeMap::new(),
             slot: None,
+            opened: None,
             links: 0,
             writers: 0,
         };
@@ -298,23 +308,64 @@ impl Disk {
                 name: name.cloned(),
                 what,
                 partner: None,
+                object: None,
             });
         }
     }
 
-    /// The kernel tells of a file by the name that was used. What is written by a name that is gone
-    /// before anybody looked at it is found by the next scan; here all names are told of instead.
+    /// The kernel tells of a file by the name that was used, and which one it is.
     fn hint_node(&mut self, id: NodeId, mut what: What) {
         what.folder = self.node(id).kind == Kind::Folder;
-        if self.node(id).links > 1 {
-            for (folder, name) in self.names_of(id) {
-                self.hint(folder, Some(&name), what);
-            }
-            return;
-        }
-        match self.node(id).slot.clone() {
+        let object = (!what.folder).then(|| self.handle(id));
+        let told = self.events.len();
+        match self.used_name(id).cloned() {
             Some((folder, name)) => self.hint(folder, Some(&name), what),
             None => self.hint(id, None, what),
+        }
+        for hint in &mut self.events[told..] {
+            hint.object.clone_from(&object);
+        }
+    }
+
+    /// The kernel tells that a file got or lost a name.
+    fn hint_links(&mut self, id: NodeId) {
+        if self.watched && self.node(id).kind != Kind::Folder {
+            self.events.push(Hint {
+                folder: FolderKey::Nowhere,
+                name: None,
+                what: What::LOOK,
+                partner: None,
+                object: Some(self.handle(id)),
+            });
+        }
+    }
+
+    /// Where the kernel has an object that is no folder: the name used last, if it is still there.
+    pub(super) fn find(&self, handle: &[u8]) -> Option<Whereabouts> {
+        let mut nodes = self.nodes.keys().rev().copied();
+        let id = nodes.find(|id| self.handle(*id) == handle)?;
+        let used = self.used_name(id);
+        let there = used.filter(|(folder, name)| self.child(*folder, name) == Some(id));
+        let key = |folder| FolderKey::Handle(self.handle(folder));
+        (self.node(id).links > 0).then(|| Whereabouts {
+            identity: self.node(id).identity,
+            name: there.map(|(folder, name)| (key(*folder), name.clone())),
+            several: self.node(id).links > 1,
+        })
+    }
+
+    /// The name that the kernel has in mind of a node: the one that is open keeps its.
+    fn used_name(&self, id: NodeId) -> Option<&(NodeId, Name)> {
+        let node = self.node(id);
+        let opened = node.opened.as_ref().filter(|_| node.writers > 0);
+        opened.or(node.slot.as_ref())
+    }
+
+    /// Whoever has a file open by a name has it by the new one.
+    fn renamed(&mut self, id: NodeId, from: (NodeId, &Name), to: (NodeId, &Name)) {
+        let node = self.node_mut(id);
+        if node.opened.as_ref().is_some_and(|at| (at.0, &at.1) == from) {
+            node.opened = Some((to.0, to.1.clone()));
         }
     }
 
@@ -377,13 +428,15 @@ impl Disk {
     /// Creates a file and leaves it open for writing. `None` where the name is taken.
     pub fn create_file(&mut self, folder: NodeId, name: &Name) -> Option<NodeId> {
         let id = self.create(folder, name, Kind::File, 0o644)?;
-        self.node_mut(id).writers = 1;
+        self.open_file(id);
         Some(id)
     }
 
     /// Opens a file for writing.
     pub fn open_file(&mut self, id: NodeId) {
-        self.node_mut(id).writers += 1;
+        let node = self.node_mut(id);
+        node.writers += 1;
+        node.opened.clone_from(&node.slot);
     }
 
     /// Replaces an open file's bytes.
@@ -452,6 +505,7 @@ impl Disk {
         }
         self.link_in(id, folder, name);
         self.changed(id);
+        self.hint_links(id);
         let what = What {
             created: true,
             ..What::default()
@@ -470,6 +524,7 @@ impl Disk {
         }
         self.unlink_from(folder, name);
         self.changed(id);
+        self.hint_links(id);
         let what = What {
             at_once: true,
             folder: self.node(id).kind == Kind::Folder,
@@ -517,7 +572,8 @@ impl Disk {
         if from == to || (is_folder && self.is_below(to.0, id)) {
             return false;
         }
-        if let Some(over) = self.child(to.0, to.1) {
+        let over = self.child(to.0, to.1);
+        if let Some(over) = over {
             if over == id {
                 // Two names of one file: both stay.
                 return false;
@@ -533,8 +589,12 @@ impl Disk {
         }
         self.unlink_from(from.0, from.1);
         self.link_in(id, to.0, to.1);
+        self.renamed(id, from, to);
         self.changed(id);
         self.hint_rename(from, to, is_folder);
+        if let Some(over) = over {
+            self.hint_links(over);
+        }
         true
     }
 
@@ -550,6 +610,8 @@ impl Disk {
         self.unlink_from(b.0, b.1);
         self.link_in(x, b.0, b.1);
         self.link_in(y, a.0, a.1);
+        self.renamed(x, a, b);
+        self.renamed(y, b, a);
         self.changed(x);
         self.changed(y);
         let (x_folder, y_folder) = (
@@ -571,6 +633,7 @@ impl Disk {
                     ..What::LOOK
                 },
                 partner: Some((FolderKey::Handle(self.handle(to.0)), to.1.clone())),
+                object: None,
             });
         }
     }

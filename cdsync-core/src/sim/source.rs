@@ -306,11 +306,14 @@ impl SourceSim {
         }
         let machine = self.machine.as_mut().expect("it runs");
         if collapsed {
+            let is_stray = |hint: &Hint| hint.folder == FolderKey::Nowhere;
+            let (strays, hints): (Vec<_>, Vec<_>) = hints.into_iter().partition(is_stray);
             let folders = hints.into_iter().flat_map(|hint| {
                 let partner = hint.partner.map(|(folder, _)| folder);
                 [Some(hint.folder), partner].into_iter().flatten()
             });
-            machine.handle_gaps(now, &self.tables, folders)
+            let gaps = machine.handle_gaps(now, &self.tables, folders);
+            gaps.and_then(|()| machine.handle_hints(now, &self.tables, strays))
         } else {
             machine.handle_hints(now, &self.tables, hints)
         }
@@ -384,6 +387,9 @@ impl SourceSim {
                     && hint.partner.is_none()
                     && waits.folder == hint.folder
                     && waits.name == hint.name
+                    && (waits.object.is_none()
+                        || hint.object.is_none()
+                        || waits.object == hint.object)
             });
             if let Some((_, waits)) = merged {
                 let (a, b) = (&mut waits.what, hint.what);
@@ -392,6 +398,7 @@ impl SourceSim {
                 a.closed |= b.closed;
                 a.at_once |= b.at_once;
                 a.folder |= b.folder;
+                waits.object = waits.object.take().or(hint.object);
                 continue;
             }
             if self.tuning.queue > 0 && self.queue.len() >= self.tuning.queue {
@@ -417,6 +424,7 @@ impl SourceSim {
             .poll_looks(now, &self.tables)
             .expect("tables do not fail");
         if requests.is_empty() {
+            self.find_strays();
             return;
         }
         let mut looked = Vec::new();
@@ -440,6 +448,20 @@ impl SourceSim {
         machine
             .handle_looked(now, wall, &mut self.tables, looked)
             .expect("tables do not fail");
+    }
+
+    fn find_strays(&mut self) {
+        let now = self.now();
+        let machine = self.machine.as_mut().expect("it runs");
+        let asked = machine.poll_strays().into_iter();
+        let found = asked.map(|object| (self.disk.find(&object), object));
+        let found: Vec<_> = found.map(|(at, object)| (object, at)).collect();
+        machine
+            .handle_strays(now, &mut self.tables, found.clone())
+            .expect("tables do not fail");
+        for found in found {
+            self.note(format!("found {found:?}"));
+        }
     }
 
     fn list(&mut self, meanwhile: &mut Meanwhile<'_>) {
@@ -480,6 +502,9 @@ impl SourceSim {
                     meanwhile(&mut self.disk);
                     let fails = self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail);
                     match self.disk.look(node, &name) {
+                        Some(_) if self.disk.covered.contains(&(node, name.clone())) => {
+                            entries.push((name, Err(LookError::OtherFilesystem)));
+                        }
                         Some(_) if fails => entries.push((name, Err(failure()))),
                         Some(seen) => entries.push((name, Ok(seen))),
                         None => {}
@@ -590,6 +615,9 @@ impl SourceSim {
 
 /// Whether two hints speak of different names.
 fn are_apart(a: &Hint, b: &Hint) -> bool {
+    if a.object.is_some() && a.object == b.object {
+        return false;
+    }
     let slots = |hint: &Hint| {
         let own = (hint.folder.clone(), hint.name.clone());
         let partner = hint.partner.clone();
@@ -639,8 +667,11 @@ fn look_one(disk: &mut Disk, request: LookRequest, meanwhile: &mut Meanwhile<'_>
     };
     let mut names: Vec<(Name, Result<Option<Observed>, LookError>)> = Vec::new();
     for name in request.names {
-        let seen = disk.look(node, &name);
-        names.push((name, Ok(seen)));
+        let seen = match disk.covered.contains(&(node, name.clone())) {
+            true => Err(LookError::OtherFilesystem),
+            false => Ok(disk.look(node, &name)),
+        };
+        names.push((name, seen));
         meanwhile(disk);
     }
     Looked {
@@ -675,5 +706,6 @@ fn recheck(at: &ContentAt) -> Hint {
             ..What::LOOK
         },
         partner: None,
+        object: None,
     }
 }

@@ -394,6 +394,17 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
     (Kind::Links, 6198, "the same"),
     (
         Kind::Links,
+        12,
+        "a link was forgotten because something that could not be moved was to go from its name",
+    ),
+    (Kind::Links, 9949, "the same"),
+    (
+        Kind::Links,
+        1456,
+        "what could not be looked at counted neither as held nor as parked",
+    ),
+    (
+        Kind::Links,
         7746,
         "a file's last name on the disk went with its folder",
     ),

@@ -43,8 +43,8 @@ pub use apply::{
     WHOLE_DEPTH_MAX, Weight, WholeFolder, make_private, write_unseen,
 };
 pub use dir::{
-    Applied, Dir, DirRef, FolderId, Listed, LookWants, NameStream, Root, RootIdentity, RootLost,
-    folders_above,
+    Applied, Dir, DirRef, Finder, FolderId, Listed, LookWants, NameStream, Root, RootIdentity,
+    RootLost, Whereabouts, folders_above,
 };
 pub use error::{FsError, FsErrorKind};
 pub use read::{ContentReader, ReadError, hash_content, open_content};

@@ -75,6 +75,29 @@ fn name_to_handle(fd: BorrowedFd<'_>, flags: libc::c_int) -> Result<Vec<u8>, Err
     Ok(handle)
 }
 
+/// Opens what a handle names, of [`file_handle`]'s form, with `O_PATH`: nothing acts on that. `mount`
+/// is any descriptor on the filesystem, none opened with `O_PATH`. Needs `CAP_DAC_READ_SEARCH`.
+pub(crate) fn open_by_handle(mount: BorrowedFd<'_>, handle: &[u8]) -> Result<OwnedFd, Errno> {
+    let (kind, bytes) = handle.split_first_chunk().ok_or(Errno::INVAL)?;
+    let mut buffer = HandleBuffer {
+        handle_bytes: 0,
+        handle_type: i32::from_le_bytes(*kind),
+        bytes: [0; HANDLE_MAX_BYTES],
+    };
+    let room = buffer.bytes.get_mut(..bytes.len()).ok_or(Errno::INVAL)?;
+    room.copy_from_slice(bytes);
+    buffer.handle_bytes = bytes.len() as u32;
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the buffer has the layout of `struct file_handle`, and as many bytes behind its header
+    // as that says; the descriptor is open.
+    let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut buffer).cast(), flags) };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call has just returned this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Sets the mode of the object behind a descriptor, also one opened with `O_PATH`
 /// (`fchmodat2`, since Linux 6.6).
 pub(crate) fn chmod_handle(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {

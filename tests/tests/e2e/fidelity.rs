@@ -221,6 +221,15 @@ fn carry_everything(folders: impl Fn(&mut Cluster, &str) -> Option<PathBuf>) {
         change(&source);
         check(&cluster, what);
     }
+    for name in ["one", "two", "three"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    check(&cluster, "some more files");
+    // So that nobody looks before the names by which they are changed are gone.
+    cluster.freeze("origin", true);
+    change_unseen(&source);
+    cluster.freeze("origin", false);
+    check(&cluster, "changed by names that were gone again");
     cluster.stop("origin");
     fs::write(source.join("while"), "stopped").unwrap();
     fs::hard_link(source.join("while"), source.join("while too")).unwrap();
@@ -232,6 +241,31 @@ fn carry_everything(folders: impl Fn(&mut Cluster, &str) -> Option<PathBuf>) {
     fs::remove_file(source.join("while")).unwrap();
     cluster.up("edge");
     check(&cluster, "changed while the target was dead");
+}
+
+/// Changes files by further names, which are made and removed again.
+fn change_unseen(top: &Path) {
+    let fleeting = top.join("fleeting");
+    let link = |name: &str| fs::hard_link(top.join(name), &fleeting).unwrap();
+    link("one");
+    mode(&fleeting, 0o640);
+    fs::remove_file(&fleeting).unwrap();
+    link("two");
+    let mut file = File::options().append(true).open(&fleeting).unwrap();
+    file.write_all(b", longer").unwrap();
+    fs::rename(top.join("three"), top.join("3")).unwrap();
+    fs::rename(top.join("3"), &fleeting).unwrap();
+    file.write_all(b" and longer").unwrap();
+    drop(file);
+    fs::rename(&fleeting, top.join("three")).unwrap();
+    // Only what was hinted tells of this one.
+    link("three");
+    let times = fs::metadata(&fleeting).unwrap();
+    let times = FileTimes::new().set_modified(times.modified().unwrap());
+    let mut file = File::options().write(true).open(&fleeting).unwrap();
+    fs::remove_file(&fleeting).unwrap();
+    file.write_all(b"THREE").unwrap();
+    file.set_times(times).unwrap();
 }
 
 /// A folder on a filesystem of its own; `None` where that kind cannot be made, which is told.

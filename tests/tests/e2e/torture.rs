@@ -14,7 +14,7 @@ fn random_kills_end_equal() {
         lasts: Duration::from_secs(40),
         round: Duration::from_secs(12),
         disks: false,
-        links: false,
+        links: true,
         filesystem: "tmpfs".to_owned(),
     }
     .run();

@@ -148,11 +148,7 @@ impl Engine {
         mailbox: Mailbox<Input>,
     ) -> Result<Self, SourceError> {
         let part = context.part()?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the agent's own data, which nobody else may write to"
-        )]
-        let known = context.ledger.exists();
+        let known = LedgerStore::is_there(&context.ledger)?;
         let root = match roots::open(&context.allowed, &part.root, false) {
             Err(roots::RootError::Open { path, source })
                 if known && source.kind() != FsErrorKind::TooManyOpen =>
@@ -164,7 +160,11 @@ impl Engine {
             }
             other => other?,
         };
-        let store = Arc::new(LedgerStore::open(&context.ledger, LEDGER_CACHE_BYTES)?);
+        let store = Arc::new(LedgerStore::open_as(
+            known,
+            &context.ledger,
+            LEDGER_CACHE_BYTES,
+        )?);
         let deletes = held_deletes(context, &store)?;
         check_identity(context, &store, &root)?;
         let hints = Arc::new(HintBuffer::new(context.hints_max));
@@ -522,6 +522,7 @@ impl Engine {
                         name: Some(name),
                         what,
                         partner: None,
+                        object: None,
                     };
                     self.coalescer.handle_hints(now, t, [hint])?;
                 }
@@ -564,6 +565,12 @@ impl Engine {
                 let looked = looks::look(&self.root, &self.owners, requests);
                 self.coalescer
                     .handle_looked(self.clock.now(), wall(), t, looked)?;
+                continue;
+            }
+            let strays = self.coalescer.poll_strays();
+            if !strays.is_empty() {
+                let found = looks::find(&self.root, strays);
+                self.coalescer.handle_strays(self.clock.now(), t, found)?;
                 continue;
             }
             let mut requests = Vec::new();
@@ -617,6 +624,9 @@ impl Engine {
         }
         if waiting.gap {
             self.coalescer.handle_gap(now);
+        }
+        if waiting.strays_lost {
+            self.coalescer.handle_lost_strays(now);
         }
         self.coalescer.handle_gaps(now, t, waiting.folders)?;
         self.coalescer.handle_hints(now, t, waiting.hints)

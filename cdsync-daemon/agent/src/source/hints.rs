@@ -1,6 +1,6 @@
 //! From the watcher's thread to the engine's: a bounded buffer that never makes the watcher wait.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cdsync_core::coalescer::{FolderKey, Hint, What};
@@ -12,6 +12,9 @@ use crate::mailbox::Mailbox;
 /// Of how many folders hints may be lost at once, 60 bytes each or so. Beyond it the whole tree is
 /// compared: what folders have in common is not known here.
 const FOLDERS_MAX: usize = 4096;
+
+/// How many objects are kept in mind then that were told without a folder, 100 bytes each or so.
+const STRAYS_MAX: usize = 16_384;
 
 /// Hints not yet taken by the engine.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(super) struct Waiting {
     pub(super) hints: Vec<Hint>,
     /// Folders of which hints were lost.
     pub(super) folders: BTreeSet<FolderKey>,
+    /// Hints without a folder were lost, which only a look at everything finds.
+    pub(super) strays_lost: bool,
     /// Nobody knows where something was lost: compare everything.
     pub(super) gap: bool,
     /// The watcher ended.
@@ -35,7 +40,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
-        self.hints.is_empty() && self.folders.is_empty() && !self.gap
+        self.hints.is_empty() && self.folders.is_empty() && !self.strays_lost && !self.gap
     }
 
     fn add(&mut self, batch: &[cdsync_fs::Hint], hints_max: usize) {
@@ -47,7 +52,12 @@ impl Waiting {
             return;
         }
         let hints = std::mem::take(&mut self.hints);
+        let mut strays: BTreeMap<Option<Vec<u8>>, Hint> = BTreeMap::new();
         for hint in hints.into_iter().chain(batch.iter().map(hint_of)) {
+            if hint.folder == FolderKey::Nowhere {
+                strays.insert(hint.object.clone(), hint);
+                continue;
+            }
             self.folders.insert(hint.folder);
             self.folders.extend(hint.partner.map(|(folder, _)| folder));
             if self.folders.len() > FOLDERS_MAX {
@@ -55,11 +65,18 @@ impl Waiting {
                 return;
             }
         }
+        // One of them is like another.
+        if strays.len() <= STRAYS_MAX {
+            self.hints.extend(strays.into_values());
+        } else {
+            self.strays_lost = true;
+        }
     }
 
     fn lose_all(&mut self) {
         self.hints.clear();
         self.folders.clear();
+        self.strays_lost = false;
         self.gap = true;
     }
 }
@@ -116,6 +133,7 @@ fn hint_of(hint: &cdsync_fs::Hint) -> Hint {
         name: hint.name.clone(),
         what: what_of(hint.what, renamed.is_some()),
         partner: renamed.map(|(folder, name)| (key_of(folder), name.clone())),
+        object: hint.object.clone(),
     }
 }
 
@@ -123,6 +141,7 @@ fn key_of(folder: &FolderRef) -> FolderKey {
     match folder {
         FolderRef::Handle(handle) => FolderKey::Handle(handle.clone()),
         FolderRef::Path(path) => FolderKey::Path(path.clone()),
+        FolderRef::Nowhere => FolderKey::Nowhere,
     }
 }
 
@@ -149,6 +168,7 @@ mod tests {
             what: HintFlags::default(),
             pid: 0,
             renamed_to: None,
+            object: None,
         };
         folders.map(hint).collect()
     }
@@ -172,5 +192,25 @@ mod tests {
         assert!(waiting.gap && waiting.hints.is_empty() && waiting.folders.is_empty());
         waiting.add(&hints(0..2), 3);
         assert!(waiting.hints.is_empty(), "all of it is compared anyway");
+    }
+
+    /// Proves that hints of objects alone are kept when the others collapse, each object once, and
+    /// that it is told when they are too many.
+    #[test]
+    fn hints_of_objects_are_kept() {
+        let stray = |n: usize| cdsync_fs::Hint {
+            folder: FolderRef::Nowhere,
+            name: None,
+            object: Some(n.to_le_bytes().to_vec()),
+            ..hints(0..1).remove(0)
+        };
+        let mut waiting = Waiting::default();
+        waiting.add(&[stray(1), stray(2), stray(1)], 5);
+        waiting.add(&hints(0..3), 5);
+        assert_eq!((waiting.hints.len(), waiting.folders.len()), (2, 3));
+        assert!(!waiting.strays_lost);
+        let many: Vec<_> = (3..4 + STRAYS_MAX).map(stray).collect();
+        waiting.add(&many, 5);
+        assert!(waiting.strays_lost && waiting.hints.is_empty());
     }
 }

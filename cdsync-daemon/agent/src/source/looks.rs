@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use cdsync_core::coalescer::{ListRequest, LookError, LookRequest, Looked, NameSeen};
+use cdsync_core::coalescer::{
+    FolderKey, ListRequest, LookError, LookRequest, Looked, NameSeen, Whereabouts,
+};
 use cdsync_core::ledger::access::FolderAt;
-use cdsync_fs::{DirRef, FsError, FsErrorKind, LookWants, Root};
+use cdsync_fs::{DirRef, Finder, FsError, FsErrorKind, LookWants, Root};
 
 use super::Input;
 use super::room::Room;
@@ -74,6 +76,25 @@ fn look_at_names(root: &Root, request: LookRequest) -> Looked {
         itself,
         names,
     }
+}
+
+/// Finds out where objects are that hints named without a name that is there.
+pub(super) fn find(root: &Root, strays: Vec<Vec<u8>>) -> Vec<(Vec<u8>, Option<Whereabouts>)> {
+    // What cannot be found is left to the safety scan.
+    let failed = |error| tracing::debug!(%error, "objects are not found by their handles");
+    let finder = Finder::open(root).map_err(failed).ok();
+    let find = |object: &[u8]| finder.as_ref()?.find(object).map_err(failed).ok()?;
+    let found = strays.into_iter().map(|object| {
+        let found = find(&object).map(|found| Whereabouts {
+            identity: found.identity,
+            name: found
+                .name
+                .map(|(folder, name)| (FolderKey::Handle(folder), name)),
+            several: found.several,
+        });
+        (object, found)
+    });
+    found.collect()
 }
 
 /// Lists folders for the engine until it is gone: the body of the scanner thread.

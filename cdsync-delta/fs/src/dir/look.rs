@@ -17,7 +17,7 @@ use crate::sys;
 /// What a look brings besides what one `statx` tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LookWants {
-    /// The kernel's handle of a folder.
+    /// The kernel's handle of a folder, or of anything with several names.
     pub handle: bool,
     /// Extended attributes and access lists.
     pub xattrs: bool,
@@ -34,7 +34,7 @@ impl LookWants {
         handle: false,
         xattrs: true,
     };
-    /// The kernel's handle of a folder.
+    /// The kernel's handle.
     pub const HANDLE: Self = Self {
         handle: true,
         xattrs: false,
@@ -106,7 +106,8 @@ impl Dir {
         let stat = rustix::fs::statx(self.as_fd(), name.as_bytes(), LOOK, WANTED)?;
         let kind = kind_of(&stat)?;
         self.check_mount(&stat)?;
-        let by_handle = kind == Kind::Symlink || (kind == Kind::Folder && wants.handle);
+        let handle = wants.handle && (kind == Kind::Folder || stat.stx_nlink > 1);
+        let by_handle = kind == Kind::Symlink || handle;
         if !by_handle {
             let mut observed = observed_of(&stat, kind);
             if wants.xattrs {
@@ -152,13 +153,12 @@ pub(crate) fn observe_fd(fd: BorrowedFd<'_>, wants: LookWants) -> Result<Observe
 
 fn observe(fd: BorrowedFd<'_>, stat: &Statx, wants: LookWants) -> Result<Observed, Errno> {
     let mut observed = observed_of(stat, kind_of(stat)?);
-    match observed.kind {
-        Kind::Symlink => {
-            let target = rustix::fs::readlinkat(fd, c"", Vec::new())?;
-            observed.link = Some(target.into_bytes());
-        }
-        Kind::Folder if wants.handle => observed.handle = sys::file_handle(fd)?,
-        _ => {}
+    if observed.kind == Kind::Symlink {
+        let target = rustix::fs::readlinkat(fd, c"", Vec::new())?;
+        observed.link = Some(target.into_bytes());
+    }
+    if wants.handle && (observed.kind == Kind::Folder || observed.link_count > 1) {
+        observed.handle = sys::file_handle(fd)?;
     }
     if wants.xattrs {
         let again = || rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, WANTED);

@@ -5,6 +5,7 @@ mod adopt;
 mod alias;
 mod beneath;
 mod cache;
+mod find;
 mod folder;
 mod list;
 mod look;
@@ -17,6 +18,7 @@ mod tests;
 mod xattr;
 
 pub use above::{FolderId, folders_above};
+pub use find::{Finder, Whereabouts};
 pub use folder::Dir;
 pub use list::{Listed, NameStream};
 pub use look::LookWants;

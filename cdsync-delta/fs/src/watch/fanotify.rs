@@ -93,12 +93,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Group {
     /// Marks the filesystem of `dir` and starts the reader.
     ///
-    /// Folder and name are all that hints need: `FAN_REPORT_TARGET_FID` would add the object's own
-    /// handle to every event and keep the kernel from merging. The queue keeps its default limit:
-    /// an unlimited one could take all memory, and an overflow is only a walk.
+    /// Besides folder and name, `FAN_REPORT_FID` tells the object of a change, and of each that got or
+    /// lost a name: where a name is gone when it is looked at, the object may have another one. The
+    /// queue keeps its default limit: an unlimited one could take all memory, and an overflow is
+    /// only a walk.
     pub(super) fn start(dir: &Dir) -> Result<Arc<Self>, Errno> {
         let flags = libc::FAN_CLASS_NOTIF
             | libc::FAN_REPORT_DFID_NAME
+            | libc::FAN_REPORT_FID
             | libc::FAN_NONBLOCK
             | libc::FAN_CLOEXEC;
         let group = sys::fanotify_init(flags)?;

@@ -32,6 +32,8 @@ pub enum FolderRef {
     Handle(Vec<u8>),
     /// The path from the root.
     Path(RelPath),
+    /// The kernel knows no folder: only [`Hint::object`] tells where to look.
+    Nowhere,
 }
 
 /// What kinds of change a hint stands for; several when the kernel merged events.
@@ -75,6 +77,9 @@ pub struct Hint {
     pub pid: i32,
     /// Where the name went when it was renamed. Swapped names arrive as two renames.
     pub renamed_to: Option<(FolderRef, Name)>,
+    /// What it happened to, where that is told and is no folder: the kernel's handle, in the same
+    /// form as a folder's. [`crate::Finder`] tells where it is.
+    pub object: Option<Vec<u8>>,
 }
 
 /// Why it is not known what changed: everything below the root must be looked at.

@@ -273,6 +273,7 @@ impl Translator {
                     what,
                     pid: 0,
                     renamed_to,
+                    object: None,
                 });
                 self.arrived(to)
             }
@@ -316,6 +317,7 @@ impl Translator {
                 what,
                 pid: 0,
                 renamed_to: None,
+                object: None,
             });
             return Ok(());
         }
@@ -326,6 +328,7 @@ impl Translator {
             what,
             pid: 0,
             renamed_to: None,
+            object: None,
         });
         Ok(())
     }

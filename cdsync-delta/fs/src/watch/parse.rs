@@ -42,7 +42,7 @@ pub(crate) fn parse(buffer: &[u8], hints: &mut Vec<Hint>) -> Parsed {
         }
         match hint_of(&event) {
             Ok(Some(hint)) => push(hints, hint),
-            // Of a kind that was not asked for, or of a file without any name.
+            // Of a kind that was not asked for.
             Ok(None) => {}
             Err(Malformed) => parsed.malformed = true,
         }
@@ -59,11 +59,18 @@ fn push(hints: &mut Vec<Hint>, hint: Hint) {
         && last.name == hint.name
         && last.pid == hint.pid
         && last.folder == hint.folder
+        && are_of_one(last.object.as_ref(), hint.object.as_ref())
     {
         last.what.merge(hint.what);
+        last.object = last.object.take().or(hint.object);
         return;
     }
     hints.push(hint);
+}
+
+/// Whether two hints of one name may speak of one object.
+fn are_of_one(a: Option<&Vec<u8>>, b: Option<&Vec<u8>>) -> bool {
+    a.is_none() || b.is_none() || a == b
 }
 
 struct Event<'a> {
@@ -92,6 +99,7 @@ fn hint_of(event: &Event<'_>) -> Result<Option<Hint>, Malformed> {
     let mut at = None;
     let mut old = None;
     let mut new = None;
+    let mut object = None;
     let mut rest = event.info;
     while !rest.is_empty() {
         let kind = rest[0];
@@ -105,12 +113,17 @@ fn hint_of(event: &Event<'_>) -> Result<Option<Hint>, Malformed> {
             libc::FAN_EVENT_INFO_TYPE_DFID_NAME | libc::FAN_EVENT_INFO_TYPE_DFID => {
                 at = Some(named(record)?);
             }
+            libc::FAN_EVENT_INFO_TYPE_FID => object = Some(named(record)?.0),
             libc::FAN_EVENT_INFO_TYPE_OLD_DFID_NAME => old = Some(named(record)?),
             libc::FAN_EVENT_INFO_TYPE_NEW_DFID_NAME => new = Some(named(record)?),
             _ => {}
         }
     }
     let mut what = flags_of(event.mask);
+    let object = match object {
+        Some(FolderRef::Handle(handle)) if !what.is_folder => Some(handle),
+        _ => None,
+    };
     let ((folder, name), renamed_to) = match (at, old, new) {
         (Some(at), _, _) => (at, None),
         (None, Some(old), Some((folder, Some(name)))) => (old, Some((folder, name))),
@@ -123,6 +136,8 @@ fn hint_of(event: &Event<'_>) -> Result<Option<Hint>, Malformed> {
             what.created = true;
             (new, None)
         }
+        // It got or lost a name, or somebody works on it who did not come by a name.
+        (None, None, None) if object.is_some() => ((FolderRef::Nowhere, None), None),
         (None, None, None) => return Ok(None),
     };
     Ok(Some(Hint {
@@ -131,6 +146,7 @@ fn hint_of(event: &Event<'_>) -> Result<Option<Hint>, Malformed> {
         what,
         pid: event.pid,
         renamed_to,
+        object,
     }))
 }
 
@@ -287,6 +303,33 @@ mod tests {
         assert_eq!(parse(&bytes.concat(), &mut hints).events, 3);
         assert_eq!(hints.len(), 2);
         assert!(hints[0].what.created && hints[0].what.written && !hints[0].what.closed);
+    }
+
+    /// Proves that a change tells which object it happened to, that of a folder does not, and that
+    /// one without any name is a hint too; and that what happened to another object behind the same
+    /// name stays a hint of its own.
+    #[test]
+    fn objects_are_told() {
+        let of = |mask, object: &[u8]| {
+            let mut info = record(2, b"dir", b"x");
+            info.extend(record(1, object, b""));
+            event(mask, 1, &info)
+        };
+        let mut bytes = of(libc::FAN_MODIFY, b"one");
+        bytes.extend(event(libc::FAN_CREATE, 1, &record(2, b"dir", b"x")));
+        bytes.extend(of(libc::FAN_ATTRIB, b"two"));
+        bytes.extend(of(libc::FAN_ATTRIB | libc::FAN_ONDIR, b"folder"));
+        bytes.extend(event(libc::FAN_ATTRIB, 1, &record(1, b"three", b"")));
+        let mut hints = Vec::new();
+        assert!(!parse(&bytes, &mut hints).malformed);
+        let told: Vec<_> = hints.iter().map(|hint| hint.object.clone()).collect();
+        let own = |bytes: &[u8]| Some([&1i32.to_le_bytes()[..], bytes].concat());
+        assert_eq!(told, [own(b"one"), own(b"two"), own(b"three")]);
+        assert!(hints[0].what.created && hints[1].what.is_folder);
+        assert_eq!(
+            (&hints[2].folder, &hints[2].name),
+            (&FolderRef::Nowhere, &None)
+        );
     }
 
     /// Proves that every cut of a good buffer is refused without a panic.

@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 use std::sync::MutexGuard;
 
 use super::*;
-use crate::dir::LookWants;
+use crate::dir::{Finder, LookWants};
 use crate::testing::{Place, is_root, name, path};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -151,6 +151,57 @@ fn fanotify_tells_renames_whole() {
     assert!(own.what.attributes && own.what.is_folder);
     let f = top.look(&name("f"), LookWants::HANDLE).unwrap().unwrap();
     assert_eq!(own.folder, FolderRef::Handle(f.handle.unwrap()));
+}
+
+/// Proves that a file which is changed by a name that is gone again is told, and found by its handle:
+/// at its other name, also where that moved or a folder above it, and nowhere once it has none or
+/// only one outside.
+#[test]
+fn objects_are_found_by_what_is_told() {
+    let Some((place, recorder, watch)) = fanotify("objects") else {
+        return;
+    };
+    let top = place.root.top();
+    std::fs::create_dir(place.at("d")).unwrap();
+    place.write("d/a", b"1");
+    std::fs::hard_link(place.at("d/a"), place.at("b")).unwrap();
+    let seen = top.look(&name("b"), LookWants::HANDLE).unwrap().unwrap();
+    let handle = seen.handle.clone();
+    recorder.clear();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(place.at("b"), mode).unwrap();
+    std::fs::remove_file(place.at("b")).unwrap();
+    watch.flush(PATIENCE).unwrap();
+    let hints = recorder.log().hints.clone();
+    let of = |hint: &&Hint| hint.object == handle;
+    let own = hints.iter().find(|h| h.name == Some(name("b"))).unwrap();
+    assert!(own.what.attributes && own.object == handle, "{own:?}");
+    let strays: Vec<_> = hints.iter().filter(of).collect();
+    assert!(
+        strays.iter().any(|h| h.folder == FolderRef::Nowhere),
+        "{strays:?}"
+    );
+
+    let handle = handle.unwrap();
+    let find = || Finder::open(&place.root).unwrap().find(&handle).unwrap();
+    std::fs::rename(place.at("d"), place.at("e")).unwrap();
+    let folder = top.look(&name("e"), LookWants::HANDLE).unwrap().unwrap();
+    let found = find().unwrap();
+    assert_eq!(found.identity, seen.fingerprint.identity);
+    assert_eq!(found.name, Some((folder.handle.unwrap(), name("a"))));
+    assert!(!found.several);
+    std::fs::hard_link(place.at("e/a"), place.base.path().join("out")).unwrap();
+    assert!(find().unwrap().several);
+    std::fs::remove_file(place.at("e/a")).unwrap();
+    assert_eq!(find(), None);
+    std::fs::hard_link(place.base.path().join("out"), place.at("back")).unwrap();
+    std::fs::remove_file(place.base.path().join("out")).unwrap();
+    let held = std::fs::File::open(place.at("back")).unwrap();
+    assert_eq!(find().unwrap().name.unwrap().1, name("back"));
+    std::fs::remove_file(place.at("back")).unwrap();
+    assert_eq!(find(), None, "it is open, but has no name");
+    drop(held);
+    assert_eq!(find(), None);
 }
 
 /// Proves that one group serves several roots of a filesystem, and that a dropped watch is told
