@@ -604,12 +604,18 @@ impl Cluster {
     /// When that does not come within half a minute.
     #[track_caller]
     pub fn wait_state(&self, job: &str, state: &str) -> Value {
-        let mut status = Value::Null;
-        wait_until(PATIENCE, &format!("job {job} is {state}"), || {
-            status = self.json(&format!("job status {job}"));
-            status["state"] == state
-        });
-        status
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let status = self.json(&format!("job status {job}"));
+            if status["state"] == state {
+                return status;
+            }
+            assert!(
+                Instant::now() < end,
+                "job {job} is not {state} within {PATIENCE:?}: {status:#}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn tell(&self) {
