@@ -632,9 +632,6 @@ impl Replica {
             fetch.renew(state.clone());
             return Ok(());
         }
-        if self.parked.contains(state.id) && state.kind == Kind::File {
-            return self.renew_parked(t, state);
-        }
         let mut state = state.clone();
         if held_newer && state.kind == Kind::File {
             // Content of a later version came ahead: it keeps the time that belongs to it.
@@ -643,6 +640,9 @@ impl Replica {
             }
             state.content_seq = row.state.content_seq;
             state.content = row.state.content.clone();
+        }
+        if self.parked.contains(state.id) && state.kind == Kind::File {
+            return self.renew_parked(t, &state);
         }
         if state.kind == Kind::Folder {
             self.touched.insert(state.id);

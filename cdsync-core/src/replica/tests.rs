@@ -815,6 +815,60 @@ fn what_a_move_does_not_find_is_fetched_again() {
     assert!(replica.is_sweeping());
 }
 
+/// Proves that what cannot be moved any more, and was to get other content and metadata with its new
+/// name, is fetched with all of that.
+#[test]
+fn what_is_given_up_gets_its_newest_metadata() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let first = batch(vec![create(2, 2, "a")], vec![here(2)]);
+    replica.handle_batch(first).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let pull = batch(vec![change(3, 2)], vec![Inline::Pull]);
+    replica.handle_batch(pull).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let mut rename = record(4);
+    for (file, object) in [("a", None), ("b", Some(id(2)))] {
+        rename.names.push(NameState {
+            parent: id(1),
+            name: name(file),
+            object,
+        });
+    }
+    let mut moved = state(2, 4, Kind::File);
+    moved.content_seq = Seq(3);
+    moved.meta.mode = 0o600;
+    rename.objects.push(moved);
+    replica.handle_batch(batch(vec![rename], vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |op| {
+        !matches!(op, ApplyOp::Move(_))
+    });
+    let later = WallMillis(NOW.0 + 10_000);
+    replica.handle_timeout(later, &mut t).unwrap();
+    let step = replica.poll_step(NOW, &mut t).unwrap().unwrap();
+    assert!(matches!(step.ops[..], [ApplyOp::Move(_)]), "{step:?}");
+    drop(step);
+    let missing = ApplyResult::Moved(vec![MoveResult::Missing]);
+    replica.handle_applied(NOW, &mut t, vec![missing]).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    replica.handle_timeout(later, &mut t).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    replica.poll_fetch().expect("it is fetched");
+    let staged = FetchResult::Staged {
+        version: Seq(3),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    };
+    assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    let mode = ops.iter().find_map(|op| match op {
+        ApplyOp::WriteFile { meta, .. } => Some(meta.mode),
+        _ => None,
+    });
+    assert_eq!(mode, Some(0o600), "{ops:?}");
+}
+
 /// Proves that what is parked is due after a start, whatever the clock said before: one that was set
 /// back must not park it for as long.
 #[test]

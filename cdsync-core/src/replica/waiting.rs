@@ -387,7 +387,8 @@ impl Replica {
     ) -> Result<(), TableError> {
         // A record may have changed it since that was noted.
         let fetched = self.fetches.remove(state.id).map(|fetch| fetch.state);
-        let newer = fetched.filter(|fetched| fetched.version.seq > state.version.seq);
+        // One of the same version is more: rows get their version with a name alone.
+        let newer = fetched.filter(|fetched| fetched.version.seq >= state.version.seq);
         let state = newer.unwrap_or(state);
         let (id, seq) = (state.id, state.version.seq);
         self.unpark(t, id)?;
