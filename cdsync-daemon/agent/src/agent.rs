@@ -150,6 +150,7 @@ impl Agent {
             roles: Arc::clone(&roles),
             serving,
             newest,
+            unkept: None,
         };
         tasks.spawn(control.run());
         Ok(Self {

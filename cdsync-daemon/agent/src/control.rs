@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::agent::AgentConfig;
 use crate::board::Board;
 use crate::clock::random_id;
-use crate::orders::OrdersKeeper;
+use crate::orders::{OrdersError, OrdersKeeper};
 use crate::roles::{Asked, Roles};
 use crate::serve::Serving;
 use crate::source::chain;
@@ -34,6 +34,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const REPORT_GAP: Duration = Duration::from_millis(20);
 /// A report is sent at least so often: the master's sign that this server lives.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How soon orders that could not be kept are tried again; at the next report then.
+const KEEP_AGAIN: Duration = Duration::from_millis(900);
 /// How long the master may take to let the stream be opened.
 const OPEN_MAX: Duration = Duration::from_secs(30);
 /// How many answers may wait to be sent.
@@ -66,6 +68,8 @@ pub(crate) struct Control {
     pub(crate) serving: Arc<Serving>,
     /// The newest orders, for whoever watches the end of their lease.
     pub(crate) newest: watch::Sender<Option<Orders>>,
+    /// Orders that the disk does not take, and when that was tried last.
+    pub(crate) unkept: Option<(Signed, Instant)>,
 }
 
 impl Control {
@@ -108,7 +112,13 @@ impl Control {
         let mut report_at = Instant::now();
         let mut changed = true;
         let mut renew_asked: Option<Instant> = None;
+        // The newest ones come again with each connection.
+        self.unkept = None;
         loop {
+            let again = |(_, tried): &mut (_, Instant)| tried.elapsed() >= KEEP_AGAIN;
+            if let Some((signed, _)) = self.unkept.take_if(again) {
+                self.take_orders(signed, true);
+            }
             let asked_lately = renew_asked.is_some_and(|at| at.elapsed() < RENEW_PAUSE);
             if self.certificate_is_old() && !asked_lately {
                 renew_asked = Some(Instant::now());
@@ -166,16 +176,7 @@ impl Control {
     ) {
         match message {
             MasterMessage::Welcome { now } => self.serving.clock.told(now),
-            MasterMessage::Orders(signed) => match self.keeper.take(&signed) {
-                Ok(orders) => {
-                    // At once, not behind engines that end.
-                    self.serving.revoke(&orders.revoked);
-                    self.serving.clock.told(orders.issued);
-                    self.newest.send_replace(Some(orders.clone()));
-                    follow(&self.roles, self.serving.clock.in_force(orders.clone()));
-                }
-                Err(error) => tracing::warn!(error = chain(&error), "orders are not followed"),
-            },
+            MasterMessage::Orders(signed) => self.take_orders(signed, false),
             MasterMessage::Ask { id, ask } => {
                 let (roles, answers) = (Arc::clone(&self.roles), answers.clone());
                 tokio::spawn(async move {
@@ -203,6 +204,28 @@ impl Control {
                         error = chain(&error),
                         "the renewed certificate is not usable"
                     );
+                }
+            }
+        }
+    }
+
+    /// Follows orders. What the disk does not take is tried again until it does, or newer ones come.
+    fn take_orders(&mut self, signed: Signed, again: bool) {
+        self.unkept = None;
+        match self.keeper.take(&signed) {
+            Ok(orders) => {
+                // At once, not behind engines that end.
+                self.serving.revoke(&orders.revoked);
+                self.serving.clock.told(orders.issued);
+                self.newest.send_replace(Some(orders.clone()));
+                follow(&self.roles, self.serving.clock.in_force(orders.clone()));
+            }
+            Err(error) => {
+                if !again {
+                    tracing::warn!(error = chain(&error), "orders are not followed");
+                }
+                if let OrdersError::Keep(_) = error {
+                    self.unkept = Some((signed, Instant::now()));
                 }
             }
         }

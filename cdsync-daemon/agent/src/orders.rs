@@ -12,12 +12,14 @@ use thiserror::Error;
 /// The largest file of orders.
 const FILE_MAX_BYTES: u64 = 4 << 20;
 
-/// Why orders are not taken. None is retryable with the same orders.
+/// Why orders are not taken.
 #[derive(Debug, Error)]
 pub(crate) enum OrdersError {
+    /// Not retryable with the same orders.
     #[error(transparent)]
     Refused(#[from] OrdersRefused),
     /// They could not be kept; they are not obeyed, so that a restart obeys the same ones.
+    /// Retryable.
     #[error("orders cannot be kept: {0}")]
     Keep(#[from] io::Error),
 }

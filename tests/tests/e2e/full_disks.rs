@@ -84,3 +84,24 @@ fn a_full_target_is_told_and_survived() {
     assert!(fs::remove_file(target.join("ballast")).is_err());
     cluster.assert_equal("site", &source, &target);
 }
+
+/// Proves that orders for which an agent's disk has no room are followed once it has, without
+/// another word of the master.
+#[test]
+fn orders_that_do_not_fit_are_followed_later() {
+    let Some((cluster, source, target)) = start() else {
+        return;
+    };
+    let data = cluster.data("edge").to_owned();
+    fill(&data);
+    for words in ["pause", "resume"] {
+        cluster.cdsync(["job", words, "site"]).expect(0);
+    }
+    wait_until(Duration::from_secs(60), "the orders do not fit", || {
+        cluster.log("edge").contains("orders cannot be kept")
+    });
+    unfill(&data);
+    fs::write(source.join("late"), "content").unwrap();
+    cluster.wait("site");
+    cluster.assert_equal("site", &source, &target);
+}
