@@ -343,7 +343,7 @@ impl Coalescer {
             }
         }
         for (slot, gone) in removed {
-            if !self.drop_name(t, &mut record, slot, gone.id)? {
+            if !self.drop_name(t, &mut record, slot, gone.id, gone.what())? {
                 self.remove(t, &mut record, gone)?;
             }
         }

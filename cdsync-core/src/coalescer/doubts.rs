@@ -43,6 +43,8 @@ pub(super) struct Heard {
     pub(super) before: Option<WallMillis>,
     /// Whether all was compared since the ledger was opened, or it was empty then.
     pub(super) compared: bool,
+    /// A scan was begun since then.
+    pub(super) scanned: bool,
     /// When hints were taken last.
     taken: Option<Instant>,
     upto: WallMillis,

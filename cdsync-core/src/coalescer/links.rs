@@ -165,10 +165,11 @@ impl Coalescer {
         if by.is_some_and(|by| names.contains(by)) {
             return Ok(());
         }
-        for slot in names {
-            self.hint(now, t, slot, what, None, None)?;
+        // One stands for all: if it is gone there, the others are looked at.
+        match names.into_iter().next() {
+            Some(slot) => self.hint(now, t, slot, what, None, None),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives an object one more name, in a record of its own if it is one.
@@ -245,6 +246,7 @@ impl Coalescer {
         record: &mut Record,
         slot: &Slot,
         id: ObjectId,
+        mut what: What,
     ) -> Result<bool, TableError> {
         let Some(mut row) = live(t, id)?.filter(|row| row.names.iter().any(|n| n != slot)) else {
             return Ok(false);
@@ -255,8 +257,11 @@ impl Coalescer {
             tell(record, &row);
         }
         if let Some(other) = row.slot().cloned() {
-            // Its change time moved: noted before a scan takes it for a write.
-            self.pending.due_now(other, Instant::default());
+            // Its change time moved: noted before a scan takes it for a write. What was told of it by
+            // the name that is gone is told of it all the same.
+            what.at_once = true;
+            what.created = false;
+            self.pending.due_because(other, Instant::default(), what);
         }
         put_live(t, id, row)?;
         Ok(true)

@@ -606,7 +606,10 @@ impl Coalescer {
             }
             // It moved on with what is in it, and a hint tells.
             Err(LookError::Moved | LookError::OtherFilesystem) if patrol => {}
-            Err(LookError::Moved | LookError::OtherFilesystem) => {
+            Err(error @ (LookError::Moved | LookError::OtherFilesystem)) => {
+                if error == LookError::OtherFilesystem {
+                    self.unseen.folder_seen(folder);
+                }
                 // Whatever happened to it or above it, the names that led there tell.
                 if self.look_at_path(now, t, folder)? {
                     self.listings.owed.insert(folder, listing.depth);

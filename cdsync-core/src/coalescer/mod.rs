@@ -60,7 +60,7 @@ use listing::Listings;
 use patrol::Patrol;
 use pending::Pending;
 use strays::Strays;
-pub use strays::Whereabouts;
+pub use strays::{Found, Whereabouts};
 use unseen::Unseen;
 
 /// How a hint names its folder.
@@ -99,7 +99,8 @@ impl What {
         folder: false,
     };
 
-    fn merge(&mut self, other: Self) {
+    /// Adds what another hint says of the same thing.
+    pub fn merge(&mut self, other: Self) {
         self.created |= other.created;
         self.written |= other.written;
         self.closed |= other.closed;
@@ -416,6 +417,7 @@ impl Coalescer {
     /// Compares the whole tree with the ledger.
     pub fn start_scan(&mut self) {
         self.closing = false;
+        self.heard.scanned = true;
         self.listings
             .start(ObjectId::root(self.origin()), self.ledger.head() > Seq(1));
     }
@@ -423,7 +425,7 @@ impl Coalescer {
     /// When [`Self::poll_looks`] has something without any further input.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.listings.has_deferred() || !self.strays.is_empty() {
+        if self.listings.has_deferred() {
             return Some(Instant::default());
         }
         let others = [
@@ -431,6 +433,7 @@ impl Coalescer {
             self.doubts.next_due(),
             self.guard_due(),
             self.patrol.next_due(),
+            self.strays.next_due(),
         ];
         let others = others.into_iter().flatten();
         self.pending.next_due().into_iter().chain(others).min()
@@ -446,10 +449,10 @@ impl Coalescer {
         if self.listings.is_idle() && !waits {
             self.listings.end_scan();
             self.heard.before = None;
-            self.heard.compared = true;
             self.gaps.close();
             self.guard.end_scan();
         }
+        self.heard.compared |= self.heard.scanned && self.listings.is_idle();
         self.note_heard(t)?;
         self.ledger.save(t)?;
         Ok(std::mem::take(&mut self.written))

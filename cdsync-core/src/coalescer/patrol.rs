@@ -27,8 +27,6 @@ pub(super) struct Patrol {
     /// The one being listed.
     listing: Option<ObjectId>,
     running: bool,
-    /// Another one is owed behind the running one.
-    again: bool,
     /// When the next folder is listed, or the next scan begins.
     due: Option<Instant>,
     ended: u64,
@@ -37,12 +35,6 @@ pub(super) struct Patrol {
 impl Patrol {
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.filter(|_| self.listing.is_none())
-    }
-
-    /// A scan begins now, or one more if one is running.
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.again = self.running;
-        self.due = Some(now);
     }
 
     pub(super) fn push(&mut self, folder: ObjectId) {
@@ -85,8 +77,7 @@ impl Coalescer {
         }
         self.patrol.running = false;
         self.patrol.ended += 1;
-        let owed = std::mem::take(&mut self.patrol.again);
-        self.patrol.due = Some(if owed { now } else { now.after(every) });
+        self.patrol.due = Some(now.after(every));
         Ok(None)
     }
 

@@ -244,6 +244,20 @@ impl Pending {
         self.put(slot, waiting);
     }
 
+    /// The same, because of what was told of the object by another name: that is not lost, and whoever
+    /// waits for everything waits for it.
+    pub(super) fn due_because(&mut self, slot: Slot, now: Instant, what: What) {
+        let waiting = self.take(&slot);
+        let mut waiting = waiting.unwrap_or_else(|| Waiting::new(what, now));
+        waiting.what.merge(what);
+        waiting.due = now;
+        waiting.asked = true;
+        if waiting.confirm.waits() {
+            waiting.confirm = Confirm::No;
+        }
+        self.put(slot, waiting);
+    }
+
     /// Something was written at a name where nothing is now. Returns whether it can be kept in mind.
     pub(super) fn missed_write(&mut self, slot: Slot) -> bool {
         if self.missed_writes.len() >= MISSED_WRITES_MAX {

@@ -5,6 +5,7 @@
 //! one gets or loses a name. Where they are is asked once all that was told with them was looked at.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Coalescer, FolderKey, What};
 use crate::ledger::access::{self, live};
@@ -24,17 +25,37 @@ pub struct Whereabouts {
     pub several: bool,
 }
 
+/// What became of looking for an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// It is nowhere below the root any more, or nobody here may look for it.
+    Gone,
+    /// It could not be looked for now: it is asked for again.
+    Failed,
+    /// It is there.
+    At(Whereabouts),
+}
+
+/// How long what could not be looked for is left alone.
+const FAILED: Duration = Duration::from_millis(500);
+
 /// Objects that wait to be found, by handle.
 #[derive(Debug, Default)]
 pub(super) struct Strays {
     waiting: BTreeMap<Vec<u8>, What>,
     /// What is being looked for.
     asked: BTreeMap<Vec<u8>, What>,
+    /// When they are looked for, after it failed.
+    due: Instant,
 }
 
 impl Strays {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.asked.is_empty()
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        (!self.waiting.is_empty()).then_some(self.due)
     }
 
     pub(super) fn contains(&self, object: &[u8]) -> bool {
@@ -49,9 +70,9 @@ impl Strays {
 impl Coalescer {
     /// Objects to be found, by their handles, once [`Coalescer::poll_looks`] has nothing that is due;
     /// answer by [`Coalescer::handle_strays`]. Empty when there are none.
-    pub fn poll_strays(&mut self) -> Vec<Vec<u8>> {
+    pub fn poll_strays(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let strays = &mut self.strays;
-        if strays.waiting.is_empty() {
+        if strays.waiting.is_empty() || strays.due > now {
             return Vec::new();
         }
         if self.gaps.is_open() {
@@ -75,17 +96,7 @@ impl Coalescer {
         strays.asked.keys().cloned().collect()
     }
 
-    /// Hints of objects were lost that came without a name. The safety scan begins now: a change by a
-    /// name that is gone is rare, and to compare everything at once is dear.
-    pub fn handle_lost_strays(&mut self, now: Instant) {
-        match self.config.scan_every {
-            Some(_) => self.patrol.begin(now),
-            None => self.handle_gap(now),
-        }
-    }
-
-    /// Takes where objects are that were asked for, `None` where one is nowhere below the root any
-    /// more or cannot be found: their names are looked at.
+    /// Takes where objects are that were asked for: their names are looked at.
     ///
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
@@ -93,19 +104,29 @@ impl Coalescer {
         &mut self,
         now: Instant,
         t: &mut dyn Tables,
-        found: Vec<(Vec<u8>, Option<Whereabouts>)>,
+        found: Vec<(Vec<u8>, Found)>,
     ) -> Result<(), TableError> {
         for (object, found) in found {
-            let (Some(what), Some(found)) = (self.strays.asked.remove(&object), found) else {
+            let Some(what) = self.strays.asked.remove(&object) else {
                 continue;
+            };
+            let found = match found {
+                Found::Gone => continue,
+                Found::Failed => {
+                    self.strays.add(object, what);
+                    self.strays.due = now.after(FAILED);
+                    continue;
+                }
+                Found::At(found) => found,
             };
             // The name that the disk tells may be outside, or not carried.
             if found.several || found.name.is_none() {
-                self.hint_everywhere(now, t, found.identity, what)?;
+                self.look_for(now, t, found.identity, what)?;
             }
             if let Some((folder, name)) = found.name {
                 match self.resolve(t, &folder)? {
-                    Some(folder) => self.hint(now, t, (folder, name), what, None, None)?,
+                    Some(folder) if name.is_reserved() => self.pending.folder(folder),
+                    Some(folder) => self.pending.due_because((folder, name), now, what),
                     None if what.written || what.closed => self.listings.not_heard(folder),
                     None => {}
                 }
@@ -114,8 +135,8 @@ impl Coalescer {
         Ok(())
     }
 
-    /// Something happened to an object, whichever names it has.
-    fn hint_everywhere(
+    /// Something happened to an object, whichever name the ledger has of it.
+    fn look_for(
         &mut self,
         now: Instant,
         t: &mut dyn Tables,
@@ -126,8 +147,9 @@ impl Coalescer {
         let Some(id) = access::object_by_identity(t, identity)? else {
             return Ok(());
         };
-        for slot in live(t, id)?.map(|row| row.names).unwrap_or_default() {
-            self.hint(now, t, slot, what, None, None)?;
+        // One name stands for all: if it is gone there, the others are looked at.
+        if let Some(slot) = live(t, id)?.and_then(|row| row.slot().cloned()) {
+            self.pending.due_because(slot, now, what);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::listing::Depth;
 use super::pending::{Confirm, Waiting};
-use super::{Coalescer, LookError, Slot, Trouble};
+use super::{Coalescer, LookError, Slot, Trouble, What};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::ledger::access;
@@ -38,7 +38,14 @@ pub(super) struct Unseen {
     folders: BTreeMap<ObjectId, Folder>,
     /// Names that something is mounted over, and when they are looked at again: nobody tells when it
     /// goes.
-    covered: BTreeMap<Slot, Instant>,
+    covered: BTreeMap<Slot, Covered>,
+}
+
+#[derive(Debug)]
+struct Covered {
+    due: Instant,
+    /// What was told of it meanwhile.
+    what: What,
 }
 
 #[derive(Debug)]
@@ -72,15 +79,17 @@ impl Unseen {
 
     pub(super) fn next_due(&self) -> Option<Instant> {
         let folders = self.folders.values().map(|folder| folder.due);
-        folders.chain(self.covered.values().copied()).min()
+        folders
+            .chain(self.covered.values().map(|covered| covered.due))
+            .min()
     }
 
     pub(super) fn hurry(&mut self, now: Instant) {
         for folder in self.folders.values_mut() {
             folder.due = folder.due.min(now);
         }
-        for due in self.covered.values_mut() {
-            *due = now.min(*due);
+        for covered in self.covered.values_mut() {
+            covered.due = now.min(covered.due);
         }
     }
 }
@@ -159,13 +168,21 @@ impl Coalescer {
                 Ok(())
             }
             LookError::OtherFilesystem => {
-                let known = self.unseen.covered.contains_key(&slot);
+                let known = self.unseen.covered.remove(&slot);
                 self.unseen.name_seen(&slot);
-                if !known {
+                if known.is_none() {
                     self.listing_trouble(t, &slot, error)?;
                 }
+                if let Some(object) = waiting.object {
+                    self.strays.add(object, waiting.what);
+                }
+                // Nothing explains what moved its times once it can be seen.
+                let mut what = known.map_or(What::default(), |covered| covered.what);
+                what.merge(waiting.what);
+                what.at_once = false;
+                let due = now.after(COVERED_EVERY);
                 if self.unseen.covered.len() < NAMES_MAX {
-                    self.unseen.covered.insert(slot, now.after(COVERED_EVERY));
+                    self.unseen.covered.insert(slot, Covered { due, what });
                 }
                 Ok(())
             }
@@ -263,10 +280,10 @@ impl Coalescer {
 
     /// Lists again what could not be listed, and looks at what was covered, when its time has come.
     pub(super) fn list_unseen(&mut self, now: Instant) {
-        for (slot, due) in &mut self.unseen.covered {
-            if *due <= now {
-                *due = now.after(COVERED_EVERY);
-                self.pending.due_now(slot.clone(), now);
+        for (slot, covered) in &mut self.unseen.covered {
+            if covered.due <= now {
+                covered.due = now.after(COVERED_EVERY);
+                self.pending.due_because(slot.clone(), now, covered.what);
             }
         }
         for (folder, unseen) in &mut self.unseen.folders {

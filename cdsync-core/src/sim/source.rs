@@ -8,7 +8,7 @@ use super::disk::{Disk, EPOCH_NANOS, NodeId, ROOT};
 use super::rng::Rng;
 use super::tables::{Durability, MemTables};
 use crate::coalescer::{
-    Coalescer, CoalescerConfig, FolderKey, Hint, LookError, LookRequest, Looked, MassDelete,
+    Coalescer, CoalescerConfig, FolderKey, Found, Hint, LookError, LookRequest, Looked, MassDelete,
     Reread, What,
 };
 use crate::filter::Filter;
@@ -306,9 +306,17 @@ impl SourceSim {
         }
         let machine = self.machine.as_mut().expect("it runs");
         if collapsed {
-            let is_stray = |hint: &Hint| hint.folder == FolderKey::Nowhere;
-            let (strays, hints): (Vec<_>, Vec<_>) = hints.into_iter().partition(is_stray);
-            let folders = hints.into_iter().flat_map(|hint| {
+            let told = hints.iter().filter(|hint| hint.object.is_some());
+            let strays = told.map(|hint| Hint {
+                folder: FolderKey::Nowhere,
+                name: None,
+                partner: None,
+                ..hint.clone()
+            });
+            let strays: Vec<Hint> = strays.collect();
+            let hints = hints.into_iter();
+            let hints = hints.filter(|hint| hint.folder != FolderKey::Nowhere);
+            let folders = hints.flat_map(|hint| {
                 let partner = hint.partner.map(|(folder, _)| folder);
                 [Some(hint.folder), partner].into_iter().flatten()
             });
@@ -453,9 +461,15 @@ impl SourceSim {
     fn find_strays(&mut self) {
         let now = self.now();
         let machine = self.machine.as_mut().expect("it runs");
-        let asked = machine.poll_strays().into_iter();
-        let found = asked.map(|object| (self.disk.find(&object), object));
-        let found: Vec<_> = found.map(|(at, object)| (object, at)).collect();
+        let mut found = Vec::new();
+        for object in machine.poll_strays(now) {
+            let at = match self.disk.find(&object) {
+                _ if self.tuning.fail > 0 && self.rng.one_in(self.tuning.fail) => Found::Failed,
+                Some(at) => Found::At(at),
+                None => Found::Gone,
+            };
+            found.push((object, at));
+        }
         machine
             .handle_strays(now, &mut self.tables, found.clone())
             .expect("tables do not fail");

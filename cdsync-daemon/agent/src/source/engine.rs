@@ -567,7 +567,7 @@ impl Engine {
                     .handle_looked(self.clock.now(), wall(), t, looked)?;
                 continue;
             }
-            let strays = self.coalescer.poll_strays();
+            let strays = self.coalescer.poll_strays(now);
             if !strays.is_empty() {
                 let found = looks::find(&self.root, strays);
                 self.coalescer.handle_strays(self.clock.now(), t, found)?;
@@ -624,9 +624,6 @@ impl Engine {
         }
         if waiting.gap {
             self.coalescer.handle_gap(now);
-        }
-        if waiting.strays_lost {
-            self.coalescer.handle_lost_strays(now);
         }
         self.coalescer.handle_gaps(now, t, waiting.folders)?;
         self.coalescer.handle_hints(now, t, waiting.hints)

@@ -16,6 +16,14 @@ const FOLDERS_MAX: usize = 4096;
 /// How many objects are kept in mind then that were told without a folder, 100 bytes each or so.
 const STRAYS_MAX: usize = 16_384;
 
+/// What was told of an object by hints that were too many.
+#[derive(Debug, Default)]
+struct Stray {
+    what: What,
+    /// By one without a folder: nothing else leads to it.
+    nowhere: bool,
+}
+
 /// Hints not yet taken by the engine.
 #[derive(Debug)]
 pub(super) struct HintBuffer {
@@ -30,8 +38,6 @@ pub(super) struct Waiting {
     pub(super) hints: Vec<Hint>,
     /// Folders of which hints were lost.
     pub(super) folders: BTreeSet<FolderKey>,
-    /// Hints without a folder were lost, which only a look at everything finds.
-    pub(super) strays_lost: bool,
     /// Nobody knows where something was lost: compare everything.
     pub(super) gap: bool,
     /// The watcher ended.
@@ -40,7 +46,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
-        self.hints.is_empty() && self.folders.is_empty() && !self.strays_lost && !self.gap
+        self.hints.is_empty() && self.folders.is_empty() && !self.gap
     }
 
     fn add(&mut self, batch: &[cdsync_fs::Hint], hints_max: usize) {
@@ -52,10 +58,15 @@ impl Waiting {
             return;
         }
         let hints = std::mem::take(&mut self.hints);
-        let mut strays: BTreeMap<Option<Vec<u8>>, Hint> = BTreeMap::new();
+        let mut strays: BTreeMap<Vec<u8>, Stray> = BTreeMap::new();
         for hint in hints.into_iter().chain(batch.iter().map(hint_of)) {
-            if hint.folder == FolderKey::Nowhere {
-                strays.insert(hint.object.clone(), hint);
+            let nowhere = hint.folder == FolderKey::Nowhere;
+            if let Some(object) = hint.object {
+                let stray = strays.entry(object).or_default();
+                stray.what.merge(hint.what);
+                stray.nowhere |= nowhere;
+            }
+            if nowhere {
                 continue;
             }
             self.folders.insert(hint.folder);
@@ -65,18 +76,27 @@ impl Waiting {
                 return;
             }
         }
-        // One of them is like another.
-        if strays.len() <= STRAYS_MAX {
-            self.hints.extend(strays.into_values());
-        } else {
-            self.strays_lost = true;
+        if strays.len() > STRAYS_MAX {
+            // The comparison of their folders finds most of the others.
+            strays.retain(|_, stray| stray.nowhere);
         }
+        if strays.len() > STRAYS_MAX {
+            self.lose_all();
+            return;
+        }
+        self.hints
+            .extend(strays.into_iter().map(|(object, stray)| Hint {
+                folder: FolderKey::Nowhere,
+                name: None,
+                what: stray.what,
+                partner: None,
+                object: Some(object),
+            }));
     }
 
     fn lose_all(&mut self) {
         self.hints.clear();
         self.folders.clear();
-        self.strays_lost = false;
         self.gap = true;
     }
 }
@@ -194,8 +214,8 @@ mod tests {
         assert!(waiting.hints.is_empty(), "all of it is compared anyway");
     }
 
-    /// Proves that hints of objects alone are kept when the others collapse, each object once, and
-    /// that it is told when they are too many.
+    /// Proves that objects are kept in mind when hints collapse, each once with all that was told of
+    /// it, and that too many of those to which nothing else leads are a gap of everything.
     #[test]
     fn hints_of_objects_are_kept() {
         let stray = |n: usize| cdsync_fs::Hint {
@@ -208,9 +228,16 @@ mod tests {
         waiting.add(&[stray(1), stray(2), stray(1)], 5);
         waiting.add(&hints(0..3), 5);
         assert_eq!((waiting.hints.len(), waiting.folders.len()), (2, 3));
-        assert!(!waiting.strays_lost);
-        let many: Vec<_> = (3..4 + STRAYS_MAX).map(stray).collect();
+        let mut named = hints(7..8);
+        named[0].object = Some(b"by a name".to_vec());
+        named[0].what.written = true;
+        let mut again = named[0].clone();
+        again.what = HintFlags::default();
+        waiting.add(&[named.remove(0), again, stray(3), stray(4)], 5);
+        assert_eq!((waiting.hints.len(), waiting.folders.len()), (5, 4));
+        assert!(waiting.hints.iter().any(|hint| hint.what.written));
+        let many: Vec<_> = (5..5 + STRAYS_MAX).map(stray).collect();
         waiting.add(&many, 5);
-        assert!(waiting.strays_lost && waiting.hints.is_empty());
+        assert!(waiting.gap && waiting.hints.is_empty());
     }
 }

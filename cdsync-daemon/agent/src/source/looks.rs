@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cdsync_core::coalescer::{
-    FolderKey, ListRequest, LookError, LookRequest, Looked, NameSeen, Whereabouts,
+    FolderKey, Found, ListRequest, LookError, LookRequest, Looked, NameSeen, Whereabouts,
 };
 use cdsync_core::ledger::access::FolderAt;
 use cdsync_fs::{DirRef, Finder, FsError, FsErrorKind, LookWants, Root};
@@ -79,22 +79,32 @@ fn look_at_names(root: &Root, request: LookRequest) -> Looked {
 }
 
 /// Finds out where objects are that hints named without a name that is there.
-pub(super) fn find(root: &Root, strays: Vec<Vec<u8>>) -> Vec<(Vec<u8>, Option<Whereabouts>)> {
-    // What cannot be found is left to the safety scan.
-    let failed = |error| tracing::debug!(%error, "objects are not found by their handles");
-    let finder = Finder::open(root).map_err(failed).ok();
-    let find = |object: &[u8]| finder.as_ref()?.find(object).map_err(failed).ok()?;
-    let found = strays.into_iter().map(|object| {
-        let found = find(&object).map(|found| Whereabouts {
+pub(super) fn find(root: &Root, strays: Vec<Vec<u8>>) -> Vec<(Vec<u8>, Found)> {
+    let finder = Finder::open(root);
+    let find = |object: &[u8]| match finder.as_ref().map(|finder| finder.find(object)) {
+        Ok(Ok(Some(found))) => Found::At(Whereabouts {
             identity: found.identity,
             name: found
                 .name
                 .map(|(folder, name)| (FolderKey::Handle(folder), name)),
             several: found.several,
-        });
+        }),
+        Ok(Ok(None)) => Found::Gone,
+        Ok(Err(error)) if passes(&error) => Found::Failed,
+        Err(error) if passes(error) => Found::Failed,
+        // What must not or cannot be found is left to the safety scan.
+        Ok(Err(_)) | Err(_) => Found::Gone,
+    };
+    let found = strays.into_iter().map(|object| {
+        let found = find(&object);
         (object, found)
     });
     found.collect()
+}
+
+/// Whether it is worth while to try again.
+fn passes(error: &FsError) -> bool {
+    error.kind() == FsErrorKind::TooManyOpen
 }
 
 /// Lists folders for the engine until it is gone: the body of the scanner thread.

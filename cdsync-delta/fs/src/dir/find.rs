@@ -73,7 +73,8 @@ impl Finder {
             return Ok(None);
         }
         let identity = look::identity_of(&stat);
-        let path = path_of(object.as_fd())?;
+        // A path may be too long to be told.
+        let path = path_of(object.as_fd()).unwrap_or_default();
         let several = stat.stx_nlink > 1;
         let name = match path.strip_prefix(&self.prefix[..]) {
             Some(below) => self.name_at(below, identity),
