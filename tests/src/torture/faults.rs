@@ -292,11 +292,18 @@ impl World {
                 self.cluster.server_state(name).as_deref() == Some("connected")
             });
         }
+        self.go_on();
+    }
+
+    /// Tells a halted job to go on. Returns whether it was halted.
+    pub(super) fn go_on(&mut self) -> bool {
         let status = self.cluster.json(&format!("job status {}", super::JOB));
-        if status["state"] == "halted" {
+        let halted = status["state"] == "halted";
+        if halted {
             self.note(format!("halted: {}", status["reason"]));
             self.cluster.cdsync(["job", "resume", super::JOB]).expect(0);
         }
+        halted
     }
 }
 

@@ -252,7 +252,12 @@ impl World {
 
     /// Everything has arrived, and everything is equal.
     fn settle(&mut self) {
-        let said = self.cluster.cdsync(["job", "wait", JOB, "--timeout", WAIT]);
+        let wait = ["job", "wait", JOB, "--timeout", WAIT];
+        let mut said = self.cluster.cdsync(wait);
+        // Whose connection was cut may have been halted without the master knowing.
+        if said.code != 0 && self.go_on() {
+            said = self.cluster.cdsync(wait);
+        }
         self.note(format!("job wait: {}", said.code));
         let mut wrong = Vec::new();
         for name in TARGETS {
