@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::compare::{Bytes, Round, moved_bytes};
+use super::strays::NAMES_MAX;
 use super::{Coalescer, Slot, What};
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, live, meta, put_live, put_meta, put_name};
@@ -165,11 +166,10 @@ impl Coalescer {
         if by.is_some_and(|by| names.contains(by)) {
             return Ok(());
         }
-        // One stands for all: if it is gone there, the others are looked at.
-        match names.into_iter().next() {
-            Some(slot) => self.hint(now, t, slot, what, None, None),
-            None => Ok(()),
+        for slot in names.into_iter().take(NAMES_MAX) {
+            self.hint(now, t, slot, what, None, None)?;
         }
+        Ok(())
     }
 
     /// Gives an object one more name, in a record of its own if it is one.

@@ -61,7 +61,9 @@ impl Coalescer {
     ) -> Result<Moves, TableError> {
         loop {
             let moves = by_identity(round, &self.owners(t, round)?);
-            let unsure = unsure(t, round, &moves)?;
+            let mut unsure = unsure(t, round, &moves)?;
+            let others = self.with_others(round, &moves, &unsure);
+            unsure.extend(others);
             if !unsure.is_empty() {
                 for slot in linked(unsure, &moves) {
                     self.doubt(round, slot);
@@ -112,6 +114,18 @@ impl Coalescer {
                 }
             }
         }
+    }
+
+    /// Names of files of which another name is missing too, and not yet proved to be gone: they go
+    /// together, as they are brought back together from a trash.
+    fn with_others(&self, round: &Round, moves: &Moves, unsure: &BTreeSet<Slot>) -> Vec<Slot> {
+        let is_open = |slot: &Slot| unsure.contains(slot) || self.pending.is_confirming_at(slot);
+        let sure = left(&round.lost, moves).filter(|(slot, _)| !unsure.contains(*slot));
+        let with_others = sure.filter(|(slot, lost)| {
+            let mut others = lost.row.names.iter().filter(|name| name != slot);
+            lost.waiting.doubts < DOUBTS_MAX && others.any(is_open)
+        });
+        with_others.map(|(slot, _)| slot.clone()).collect()
     }
 
     /// Takes a name out of the round, to be looked at again after a flush.

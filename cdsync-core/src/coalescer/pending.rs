@@ -244,18 +244,25 @@ impl Pending {
         self.put(slot, waiting);
     }
 
-    /// The same, because of what was told of the object by another name: that is not lost, and whoever
-    /// waits for everything waits for it.
+    /// The same, because of what was told of the object otherwise: that is not lost.
     pub(super) fn due_because(&mut self, slot: Slot, now: Instant, what: What) {
         let waiting = self.take(&slot);
         let mut waiting = waiting.unwrap_or_else(|| Waiting::new(what, now));
         waiting.what.merge(what);
         waiting.due = now;
-        waiting.asked = true;
         if waiting.confirm.waits() {
             waiting.confirm = Confirm::No;
         }
         self.put(slot, waiting);
+    }
+
+    /// Whoever waits for everything waits for a name, which is looked at now.
+    pub(super) fn ask(&mut self, slot: &Slot, now: Instant) {
+        if let Some(mut waiting) = self.take(slot) {
+            waiting.asked = true;
+            waiting.due = now;
+            self.put(slot.clone(), waiting);
+        }
     }
 
     /// Something was written at a name where nothing is now. Returns whether it can be kept in mind.

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Coalescer, FolderKey, What};
+use super::{Coalescer, FolderKey, Slot, What};
 use crate::ledger::access::{self, live};
 use crate::ledger::object::Identity;
-use crate::ledger::tables::{TableError, Tables};
+use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
 use crate::time::Instant;
 
@@ -35,6 +35,10 @@ pub enum Found {
     /// It is there.
     At(Whereabouts),
 }
+
+/// At how many of its names an object is looked at. If it is gone from all of these, the next ones
+/// follow.
+pub(super) const NAMES_MAX: usize = 16;
 
 /// How long what could not be looked for is left alone.
 const FAILED: Duration = Duration::from_millis(500);
@@ -125,8 +129,7 @@ impl Coalescer {
             }
             if let Some((folder, name)) = found.name {
                 match self.resolve(t, &folder)? {
-                    Some(folder) if name.is_reserved() => self.pending.folder(folder),
-                    Some(folder) => self.pending.due_because((folder, name), now, what),
+                    Some(folder) => self.look_because(now, t, (folder, name), what)?,
                     None if what.written || what.closed => self.listings.not_heard(folder),
                     None => {}
                 }
@@ -147,10 +150,23 @@ impl Coalescer {
         let Some(id) = access::object_by_identity(t, identity)? else {
             return Ok(());
         };
-        // One name stands for all: if it is gone there, the others are looked at.
-        if let Some(slot) = live(t, id)?.and_then(|row| row.slot().cloned()) {
-            self.pending.due_because(slot, now, what);
+        // Together: some of them may be gone together.
+        let names = live(t, id)?.map(|row| row.names).unwrap_or_default();
+        for slot in names.into_iter().take(NAMES_MAX) {
+            self.look_because(now, t, slot, what)?;
         }
+        Ok(())
+    }
+
+    fn look_because(
+        &mut self,
+        now: Instant,
+        t: &dyn TablesRead,
+        slot: Slot,
+        what: What,
+    ) -> Result<(), TableError> {
+        self.hint(now, t, slot.clone(), what, None, None)?;
+        self.pending.ask(&slot, now);
         Ok(())
     }
 }
