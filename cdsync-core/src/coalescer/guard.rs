@@ -127,11 +127,17 @@ pub(super) struct Guard {
     free: u64,
     /// What went within the bounds' time.
     gone: VecDeque<Gone>,
+    /// Files that lost one of several names lately: when, and the record before that. The last name
+    /// may follow, and is taken back with the others.
+    parted: BTreeMap<ObjectId, (u128, Seq)>,
     burst: Option<Burst>,
     /// So many files may go whatever the bounds say.
     accepted: u64,
     halt: Option<MassDelete>,
 }
+
+/// Of how many files it is known that they lost a name.
+const PARTED_MAX: usize = 4096;
 
 impl Guard {
     pub(super) const fn new(config: &CoalescerConfig) -> Self {
@@ -139,6 +145,7 @@ impl Guard {
             bounds: config.guard,
             free: config.free_deletes,
             gone: VecDeque::new(),
+            parted: BTreeMap::new(),
             burst: None,
             accepted: 0,
             halt: None,
@@ -166,9 +173,9 @@ impl Guard {
         let since = since.0.as_millis() / TICK.as_millis();
         let mut sum = Weight::default();
         let recent = self.gone.iter().rev().take_while(|gone| gone.at >= since);
-        let after = recent.fold(None, |_, gone| {
+        let after = recent.fold(None, |after: Option<Seq>, gone| {
             sum += gone.weight;
-            Some(gone.after)
+            Some(after.map_or(gone.after, |after| after.min(gone.after)))
         });
         (sum, after)
     }
@@ -187,9 +194,28 @@ impl Guard {
         }
         let at = now.0.as_millis() / TICK.as_millis() + 1;
         match self.gone.back_mut() {
-            Some(last) if last.at == at => last.weight += weight,
+            Some(last) if last.at == at => {
+                last.weight += weight;
+                last.after = last.after.min(after);
+            }
             _ => self.gone.push_back(Gone { at, after, weight }),
         }
+    }
+
+    /// A file lost a name and lives on by another one; `after` is the record before.
+    fn parts(&mut self, now: Instant, id: ObjectId, after: Seq) {
+        if self.parted.len() >= PARTED_MAX {
+            self.parted.clear();
+        }
+        let at = now.0.as_millis() / TICK.as_millis();
+        self.parted.entry(id).or_insert((at, after));
+    }
+
+    /// The record before a file that goes lost its first name, if it had several lately.
+    fn parted_after(&mut self, now: Instant, id: ObjectId) -> Option<Seq> {
+        let oldest = before(now, self.within()).0.as_millis() / TICK.as_millis();
+        let (at, after) = self.parted.remove(&id)?;
+        (at >= oldest).then_some(after)
     }
 
     fn within(&self) -> Duration {
@@ -309,7 +335,8 @@ impl Coalescer {
         let mut sum = Weight::default();
         weights.values().for_each(|weight| sum += *weight);
         if self.guard.may_go(now, self.ledger.files(), sum) {
-            self.guard.went(now, self.ledger.head(), sum);
+            let after = self.note_parted(now, round, moves);
+            self.guard.went(now, after, sum);
         } else if !weights.is_empty() {
             self.guard.hold(now);
             for slot in linked(weights.keys().cloned().collect(), moves) {
@@ -317,12 +344,34 @@ impl Coalescer {
                 self.hold(now, round, slot, weight);
             }
             moves.retain(|to, from| round.found.contains_key(to) && round.lost.contains_key(from));
+            self.note_parted(now, round, moves);
         }
         for emptied in std::mem::take(&mut round.emptied).into_values() {
             let what = emptied.waiting.what;
             self.compare_same(wall, t, emptied.id, emptied.row, &emptied.observed, what)?;
         }
         Ok(())
+    }
+
+    /// Notes which files lose one of several names in a round. Returns the record before the first
+    /// name of those went that go for good.
+    fn note_parted(&mut self, now: Instant, round: &Round, moves: &Moves) -> Seq {
+        let head = self.ledger.head();
+        let mut after = head;
+        let mut names: BTreeMap<ObjectId, usize> = BTreeMap::new();
+        for (_, lost) in left(&round.lost, moves) {
+            *names.entry(lost.id).or_default() += 1;
+        }
+        for (_, lost) in left(&round.lost, moves) {
+            let all = names
+                .get(&lost.id)
+                .is_some_and(|gone| *gone >= lost.row.names.len());
+            match all {
+                true => after = after.min(self.guard.parted_after(now, lost.id).unwrap_or(after)),
+                false => self.guard.parts(now, lost.id, head),
+            }
+        }
+        after
     }
 
     /// What would go in a round and is not free to, by name.

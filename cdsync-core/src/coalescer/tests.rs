@@ -807,6 +807,34 @@ fn excluded_names_are_not_held() {
     assert!(held(&mut source).is_empty());
 }
 
+/// Proves that deletes which halt a job begin, for whoever takes them back, with the first name that
+/// a file lost which then lost its last one.
+#[test]
+fn deletes_begin_with_the_first_name() {
+    let mut source = source(&[], &[]);
+    let dir = tree(&mut source.disk, 20);
+    let id = source.disk.child(dir, &name("f0")).unwrap();
+    source.disk.link(id, ROOT, &name("g"));
+    settle(&mut source);
+    let before = source.tables_head();
+    source.disk.unlink(ROOT, &name("g"));
+    assert_eq!(settle(&mut source).len(), 1, "the name went by itself");
+    source.disk.unlink(dir, &name("f0"));
+    settle(&mut source);
+    for file in 1..20 {
+        source.disk.unlink(dir, &name(&format!("f{file}")));
+    }
+    for _ in 0..2_000 {
+        source.disk.clock += 10_000_000;
+        source.pump(&mut |_| {});
+        if source.halted.is_some() {
+            break;
+        }
+    }
+    let halt = source.halted.as_ref().expect("no file would be left");
+    assert_eq!((halt.gone, halt.after), (1, before));
+}
+
 /// Proves that what happened to a name while something was mounted over it is told once that is
 /// gone, of which nobody tells: when somebody waits for everything, and by itself after a while.
 #[test]
