@@ -177,17 +177,23 @@ impl Space {
     /// When it cannot be mounted.
     pub fn restore_power(&mut self, path: &Path) {
         let image = self.images.get_mut(path).expect("a disk of its own");
-        if unmount(path, UnmountFlags::empty()).is_err() {
-            unmount(path, UnmountFlags::DETACH).unwrap();
-            // As long as somebody has the old one open, mounting it shows the old one.
-            let next = image.file.with_extension(format!("{}.img", next()));
-            let mut copy = Command::new("cp");
-            succeed(copy.arg("--sparse=always").args([&image.file, &next]));
-            fs::remove_file(&image.file).unwrap();
-            detach(&image.device);
-            image.device = attach(&next);
-            image.file = next;
+        // The same device where that can be: by its number some filesystems are known.
+        if unmount(path, UnmountFlags::empty()).is_ok() {
+            image.mount(path);
+            if is_well(path) {
+                return;
+            }
         }
+        unmount(path, UnmountFlags::DETACH).unwrap();
+        // As long as somebody has the old one open, mounting it shows the old one: a process, or a
+        // mount namespace that was made while it was mounted, which nothing here tells.
+        let next = image.file.with_extension(format!("{}.img", next()));
+        let mut copy = Command::new("cp");
+        succeed(copy.arg("--sparse=always").args([&image.file, &next]));
+        fs::remove_file(&image.file).unwrap();
+        detach(&image.device);
+        image.device = attach(&next);
+        image.file = next;
         image.mount(path);
     }
 
@@ -268,6 +274,12 @@ impl Image {
         command.args(["-t", &self.filesystem, "-o", options]);
         succeed(command.arg(&self.device).arg(path));
     }
+}
+
+/// Whether a filesystem takes a file.
+fn is_well(path: &Path) -> bool {
+    let probe = path.join(".power");
+    fs::write(&probe, b"on").is_ok() && fs::remove_file(&probe).is_ok()
 }
 
 /// Makes a device of a file.
