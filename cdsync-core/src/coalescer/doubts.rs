@@ -169,8 +169,7 @@ impl Coalescer {
         if !self.listings.is_idle() || self.gap_count() > 0 {
             return;
         }
-        let waits = self.pending.len() > self.unseen.names_count() || !self.strays.is_empty();
-        let all = !waits && self.listings.looking.is_empty();
+        let all = !self.is_looking() && self.listings.looking.is_empty();
         self.heard.looked(now, wall, all);
     }
 

@@ -273,6 +273,15 @@ impl Guard {
     }
 }
 
+/// How many names of each object go in a round.
+fn names_gone(round: &Round, moves: &Moves) -> BTreeMap<ObjectId, usize> {
+    let mut names = BTreeMap::new();
+    for (_, lost) in left(&round.lost, moves) {
+        *names.entry(lost.id).or_default() += 1;
+    }
+    names
+}
+
 fn before(now: Instant, ago: Duration) -> Instant {
     Instant(now.0.saturating_sub(ago))
 }
@@ -358,10 +367,7 @@ impl Coalescer {
     fn note_parted(&mut self, now: Instant, round: &Round, moves: &Moves) -> Seq {
         let head = self.ledger.head();
         let mut after = head;
-        let mut names: BTreeMap<ObjectId, usize> = BTreeMap::new();
-        for (_, lost) in left(&round.lost, moves) {
-            *names.entry(lost.id).or_default() += 1;
-        }
+        let names = names_gone(round, moves);
         for (_, lost) in left(&round.lost, moves) {
             let all = names
                 .get(&lost.id)
@@ -385,12 +391,9 @@ impl Coalescer {
         if self.guard.is_off() {
             return Ok(weights);
         }
-        let mut names: BTreeMap<ObjectId, usize> = BTreeMap::new();
-        let mut folders = false;
-        for (_, lost) in left(&round.lost, moves) {
-            *names.entry(lost.id).or_default() += 1;
-            folders |= lost.row.state.kind == Kind::Folder;
-        }
+        let names = names_gone(round, moves);
+        let is_folder = |(_, lost): (_, &Lost)| lost.row.state.kind == Kind::Folder;
+        let folders = left(&round.lost, moves).any(is_folder);
         for (slot, lost) in left(&round.lost, moves) {
             let gone = names.get(&lost.id).copied().unwrap_or_default();
             // With a folder other names may go: it counts at its first name then.

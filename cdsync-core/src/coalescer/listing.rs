@@ -661,29 +661,6 @@ impl Coalescer {
             self.listings.defer = false;
         }
     }
-
-    pub(super) fn listing_trouble(
-        &mut self,
-        t: &dyn TablesRead,
-        slot: &Slot,
-        error: &LookError,
-    ) -> Result<(), TableError> {
-        let Some(folder) = self.folders.at(t, slot.0)? else {
-            return Ok(());
-        };
-        let path = folder.path.join(&slot.1);
-        match error {
-            LookError::Moved => {}
-            LookError::OtherFilesystem => {
-                self.trouble(
-                    path,
-                    "another filesystem is mounted here: it is not entered",
-                );
-            }
-            LookError::Failed(reason) => self.trouble(path, reason.clone()),
-        }
-        Ok(())
-    }
 }
 
 fn name_hash(name: &Name) -> u64 {

@@ -439,14 +439,18 @@ impl Coalescer {
         self.pending.next_due().into_iter().chain(others).min()
     }
 
+    /// Whether anything waits to be looked at but what the disk fails to show.
+    fn is_looking(&self) -> bool {
+        self.pending.len() > self.unseen.names_count() || !self.strays.is_empty()
+    }
+
     /// Writes what must be written before the transaction ends. Returns whether anything was
     /// written since the last call: whether a commit must be made durable.
     ///
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
     pub fn finish(&mut self, t: &mut dyn Tables) -> Result<bool, TableError> {
-        let waits = self.pending.len() > self.unseen.names_count() || !self.strays.is_empty();
-        if self.listings.is_idle() && !waits {
+        if self.listings.is_idle() && !self.is_looking() {
             self.listings.end_scan();
             self.heard.before = None;
             self.gaps.close();

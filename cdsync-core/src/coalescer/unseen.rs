@@ -170,8 +170,11 @@ impl Coalescer {
             LookError::OtherFilesystem => {
                 let known = self.unseen.covered.remove(&slot);
                 self.unseen.name_seen(&slot);
-                if known.is_none() {
-                    self.listing_trouble(t, &slot, error)?;
+                if known.is_none()
+                    && let Some(folder) = self.folders.at(t, slot.0)?
+                {
+                    let reason = "another filesystem is mounted here: it is not entered";
+                    self.trouble(folder.path.join(&slot.1), reason);
                 }
                 if let Some(object) = waiting.object {
                     self.strays.add(object, waiting.what);
