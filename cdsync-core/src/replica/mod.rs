@@ -45,7 +45,9 @@ use std::sync::Arc;
 pub use drift::Drifted;
 pub use fetch::{FetchResult, FetchWant};
 pub use losses::{LOST_MAX, LostReport};
-pub use op::{ApplyOp, ApplyResult, Body, Difference, MoveOne, MoveResult, OnDrift, Place, Step};
+pub use op::{
+    ApplyOp, ApplyResult, Body, Difference, Met, MoveOne, MoveResult, OnDrift, Place, Step,
+};
 pub use patrol::{PATROL_NAMES, PatrolAsk};
 pub use policy::Policy;
 pub use reconcile::{ReconcileProgress, compared};

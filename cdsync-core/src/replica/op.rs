@@ -65,6 +65,33 @@ pub enum OnDrift {
     Keep,
 }
 
+/// What is at a name, compared with what is known: whoever drives a disk looks, and obeys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Met {
+    /// Nothing.
+    Nothing,
+    /// What was left there.
+    AsLeft,
+    /// The content that was left there, with another mode.
+    OtherMeta,
+    /// Something else.
+    Other,
+}
+
+impl Met {
+    /// Whether it must not be touched.
+    #[must_use]
+    pub fn stays(self, drift: OnDrift) -> bool {
+        drift == OnDrift::Keep && matches!(self, Self::OtherMeta | Self::Other)
+    }
+
+    /// Whether replacing it is to be told.
+    #[must_use]
+    pub fn is_told(self, drift: OnDrift) -> bool {
+        drift == OnDrift::Replace && matches!(self, Self::OtherMeta | Self::Other)
+    }
+}
+
 /// One thing to do. Every one may be done twice, or over its own half-done state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyOp {

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::disk::{Disk, NodeId, ROOT};
-use super::others::Met;
+use super::others;
 use super::source::hash;
 use crate::ids::ObjectId;
 use crate::ledger::object::{Identity, Kind, Metadata};
 use crate::ledger::rows::Known;
 use crate::path::{Name, NameSetDigest, RelPath};
-use crate::replica::{ApplyOp, ApplyResult, Body, Difference, MoveOne, MoveResult, OnDrift, Place};
+use crate::replica::{
+    ApplyOp, ApplyResult, Body, Difference, Met, MoveOne, MoveResult, OnDrift, Place,
+};
 
 /// Where the bytes of a step are.
 #[derive(Debug, Clone, Default)]
@@ -248,7 +250,7 @@ fn told(result: Result<ApplyResult, String>) -> ApplyResult {
 }
 
 fn met(disk: &Disk, at: &Place, known: Option<&Known>) -> Result<Met, String> {
-    Ok(Met::at(disk, open(disk, at)?, &at.name, known))
+    Ok(others::met(disk, open(disk, at)?, &at.name, known))
 }
 
 /// Publishes, unless others changed what that would replace and it is to stay.

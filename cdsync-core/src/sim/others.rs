@@ -9,57 +9,34 @@ use crate::ids::ObjectId;
 use crate::ledger::object::{Identity, Kind};
 use crate::ledger::rows::{Known, Left};
 use crate::path::{Name, RESERVED_NAME};
-use crate::replica::{ApplyOp, ApplyResult, OnDrift};
+use crate::replica::{ApplyOp, ApplyResult, Met, OnDrift};
 
-/// What is at a name, compared with what is known: as the agent's disk tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Met {
-    /// Nothing.
-    Nothing,
-    /// What was left there.
-    AsLeft,
-    /// The content that was left there, with another mode.
-    OtherMeta,
-    /// Something else.
-    Other,
-}
-
-impl Met {
-    pub(super) fn stays(self, drift: OnDrift) -> bool {
-        drift == OnDrift::Keep && matches!(self, Self::OtherMeta | Self::Other)
+/// Compares what is at a name with what is known to be there.
+pub(super) fn met(disk: &Disk, folder: NodeId, name: &Name, known: Option<&Known>) -> Met {
+    let Some(id) = disk.child(folder, name) else {
+        return Met::Nothing;
+    };
+    let Some(known) = known else {
+        return Met::Other;
+    };
+    let (node, any) = (disk.node(id), known.identity == Identity::default());
+    let Some(left) = known.left.filter(|_| !any) else {
+        let is_it = any || node.identity == known.identity;
+        return if is_it { Met::AsLeft } else { Met::Other };
+    };
+    if node.identity != known.identity {
+        return Met::Other;
     }
-
-    pub(super) fn is_told(self, drift: OnDrift) -> bool {
-        drift == OnDrift::Replace && matches!(self, Self::OtherMeta | Self::Other)
+    if node.ctime == left.ctime {
+        return Met::AsLeft;
     }
-
-    /// Compares what is at a name with what is known to be there.
-    pub(super) fn at(disk: &Disk, folder: NodeId, name: &Name, known: Option<&Known>) -> Self {
-        let Some(id) = disk.child(folder, name) else {
-            return Self::Nothing;
-        };
-        let Some(known) = known else {
-            return Self::Other;
-        };
-        let (node, any) = (disk.node(id), known.identity == Identity::default());
-        let Some(left) = known.left.filter(|_| !any) else {
-            let is_it = any || node.identity == known.identity;
-            return if is_it { Self::AsLeft } else { Self::Other };
-        };
-        if node.identity != known.identity {
-            return Self::Other;
-        }
-        if node.ctime == left.ctime {
-            return Self::AsLeft;
-        }
-        if node.kind == Kind::File && !has_content(disk, id, &left) {
-            return Self::Other;
-        }
-        if node.kind != Kind::Symlink && node.meta.mode != left.mode {
-            return Self::OtherMeta;
-        }
-        Self::AsLeft
+    if node.kind == Kind::File && !has_content(disk, id, &left) {
+        return Met::Other;
     }
+    if node.kind != Kind::Symlink && node.meta.mode != left.mode {
+        return Met::OtherMeta;
+    }
+    Met::AsLeft
 }
 
 fn has_content(disk: &Disk, id: NodeId, left: &Left) -> bool {

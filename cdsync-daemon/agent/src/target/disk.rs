@@ -21,7 +21,9 @@ use cdsync_core::ledger::loss::Loss;
 use cdsync_core::ledger::object::{Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::ledger::rows::{Known, Left};
 use cdsync_core::path::{Name, NameSetDigest, RelPath};
-use cdsync_core::replica::{ApplyOp, ApplyResult, Body, MoveOne, MoveResult, OnDrift, Place, Step};
+use cdsync_core::replica::{
+    ApplyOp, ApplyResult, Body, Met, MoveOne, MoveResult, OnDrift, Place, Step,
+};
 use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
@@ -29,7 +31,7 @@ use cdsync_fs::{
     LookWants, MadeFolder, Move, MoveOutcome, Root, Staged, StagedWriter, Stager, Trashed, Weight,
     hash_content, write_unseen,
 };
-use drift::{Met, Wished};
+use drift::Wished;
 use second::{Second, Shard};
 use whole::{Unseen, WholeFolders};
 

@@ -4,7 +4,7 @@ use cdsync_core::ledger::loss::{Loss, Losses};
 use cdsync_core::ledger::object::{Fingerprint, Hash, Identity, Kind, Metadata, Observed};
 use cdsync_core::ledger::rows::{Known, Left};
 use cdsync_core::path::Name;
-use cdsync_core::replica::{ApplyResult, Difference, OnDrift, Place};
+use cdsync_core::replica::{ApplyResult, Difference, Met, Place};
 use cdsync_fs::{ApplyError, Dir, LookWants, hash_content};
 
 use super::Disk;
@@ -13,31 +13,6 @@ use super::Disk;
 /// anything else changed. A larger one is taken by its size and modification time: names that it
 /// got or lost, and backups, change the time as well.
 const READ_MAX_BYTES: u64 = 64 << 20;
-
-/// What is at a name, compared with what is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Met {
-    /// Nothing.
-    Nothing,
-    /// What was left there.
-    AsLeft,
-    /// The content that was left there, with another mode.
-    OtherMeta,
-    /// Something else.
-    Other,
-}
-
-impl Met {
-    /// Whether it must not be touched.
-    pub(super) fn stays(self, drift: OnDrift) -> bool {
-        drift == OnDrift::Keep && matches!(self, Self::OtherMeta | Self::Other)
-    }
-
-    /// Whether replacing it is to be told.
-    pub(super) fn is_told(self, drift: OnDrift) -> bool {
-        drift == OnDrift::Replace && matches!(self, Self::OtherMeta | Self::Other)
-    }
-}
 
 impl Disk {
     /// Compares what is at a name with what is known to be there; `None` for nothing.
