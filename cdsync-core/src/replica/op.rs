@@ -427,6 +427,7 @@ pub enum ApplyResult {
     Clashes(Name),
     /// [`ApplyOp::AdoptFile`]: what is there is not equal, and may be replaced.
     /// [`ApplyOp::SetMeta`]: its content is not what was left there, or is gone.
+    /// [`ApplyOp::Remove`]: something else is there, of another kind or another folder.
     NotEqual,
     /// Not done, and why, for people.
     Failed(String),

@@ -148,6 +148,7 @@ impl Replica {
                 self.not_linked(wall, t, &op, (seq, slot), reason)
             }
             (Then::Removed(seq, slot), ApplyResult::Done(_)) => self.removed(t, &op, seq, &slot),
+            (Then::Removed(_, slot), ApplyResult::NotEqual) => self.not_there(t, &op, &slot),
             (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
                 self.not_removed(wall, t, &op, seq, slot, reason)
             }
@@ -359,6 +360,21 @@ impl Replica {
             self.unpark(t, id)?;
         }
         nothing_left(t, slot)
+    }
+
+    /// What was to be removed has gone, and something that no row knows is at its name: a crash may
+    /// have taken back the row of what came next, or it is others'.
+    fn not_there(
+        &mut self,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+        slot: &Slot,
+    ) -> Result<(), TableError> {
+        if let Some(id) = op.object() {
+            self.unpark(t, id)?;
+        }
+        nothing_left(t, slot)?;
+        self.owe_sweep(t, slot.0)
     }
 
     fn not_removed(

@@ -174,7 +174,7 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
             kind: Kind::Folder,
             below,
             ..
-        } => remove_folder(disk, at, known.identity, *below),
+        } => return told(remove_folder(disk, at, known.identity, *below)),
         ApplyOp::Remove {
             at, known, drift, ..
         } => return told(remove_file(disk, at, known, *drift)),
@@ -432,16 +432,21 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
     Ok(results)
 }
 
-fn remove_folder(disk: &mut Disk, at: &Place, identity: Identity, below: NameSetDigest) -> Outcome {
+fn remove_folder(
+    disk: &mut Disk,
+    at: &Place,
+    identity: Identity,
+    below: NameSetDigest,
+) -> Result<ApplyResult, String> {
     let folder = open(disk, at)?;
     let Some(id) = disk.child(folder, &at.name) else {
-        return Ok(Vec::new());
+        return Ok(ApplyResult::Done(Vec::new()));
     };
     let any = identity == Identity::default();
+    if disk.node(id).identity != identity && !any {
+        return Ok(ApplyResult::NotEqual);
+    }
     if disk.node(id).kind == Kind::Folder {
-        if disk.node(id).identity != identity && !any {
-            return Err(format!("{} is another folder", path(at)));
-        }
         let mut found = NameSetDigest::default();
         digest(disk, id, &RelPath::root(), &mut found);
         if found != below {
@@ -450,7 +455,7 @@ fn remove_folder(disk: &mut Disk, at: &Place, identity: Identity, below: NameSet
         }
     }
     clear(disk, folder, at);
-    Ok(Vec::new())
+    Ok(ApplyResult::Done(Vec::new()))
 }
 
 fn remove_file(
@@ -465,9 +470,11 @@ fn remove_file(
         _ => met(disk, at, Some(known))?,
     };
     let is_it = |id: NodeId| disk.node(id).identity == known.identity;
-    let there = disk.child(folder, &at.name);
-    if there.is_none_or(|id| disk.node(id).kind == Kind::Folder && !is_it(id)) {
+    let Some(there) = disk.child(folder, &at.name) else {
         return Ok(ApplyResult::Done(Vec::new()));
+    };
+    if disk.node(there).kind == Kind::Folder && !is_it(there) {
+        return Ok(ApplyResult::NotEqual);
     }
     if met.stays(drift) {
         return Ok(ApplyResult::Kept);

@@ -820,12 +820,11 @@ impl Disk {
         // What is still there may be of another kind than what was to come in its place, and is
         // removed together with that.
         let is_it = found == known.identity || (any && kind == Kind::Folder);
-        match if is_it { seen.kind } else { kind } {
-            Kind::Folder => {
-                let identity = if any { found } else { known.identity };
-                self.remove_folder(id, &dir, &at.name, &path, identity, below)
+        match seen.kind {
+            _ if !is_it && (kind == Kind::Folder || seen.kind == Kind::Folder) => {
+                Ok(ApplyResult::NotEqual)
             }
-            _ if seen.kind == Kind::Folder => nothing(),
+            Kind::Folder => self.remove_folder(id, &dir, &at.name, &path, found, below),
             _ => self.remove_file(id, &dir, &at.name, &path, known, drift),
         }
     }

@@ -378,6 +378,48 @@ fn many_and_deep_folders_are_made() {
     assert_eq!(staged(top.path()), 0);
 }
 
+/// Proves that a removal touches neither another folder nor something of another kind that is at the
+/// name by then, and says so, whichever of them was to go.
+#[test]
+fn another_folder_is_not_removed() {
+    let top = tempfile::tempdir().unwrap();
+    let disk = disk(top.path());
+    let identity = |path: &str| {
+        let at = place(&disk, path);
+        let dir = disk.dir(&at).unwrap();
+        let seen = dir.look(&at.name, LookWants::default()).unwrap();
+        seen.unwrap().fingerprint.identity
+    };
+    for name in ["folder", "gone"] {
+        std::fs::create_dir(top.path().join(name)).unwrap();
+    }
+    std::fs::write(top.path().join("file"), "a file").unwrap();
+    let (folder, gone, file) = (identity("folder"), identity("gone"), identity("file"));
+    let remove = |path: &str, known: Identity, kind: Kind| {
+        let below = NameSetDigest::default();
+        let (known, at) = (Known::from(known), place(&disk, path));
+        disk.remove(id_of(path), &at, &known, OnDrift::Ignore, kind, &below)
+            .unwrap()
+    };
+    for (path, known, kind) in [
+        ("folder", gone, Kind::Folder),
+        ("file", gone, Kind::Folder),
+        ("folder", file, Kind::File),
+    ] {
+        assert_eq!(remove(path, known, kind), ApplyResult::NotEqual, "{path}");
+        assert!(top.path().join(path).exists(), "{path}");
+    }
+    for (path, known, kind) in [
+        ("folder", folder, Kind::Folder),
+        ("file", file, Kind::File),
+        ("nothing", gone, Kind::Folder),
+    ] {
+        let done = ApplyResult::Done(Vec::new());
+        assert_eq!(remove(path, known, kind), done, "{path}");
+        assert!(!top.path().join(path).exists(), "{path}");
+    }
+}
+
 /// Changes a file behind the agent's back, in one of the ways that others do.
 type Change = fn(&Path);
 
