@@ -42,7 +42,7 @@ pub(super) struct Rest {
     /// Names to be linked.
     pub(super) links: Vec<(ObjectId, Slot)>,
     pub(super) renamed: BTreeSet<ObjectId>,
-    /// What stays at a name until the content that replaces it is here.
+    /// What stays at a name until what replaces it is there.
     pub(super) stays: BTreeMap<Slot, Known>,
     /// What was to leave folders that are removed.
     left: Vec<ObjectId>,
@@ -248,10 +248,11 @@ impl Replica {
         let moved: BTreeSet<ObjectId> = layout.moves.iter().map(|(id, ..)| *id).collect();
         for (slot, known) in renewed {
             if takes_place(layout, &moved, &slot) {
+                rest.stays.insert(slot, known);
                 continue;
             }
             if layout.next.contains_key(&slot) {
-                rest.stays.insert(slot, known);
+                stays(t, rest, slot, known)?;
                 continue;
             }
             let (id, kind) = (name_number(&slot), Kind::File);
@@ -336,7 +337,7 @@ impl Replica {
                         // be a folder with all that is in it.
                         self.owe_sweep(t, slot.0)?;
                         if layout.next.contains_key(&slot) && !takes_place(layout, &moved, &slot) {
-                            rest.stays.insert(slot, Known::default());
+                            stays(t, rest, slot, Known::default())?;
                         }
                         let from = stuck.left_slot();
                         if takes_place(layout, &moved, &from) {
@@ -529,8 +530,8 @@ impl Replica {
             let stays = rest.stays.get(&slot).copied().or(left);
             // What was published here before a crash that took its row back is not known.
             let unknown = (suspect && row.state.kind != Kind::Folder).then(Known::default);
-            let absent = row.local.is_none();
-            let remnant = absent.then(|| stays.or(unknown)).flatten();
+            let unknown = unknown.filter(|_| row.local.is_none());
+            let remnant = stays.or(unknown);
             put_name(
                 t,
                 slot.0,
@@ -729,13 +730,24 @@ fn vacate(
     let next = layout.next.get(slot);
     if takes_place(layout, moved, slot) {
         // The move puts what it finds in its way into the trash.
+        rest.stays.insert(slot.clone(), known);
         return Ok(None);
     }
     let objects = &rest.queued.record.objects;
     let replacing = next.and_then(|next| objects.iter().find(|s| s.id == *next));
     if replacing.is_some_and(|s| s.kind != Kind::Folder) && row.state.kind != Kind::Folder {
-        rest.stays.insert(slot.clone(), known);
+        stays(t, rest, slot.clone(), known)?;
         return Ok(None);
     }
     Ok(Some(known))
+}
+
+/// What was at a name stays there until what takes the name comes. The name knows it too: its
+/// record may end before that is planned.
+fn stays(t: &mut dyn Tables, rest: &mut Rest, slot: Slot, known: Known) -> Result<(), TableError> {
+    let remnant = Some(known);
+    let object = None;
+    put_name(t, slot.0, &slot.1, NameRow { object, remnant })?;
+    rest.stays.insert(slot, known);
+    Ok(())
 }
