@@ -13,7 +13,7 @@ use super::result::nothing_left;
 use super::{ApplyOp, ApplyResult, MoveOne, Place, Replica, Running, Then};
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, FolderAt, Slot, children, live, put_live, put_meta, put_parked};
-use crate::ledger::object::{Kind, ObjectState, Seq};
+use crate::ledger::object::{Identity, Kind, ObjectState, Seq};
 use crate::ledger::rows::{LiveObject, ParkedRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::path::Name;
@@ -300,6 +300,7 @@ impl Replica {
     ) -> Result<(), TableError> {
         self.owe_sweep(t, left.0)?;
         self.folders.forget();
+        self.remove_left(wall, t, id)?;
         let mut lost = vec![id];
         while let Some(id) = lost.pop() {
             let Some(mut row) = live(t, id)? else {
@@ -326,10 +327,38 @@ impl Replica {
                     below.extend(row.object);
                     std::ops::ControlFlow::Continue(())
                 })?;
-                // Its entries come behind it.
+                // Its entries come behind it, and so does what was still to leave it.
                 lost.extend(below);
+                let left = self.blocking.iter().filter(|(_, one)| one.from.0.id == id);
+                lost.extend(left.map(|(id, _)| *id));
             }
             self.want_anew(wall, t, state)?;
+        }
+        Ok(())
+    }
+
+    /// What a move would have put into the trash at its new name goes there by itself.
+    fn remove_left(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+    ) -> Result<(), TableError> {
+        let Some(row) = live(t, id)?.filter(|row| row.local.is_some()) else {
+            return Ok(());
+        };
+        for at in row.names {
+            let left = access::name(t, at.0, &at.1)?.and_then(|name| name.remnant);
+            let Some(known) = left.filter(|left| left.identity != Identity::default()) else {
+                continue;
+            };
+            let (number, seq) = (name_number(&at), row.state.version.seq);
+            let reason = "what is to come in its place did not".to_owned();
+            // As such it is removed whatever it is.
+            let kind = Kind::Folder;
+            let what = ParkedWhat::Remove { at, known, kind };
+            self.park(wall, t, number, seq, reason, what)?;
+            self.parked.hurry(number);
         }
         Ok(())
     }
