@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use super::{ApplyOp, OnDrift, Place, Replica, Then};
 use crate::filter::Verdict;
 use crate::ids::ObjectId;
-use crate::ledger::access::{self, FolderAt, live, put_meta};
+use crate::job::Drift;
+use crate::ledger::access::{self, FolderAt, live, put_meta, put_name};
 use crate::ledger::object::{Identity, Kind};
+use crate::ledger::rows::NameRow;
 use crate::ledger::tables::{TableError, Tables};
 use crate::path::{Name, NameSetDigest, RelPath};
 use crate::time::WallMillis;
@@ -213,6 +215,7 @@ impl Replica {
                 if !owed && is_folder && live(t, id)?.is_some() {
                     self.sweep.stack.push(id);
                 }
+                self.in_the_way(wall, t, id, folder, entry)?;
                 continue;
             }
             if known.is_some() {
@@ -242,6 +245,40 @@ impl Replica {
             self.swept(folder.id);
         }
         Ok(())
+    }
+
+    /// What is at a name whose object is still to come may be what a crash took out of the rows, or
+    /// others': nothing says that it goes when the name is given up.
+    fn in_the_way(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        id: ObjectId,
+        folder: &FolderAt,
+        entry: SweepEntry,
+    ) -> Result<(), TableError> {
+        let slot = (folder.id, entry.name.clone());
+        let is_here = live(t, id)?.is_some_and(|row| row.local.is_some());
+        if is_here || self.policy.drift == Drift::Keep {
+            return Ok(());
+        }
+        let before = access::name(t, slot.0, &slot.1)?;
+        if before.is_some_and(|row| row.remnant.is_some()) {
+            return Ok(());
+        }
+        if !self.adopts() {
+            return self.foreign(wall, t, folder, entry);
+        }
+        if entry.kind == Kind::Folder {
+            // It is taken over when its object is made.
+            return Ok(());
+        }
+        // It may be what is to come.
+        let noted = NameRow {
+            object: Some(id),
+            remnant: Some(entry.identity.into()),
+        };
+        put_name(t, slot.0, &slot.1, noted)
     }
 
     /// A folder that was owed holds nothing foreign, or what cannot be removed.
