@@ -65,6 +65,8 @@ pub(super) struct Round {
     pub(super) missed: BTreeSet<ObjectId>,
     /// Where something is, of the ends of renames.
     taken: BTreeSet<Slot>,
+    /// What was written at names that are not carried.
+    aside: Vec<(Identity, What)>,
     /// Objects that something was told of by names where nothing is, and where they went.
     left: Vec<(Vec<u8>, What, Option<Slot>)>,
 }
@@ -136,6 +138,7 @@ impl Coalescer {
                 self.strays.add(object, what);
             }
         }
+        self.heed_aside(t, &mut round)?;
         self.recall_vanished(now, t, &mut round)?;
         self.prepare_links(t, &round)?;
         let mut moves = self.pair(now, t, &mut round)?;
@@ -144,6 +147,26 @@ impl Coalescer {
         self.record_round(wall, t, round, &moves)?;
         self.record_folders(wall, t)?;
         self.heard(now, wall);
+        Ok(())
+    }
+
+    /// What was written while it was at a name that is not carried was written all the same, should
+    /// it come back before it is taken for gone.
+    fn heed_aside(&mut self, t: &dyn TablesRead, round: &mut Round) -> Result<(), TableError> {
+        for (at, what) in std::mem::take(&mut round.aside) {
+            let mut lost = round.lost.values_mut();
+            if let Some(lost) = lost.find(|lost| identity(&lost.row) == Some(at)) {
+                lost.waiting.what.merge(what);
+                continue;
+            }
+            let Some(id) = self.vanished.get(&at) else {
+                continue;
+            };
+            let names = live(t, *id)?.map(|row| row.names).unwrap_or_default();
+            for slot in names {
+                self.pending.heed(&slot, what);
+            }
+        }
         Ok(())
     }
 
@@ -211,6 +234,12 @@ impl Coalescer {
             Some(seen) => self.judge(t, &slot, seen.kind)?,
             None => Verdict::Excluded,
         };
+        if let (Some(seen), Verdict::Excluded) = (&observed, verdict)
+            && (waiting.what.written || waiting.what.closed)
+        {
+            let identity = seen.fingerprint.identity;
+            round.aside.push((identity, waiting.what));
+        }
         let observed = observed.filter(|_| verdict != Verdict::Excluded);
         if let Some(seen) = &observed {
             self.note_left_out(t, &slot, seen)?;

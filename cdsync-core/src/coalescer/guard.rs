@@ -554,6 +554,7 @@ impl Coalescer {
                 self.vanished.remove(&identity);
             }
             self.pending.take(&slot);
+            self.unseen.name_seen(&slot);
             // If the folder is met again, what was held in it is found by listing it.
             self.listings.owe(by, Depth::Deep);
         }

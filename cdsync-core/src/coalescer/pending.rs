@@ -256,6 +256,13 @@ impl Pending {
         self.put(slot, waiting);
     }
 
+    /// More is known of what happened to the object of a name that waits.
+    pub(super) fn heed(&mut self, slot: &Slot, what: What) {
+        if let Some(waiting) = self.slots.get_mut(slot) {
+            waiting.what.merge(what);
+        }
+    }
+
     /// Whoever waits for everything waits for a name, which is looked at now.
     pub(super) fn ask(&mut self, slot: &Slot, now: Instant) {
         if let Some(mut waiting) = self.take(slot) {
