@@ -444,6 +444,51 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
         940,
         "a late tick took back that the source's first scan had ended",
     ),
+    (
+        Kind::Troubles,
+        2506,
+        "what a record left at a name was forgotten with its subscription",
+    ),
+    (
+        Kind::ShortLog,
+        585,
+        "a folder was to be removed for ever where another one was by then",
+    ),
+    (Kind::ShortLog, 4398, "the same"),
+    (Kind::Overflow, 7042, "the same"),
+    (
+        Kind::ShortLog,
+        7089,
+        "what a crash left at a name stayed when something else gave the name up",
+    ),
+    (Kind::ShortLog, 9463, "the same"),
+    (Kind::Power, 7688, "the same"),
+    (
+        Kind::Drift,
+        5596,
+        "what a move was to replace stayed when there was nothing to move",
+    ),
+    (Kind::Drift, 1678, "the same"),
+    (
+        Kind::Power,
+        1553,
+        "a folder waited for ever for what was at its name",
+    ),
+    (
+        Kind::Held,
+        9741,
+        "what was still to leave a folder that was given up went with what took its place",
+    ),
+    (
+        Kind::Held,
+        4969,
+        "a write at a name that is not carried was forgotten when the file came back",
+    ),
+    (
+        Kind::Held,
+        5556,
+        "a name that went with its folder counted as one that the disk fails to show",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
