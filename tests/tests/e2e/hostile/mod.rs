@@ -1,6 +1,7 @@
 //! Servers of the cluster, with certificates of their own, that keep to no rule: what they do is
 //! refused and told, harms no other, and makes nobody's memory, threads or descriptors grow.
 
+mod master;
 mod reporter;
 mod source;
 mod strangers;
