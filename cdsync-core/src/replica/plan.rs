@@ -356,7 +356,7 @@ impl Replica {
                 put_live(t, state.id, row)?;
                 if let Some(fetch) = self.fetches.get_mut(state.id) {
                     fetch.renew(state.clone());
-                    return Ok(());
+                    return self.renew_parked(t, state);
                 }
                 // What nobody waits for was lost in a crash.
                 let is_lost = queued.of_snapshot
@@ -558,6 +558,7 @@ impl Replica {
                 };
                 self.run(op, Then::Adopted(Box::new(state.clone())));
             }
+            None if self.fetches.has(id) => self.fetches.want(seq, state.clone()),
             None if state.content_seq < seq && !self.retrying => {
                 // An earlier record's, which is claimed already as parked: it stays so.
                 let reason = "its content is still to come".to_owned();

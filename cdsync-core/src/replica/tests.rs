@@ -539,6 +539,66 @@ fn parked_objects_are_retried_with_their_newest_state() {
     assert_eq!(replica.parked_count(), 0);
 }
 
+/// Proves that a file gets its newest metadata where a retry asked for its content as it was parked,
+/// and the records that changed it since come again on another subscription.
+#[test]
+fn what_is_fetched_gets_its_newest_metadata() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    replica
+        .handle_batch(batch(vec![create(2, 2, "a")], vec![here(2)]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |op| {
+        !matches!(op, ApplyOp::WriteFile { .. })
+    });
+    assert_eq!(sync(&mut replica, &mut t), Seq(2));
+    let mut later = NOW;
+    let mut retry = |replica: &mut Replica, t: &mut MemTables| {
+        later.0 += 100_000;
+        replica.handle_timeout(later, t).unwrap();
+        drain(replica, t, &mut |_| true);
+        replica.poll_fetch().expect("its content is asked for")
+    };
+    retry(&mut replica, &mut t);
+    let mut renamed = create(3, 2, "b");
+    renamed.names.push(NameState {
+        parent: id(1),
+        name: name("a"),
+        object: None,
+    });
+    renamed.objects[0].content_seq = Seq(2);
+    renamed.objects[0].meta.mode = 0o600;
+    replica
+        .handle_batch(batch(vec![renamed.clone()], vec![]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let again = Accepted {
+        origin: ORIGIN,
+        incarnation: RUN,
+        resumed: true,
+        head: Seq(3),
+        complete: true,
+    };
+    assert!(replica.handle_accepted(&mut t, &again).unwrap());
+    retry(&mut replica, &mut t);
+    replica.handle_batch(batch(vec![renamed], vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let staged = FetchResult::Staged {
+        version: Seq(2),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    };
+    assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
+    drain(&mut replica, &mut t, &mut |_| true);
+    let held = access::live(&t, id(2)).unwrap().unwrap();
+    assert_eq!(
+        (held.state.version.seq, held.state.meta.mode),
+        (Seq(3), 0o600)
+    );
+    assert_eq!(replica.parked_count(), 0);
+}
+
 /// Proves that a kill between the retry of a parked object and the setting of its folder's times
 /// does not leave the folder with the time of that retry, though the record is claimed long since.
 #[test]
