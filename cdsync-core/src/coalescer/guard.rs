@@ -222,12 +222,14 @@ impl Guard {
         Duration::from_millis(self.bounds.within_ms.into())
     }
 
-    /// Whether so much more may go without being held.
-    fn may_go(&self, now: Instant, files: u64, more: Weight) -> bool {
+    /// Whether so much more may go without being held. What the disk fails to show `slowly` comes
+    /// apart in looks that lie seconds apart, whenever it went.
+    fn may_go(&self, now: Instant, files: u64, more: Weight, slowly: bool) -> bool {
         if self.burst.is_some() {
             return false;
         }
-        let recent = self.gone_within(now, FREE_WITHIN);
+        let within = if slowly { self.within() } else { FREE_WITHIN };
+        let recent = self.gone_within(now, within);
         let free = self.free.max((files + recent.removed) / FREE_PART);
         more.files() == 0
             || recent.files() + more.files() < free && self.verdict(now, files, more).is_none()
@@ -343,7 +345,8 @@ impl Coalescer {
         let weights = self.weigh_round(t, round, moves)?;
         let mut sum = Weight::default();
         weights.values().for_each(|weight| sum += *weight);
-        if self.guard.may_go(now, self.ledger.files(), sum) {
+        let slowly = self.unseen.count() > 0;
+        if self.guard.may_go(now, self.ledger.files(), sum, slowly) {
             let after = self.note_parted(now, round, moves);
             self.guard.went(now, after, sum);
         } else if !weights.is_empty() {
