@@ -154,10 +154,9 @@ impl Coalescer {
     /// it come back before it is taken for gone.
     fn heed_aside(&mut self, t: &dyn TablesRead, round: &mut Round) -> Result<(), TableError> {
         for (at, what) in std::mem::take(&mut round.aside) {
-            let mut lost = round.lost.values_mut();
-            if let Some(lost) = lost.find(|lost| identity(&lost.row) == Some(at)) {
+            let lost = round.lost.values_mut();
+            for lost in lost.filter(|lost| identity(&lost.row) == Some(at)) {
                 lost.waiting.what.merge(what);
-                continue;
             }
             let Some(id) = self.vanished.get(&at) else {
                 continue;

@@ -171,13 +171,11 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         ApplyOp::Remove {
             at,
             known,
-            kind: Kind::Folder,
+            drift,
+            kind,
             below,
             ..
-        } => return told(remove_folder(disk, at, known.identity, *below)),
-        ApplyOp::Remove {
-            at, known, drift, ..
-        } => return told(remove_file(disk, at, known, *drift)),
+        } => return told(remove(disk, at, known, *drift, *kind, *below)),
     };
     match outcome {
         Ok(ids) => ApplyResult::Done(ids.into_iter().map(|id| disk.observe(id)).collect()),
@@ -432,27 +430,32 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
     Ok(results)
 }
 
-fn remove_folder(
+fn remove(
     disk: &mut Disk,
     at: &Place,
-    identity: Identity,
+    known: &Known,
+    drift: OnDrift,
+    kind: Kind,
     below: NameSetDigest,
 ) -> Result<ApplyResult, String> {
     let folder = open(disk, at)?;
     let Some(id) = disk.child(folder, &at.name) else {
         return Ok(ApplyResult::Done(Vec::new()));
     };
-    let any = identity == Identity::default();
-    if disk.node(id).identity != identity && !any {
+    let any = known.identity == Identity::default();
+    let is_it = disk.node(id).identity == known.identity || (any && kind == Kind::Folder);
+    let is_folder = disk.node(id).kind == Kind::Folder;
+    if !is_it && (kind == Kind::Folder || is_folder) {
         return Ok(ApplyResult::NotEqual);
     }
-    if disk.node(id).kind == Kind::Folder {
-        let mut found = NameSetDigest::default();
-        digest(disk, id, &RelPath::root(), &mut found);
-        if found != below {
-            // Foreign content: one by one into the trash, but for what the filter excludes.
-            disk.foreign_removals += 1;
-        }
+    if !is_folder {
+        return remove_file(disk, at, known, drift);
+    }
+    let mut found = NameSetDigest::default();
+    digest(disk, id, &RelPath::root(), &mut found);
+    if found != below {
+        // Foreign content: one by one into the trash, but for what the filter excludes.
+        disk.foreign_removals += 1;
     }
     clear(disk, folder, at);
     Ok(ApplyResult::Done(Vec::new()))
@@ -469,13 +472,6 @@ fn remove_file(
         OnDrift::Ignore => Met::AsLeft,
         _ => met(disk, at, Some(known))?,
     };
-    let is_it = |id: NodeId| disk.node(id).identity == known.identity;
-    let Some(there) = disk.child(folder, &at.name) else {
-        return Ok(ApplyResult::Done(Vec::new()));
-    };
-    if disk.node(there).kind == Kind::Folder && !is_it(there) {
-        return Ok(ApplyResult::NotEqual);
-    }
     if met.stays(drift) {
         return Ok(ApplyResult::Kept);
     }
