@@ -400,6 +400,8 @@ impl Replica {
             remnant: Some(Known::default()),
         };
         put_name(t, parent, &name, noted)?;
+        // Its other names may be links to what was there.
+        super::suspect_published(t, id)?;
         self.folders.forget();
         self.park_content(wall, t, wanted.version.seq, wanted, reason.to_owned())
     }

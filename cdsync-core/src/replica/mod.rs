@@ -56,7 +56,7 @@ pub use sweep::SweepEntry;
 use crate::filter::Filter;
 use crate::ids::{IncarnationId, ObjectId, OriginId};
 use crate::ledger::access::{self, Folders, meta, put_meta};
-use crate::ledger::object::{Kind, Seq};
+use crate::ledger::object::Seq;
 use crate::ledger::record::Record;
 use crate::ledger::rows::{NameRow, ParkedWhat, Progress};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
@@ -286,7 +286,7 @@ impl Replica {
         let progress: Progress = meta(t, PROGRESS)?.unwrap_or_default();
         let owed: sweep::Owed = meta(t, waiting::OWED)?.unwrap_or_default();
         let (mut parked, mut kept) = (Schedule::default(), BTreeSet::new());
-        let (mut stuck, mut files) = (Vec::new(), Vec::new());
+        let (mut stuck, mut missing) = (Vec::new(), Vec::new());
         access::each_parked(t, &mut |id, row| {
             // The clock may be another one than before: all are due.
             parked.insert(id, WallMillis(0));
@@ -294,11 +294,11 @@ impl Replica {
             if row.kept.is_some() {
                 // What is kept for others is at the name.
                 kept.insert(id);
-            } else if matches!(&row.what, ParkedWhat::Content(s) if s.kind == Kind::File) {
-                files.push(id);
+            } else if matches!(&row.what, ParkedWhat::Content(_)) {
+                missing.push(id);
             }
         })?;
-        for id in files {
+        for id in missing {
             suspect_published(t, id)?;
         }
         let drifts = drift::Drifts::open(t, kept)?;

@@ -122,6 +122,9 @@ impl Replica {
             }
             (Then::Held(state) | Then::Adopted(state), ApplyResult::Failed(reason)) => {
                 self.fetches.remove(state.id);
+                if state.kind == Kind::Folder {
+                    self.remove_left(wall, t, state.id)?;
+                }
                 // It may have come to its name before something about it failed.
                 super::suspect_published(t, state.id)?;
                 self.park_content(wall, t, state.version.seq, *state, reason)

@@ -16,7 +16,7 @@ use crate::ids::ObjectId;
 use crate::ledger::access::{
     self, Slot, bury_below, digest_below, live, put_gone, put_live, put_name,
 };
-use crate::ledger::object::{Kind, ObjectState, Seq};
+use crate::ledger::object::{Identity, Kind, ObjectState, Seq};
 use crate::ledger::record::{NameState, Record};
 use crate::ledger::rows::{Known, LiveObject, NameRow, ObjectRow, ParkedWhat};
 use crate::ledger::tables::{TableError, Tables, TablesRead};
@@ -331,6 +331,20 @@ impl Replica {
             for slot in row.names.clone() {
                 let is_first = row.slot() == Some(&slot);
                 let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
+                let never_came = stuck.as_ref().is_some_and(|stuck| stuck.to == slot);
+                if let Some(known) =
+                    vacated.filter(|known| never_came && Some(*known) != row.known())
+                {
+                    // What it was to replace.
+                    rest.removals.push(Removal {
+                        id,
+                        slot: slot.clone(),
+                        known,
+                        kind: Kind::Folder,
+                        below: NameSetDigest::default(),
+                        noted: false,
+                    });
+                }
                 let (known, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
                         // It never came here. What it was to replace here is in no ledger, and may
@@ -541,8 +555,10 @@ impl Replica {
                     remnant,
                 },
             )?;
-            // It was to be linked there, and is moved there instead.
-            self.unpark(t, name_number(&slot))?;
+            if is_waiting(t, &slot)? {
+                // It was to be linked there, and is moved there instead.
+                self.unpark(t, name_number(&slot))?;
+            }
             row.names.retain(|name| *name != from && *name != slot);
             row.names.insert(0, slot);
             rest.stamp(&mut row);
@@ -688,13 +704,16 @@ fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), Tab
             .next
             .get(from)
             .is_some_and(|next| layout.moves.iter().any(|(id, ..)| id == next));
-        if let (None, Some(known), false) = (&row.local, remnant, moved_here) {
-            // What sat at the old name of something that was never published there.
+        let came = row.local.is_some();
+        let remnant = remnant.filter(|left| !came || left.identity != Identity::default());
+        if let (Some(known), false) = (remnant, moved_here) {
+            // What sat at the old name of something that never came there.
+            let kind = if came { Kind::Folder } else { row.state.kind };
             rest.removals.push(Removal {
                 id: *id,
                 slot: from.clone(),
                 known,
-                kind: row.state.kind,
+                kind,
                 below: NameSetDigest::default(),
                 noted: false,
             });
@@ -724,7 +743,9 @@ fn vacate(
         remnant: None,
     };
     put_name(t, slot.0, &slot.1, nothing)?;
-    let Some(known) = row.known().or(remnant) else {
+    // What could not be moved here is elsewhere.
+    let left = remnant.filter(|left| left.identity != Identity::default());
+    let Some(known) = left.or(row.known()).or(remnant) else {
         return Ok(None);
     };
     let next = layout.next.get(slot);

@@ -8,7 +8,7 @@ use crate::filter::Verdict;
 use crate::ids::ObjectId;
 use crate::job::Drift;
 use crate::ledger::access::{self, FolderAt, live, put_meta, put_name};
-use crate::ledger::object::{Identity, Kind};
+use crate::ledger::object::{Identity, Kind, Seq};
 use crate::ledger::rows::NameRow;
 use crate::ledger::tables::{TableError, Tables};
 use crate::path::{Name, NameSetDigest, RelPath};
@@ -219,6 +219,8 @@ impl Replica {
                 continue;
             }
             if known.is_some() {
+                // It remembers what was to go, and nobody may do that any more.
+                self.remove_remnant(wall, t, (folder.id, entry.name), Seq(0))?;
                 continue;
             }
             if owed || self.sweeps_only {

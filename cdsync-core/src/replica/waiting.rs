@@ -300,7 +300,6 @@ impl Replica {
     ) -> Result<(), TableError> {
         self.owe_sweep(t, left.0)?;
         self.folders.forget();
-        self.remove_left(wall, t, id)?;
         let mut lost = vec![id];
         while let Some(id) = lost.pop() {
             let Some(mut row) = live(t, id)? else {
@@ -315,6 +314,7 @@ impl Replica {
                 let left = stuck.from.0.id;
                 self.owe_sweep(t, left)?;
             }
+            self.remove_left(wall, t, id)?;
             let is_linked = row.names.len() > 1;
             put_live(t, id, row)?;
             if is_linked {
@@ -337,29 +337,45 @@ impl Replica {
         Ok(())
     }
 
-    /// What a move would have put into the trash at its new name goes there by itself.
-    fn remove_left(
+    /// What is known to be at an object's names, and was to make room as the object came, goes to
+    /// the trash by itself.
+    pub(super) fn remove_left(
         &mut self,
         wall: WallMillis,
         t: &mut dyn Tables,
         id: ObjectId,
     ) -> Result<(), TableError> {
-        let Some(row) = live(t, id)?.filter(|row| row.local.is_some()) else {
+        let Some(row) = live(t, id)? else {
             return Ok(());
         };
         for at in row.names {
-            let left = access::name(t, at.0, &at.1)?.and_then(|name| name.remnant);
-            let Some(known) = left.filter(|left| left.identity != Identity::default()) else {
-                continue;
-            };
-            let (number, seq) = (name_number(&at), row.state.version.seq);
-            let reason = "what is to come in its place did not".to_owned();
-            // As such it is removed whatever it is.
-            let kind = Kind::Folder;
-            let what = ParkedWhat::Remove { at, known, kind };
-            self.park(wall, t, number, seq, reason, what)?;
-            self.parked.hurry(number);
+            self.remove_remnant(wall, t, at, row.state.version.seq)?;
         }
+        Ok(())
+    }
+
+    /// What a name remembers goes to the trash by itself, unless that is noted already.
+    pub(super) fn remove_remnant(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        at: Slot,
+        seq: Seq,
+    ) -> Result<(), TableError> {
+        let left = access::name(t, at.0, &at.1)?.and_then(|name| name.remnant);
+        let Some(known) = left.filter(|left| left.identity != Identity::default()) else {
+            return Ok(());
+        };
+        let number = name_number(&at);
+        if self.is_busy(number) {
+            return Ok(());
+        }
+        let reason = "what is to come in its place did not".to_owned();
+        // As such it is removed whatever it is.
+        let kind = Kind::Folder;
+        let what = ParkedWhat::Remove { at, known, kind };
+        self.park(wall, t, number, seq, reason, what)?;
+        self.parked.hurry(number);
         Ok(())
     }
 
