@@ -28,7 +28,7 @@ pub(super) fn check(findings: &mut Findings) {
         findings.warn(
             "privilege",
             "runs without root: owners and device nodes cannot be kept, and folders are watched one by one",
-            "run the agent as root, or with CAP_SYS_ADMIN, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE, CAP_MKNOD",
+            "run the agent as root, or with CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_FOWNER, CAP_DAC_OVERRIDE, CAP_MKNOD",
         );
     }
     descriptors(findings);
