@@ -22,6 +22,7 @@ pub struct MemTables {
     undo: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
     /// How much of it is committed lazily.
     committed: usize,
+    changes: u64,
 }
 
 impl MemTables {
@@ -43,6 +44,12 @@ impl MemTables {
         self.roll_back(0);
     }
 
+    /// How often anything was changed.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Whether a crash now would lose nothing.
     #[must_use]
     pub fn is_durable(&self) -> bool {
@@ -62,6 +69,7 @@ impl MemTables {
     }
 
     fn roll_back(&mut self, to: usize) {
+        self.changes += 1;
         for (table, key, old) in self.undo.drain(to..).rev() {
             let rows = self.rows.entry(table).or_default();
             match old {
@@ -115,12 +123,14 @@ impl Tables for MemTables {
         let rows = self.rows.entry(table).or_default();
         let old = rows.insert(key.to_vec(), value.to_vec());
         self.undo.push((table, key.to_vec(), old));
+        self.changes += 1;
         Ok(())
     }
 
     fn remove(&mut self, table: Table, key: &[u8]) -> Result<(), TableError> {
         if let Some(old) = self.rows.get_mut(&table).and_then(|rows| rows.remove(key)) {
             self.undo.push((table, key.to_vec(), Some(old)));
+            self.changes += 1;
         }
         Ok(())
     }

@@ -489,6 +489,11 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
         5556,
         "a name that went with its folder counted as one that the disk fails to show",
     ),
+    (
+        Kind::Emptied,
+        598,
+        "what a failing disk showed late went a little at a time",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.

@@ -166,10 +166,13 @@ pub struct World {
     late: Vec<(u64, ToTarget)>,
     rough: Rng,
     rounds: u64,
+    /// How often the target's rows and disk had changed when its copies were looked at last.
+    looked_at: (u64, u64),
 }
 
-/// In how many rounds all copies are looked at once; in more where there are many.
-const LOOK_EVERY: u64 = 8;
+/// Of how many rows all copies are looked at whenever anything changed; in fewer rounds where there
+/// are more.
+const LOOK_AT: u64 = 256;
 
 /// How many rounds a world has to come to rest.
 const SETTLE_ROUNDS: usize = 6000;
@@ -214,6 +217,7 @@ impl World {
             late: Vec::new(),
             rough: Rng::new(seed ^ 0xe6),
             rounds: 0,
+            looked_at: (0, 0),
         }
     }
 
@@ -371,9 +375,12 @@ impl World {
         let settled = !self.target.is_working() && self.source.tables.is_durable();
         self.check_bounds();
         self.rounds += 1;
-        let many = self.target.tables.len(Table::Objects) as u64 / 4;
-        let looks = self.rounds.is_multiple_of(LOOK_EVERY.max(many));
+        let many = self.target.tables.len(Table::Objects) as u64 / LOOK_AT;
+        let now = (self.target.tables.changes(), self.target.disk.age());
+        let changed = self.looked_at != now;
+        let looks = changed && self.rounds.is_multiple_of(1.max(many * LOOK_AT / 4));
         if looks && self.target.reported >= self.ahead {
+            self.looked_at = now;
             check::copies_are_there(&self.target).unwrap_or_else(|broken| panic!("{broken}"));
         }
         if std::mem::take(&mut self.target.refused) {
