@@ -294,6 +294,19 @@ impl Replica {
         Ok(())
     }
 
+    /// A removal needs no more to be done. What waits at its name to be linked does.
+    pub(super) fn unpark_removal(
+        &mut self,
+        t: &mut dyn Tables,
+        id: ObjectId,
+    ) -> Result<(), TableError> {
+        let row = parked_row(t, id)?;
+        match row.map(|row| row.what) {
+            Some(ParkedWhat::Link { .. }) => Ok(()),
+            _ => self.unpark(t, id),
+        }
+    }
+
     /// An object was moved: what else it is parked for is still to be done.
     pub(super) fn unpark_moved(
         &mut self,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::links::is_waiting;
 use super::waiting::is_absent;
 use super::{ApplyOp, ApplyResult, Issued, MoveResult, Replica, Then};
 use crate::ids::ObjectId;
@@ -360,7 +361,7 @@ impl Replica {
             self.owe_sweep(t, slot.0)?;
         }
         if let Some(id) = op.object() {
-            self.unpark(t, id)?;
+            self.unpark_removal(t, id)?;
         }
         nothing_left(t, slot)
     }
@@ -374,7 +375,7 @@ impl Replica {
         slot: &Slot,
     ) -> Result<(), TableError> {
         if let Some(id) = op.object() {
-            self.unpark(t, id)?;
+            self.unpark_removal(t, id)?;
         }
         nothing_left(t, slot)?;
         self.owe_sweep(t, slot.0)
@@ -395,6 +396,10 @@ impl Replica {
         else {
             return Ok(());
         };
+        if is_waiting(t, &slot)? {
+            // The link takes its place.
+            return self.unpark_removal(t, *id);
+        }
         let what = ParkedWhat::Remove {
             at: slot,
             known: *known,

@@ -332,18 +332,20 @@ impl Replica {
                 let is_first = row.slot() == Some(&slot);
                 let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
                 let never_came = stuck.as_ref().is_some_and(|stuck| stuck.to == slot);
-                if let Some(known) =
-                    vacated.filter(|known| never_came && Some(*known) != row.known())
-                {
-                    // What it was to replace.
-                    rest.removals.push(Removal {
+                let replaced = vacated.filter(|known| never_came && Some(*known) != row.known());
+                match replaced {
+                    Some(known) if layout.next.contains_key(&slot) => {
+                        stays(t, rest, slot.clone(), known)?;
+                    }
+                    Some(known) => rest.removals.push(Removal {
                         id,
                         slot: slot.clone(),
                         known,
                         kind: Kind::Folder,
                         below: NameSetDigest::default(),
                         noted: false,
-                    });
+                    }),
+                    None => {}
                 }
                 let (known, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
@@ -508,7 +510,7 @@ impl Replica {
         let id = if noted { id } else { name_number(&slot) };
         let Some(at) = self.place_at(t, &slot)? else {
             // The folder that it was in went with it.
-            return self.unpark(t, id);
+            return self.unpark_removal(t, id);
         };
         self.touched.insert(at.folder.id);
         // Until it is done the name remembers what is still there.
@@ -700,24 +702,22 @@ fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), Tab
             remnant: None,
         };
         put_name(t, from.0, &from.1, nothing)?;
-        let moved_here = layout
-            .next
-            .get(from)
-            .is_some_and(|next| layout.moves.iter().any(|(id, ..)| id == next));
+        // What sat at the old name of something that never came there.
         let came = row.local.is_some();
         let remnant = remnant.filter(|left| !came || left.identity != Identity::default());
-        if let (Some(known), false) = (remnant, moved_here) {
-            // What sat at the old name of something that never came there.
-            let kind = if came { Kind::Folder } else { row.state.kind };
-            rest.removals.push(Removal {
-                id: *id,
-                slot: from.clone(),
-                known,
-                kind,
-                below: NameSetDigest::default(),
-                noted: false,
-            });
+        let Some(known) = remnant else { continue };
+        if layout.next.contains_key(from) {
+            stays(t, rest, from.clone(), known)?;
+            continue;
         }
+        rest.removals.push(Removal {
+            id: *id,
+            slot: from.clone(),
+            known,
+            kind: if came { Kind::Folder } else { row.state.kind },
+            below: NameSetDigest::default(),
+            noted: false,
+        });
     }
     Ok(())
 }

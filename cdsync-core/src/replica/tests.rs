@@ -857,6 +857,46 @@ fn a_failed_move_holds_back_what_depends_on_it() {
     assert_eq!(replica.poll_fetch().map(|want| want.object), Some(id(4)));
 }
 
+/// Proves that a name which becomes a link of a file that cannot be moved yet is linked once that is
+/// moved, though what was to come to that name before is removed from it meanwhile.
+#[test]
+fn a_link_that_waits_outlives_a_removal_at_its_name() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    failed_move(&mut replica, &mut t);
+    drain(&mut replica, &mut t, &mut |op| match op {
+        ApplyOp::Move(_) => false,
+        ApplyOp::WriteFile { at, .. } => at.name != name("c"),
+        _ => true,
+    });
+    let mut swapped = record(6);
+    for (file, object) in [("c", 2), ("d", 5)] {
+        swapped.names.push(NameState {
+            parent: id(1),
+            name: name(file),
+            object: Some(id(object)),
+        });
+        let mut moved = state(object, 6, Kind::File);
+        moved.content_seq = Seq(object);
+        swapped.objects.push(moved);
+    }
+    replica.handle_batch(batch(vec![swapped], vec![])).unwrap();
+    drain(&mut replica, &mut t, &mut |op| {
+        !matches!(op, ApplyOp::Move(_))
+    });
+    let mut linked = Vec::new();
+    for later in 1..4 {
+        let later = WallMillis(NOW.0 + 100_000 * later);
+        replica.handle_timeout(later, &mut t).unwrap();
+        let ops = drain(&mut replica, &mut t, &mut |_| true);
+        linked.extend(ops.into_iter().filter_map(|op| match op {
+            ApplyOp::Link { id, at, .. } => Some((id, at.name)),
+            _ => None,
+        }));
+    }
+    assert_eq!(linked, [(id(2), name("c"))]);
+}
+
 /// Proves that what is neither at its old name nor at its new one is fetched again, and that its
 /// old folder is looked through for what was left there.
 #[test]
