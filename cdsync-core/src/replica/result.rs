@@ -169,9 +169,8 @@ impl Replica {
                 self.torn(wall, t, &op)
             }
             (Then::Swept, ApplyResult::Failed(reason)) => {
-                self.sweep.failed(reason);
                 if let Some(folder) = op.folder() {
-                    self.swept(folder);
+                    self.not_swept(wall, folder, reason);
                 }
                 Ok(())
             }

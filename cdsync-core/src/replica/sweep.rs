@@ -41,7 +41,13 @@ pub(super) struct Sweep {
     /// The same before the sync under way.
     syncing: Owed,
     failures: Vec<String>,
+    /// Owed folders from which something could not be removed: how often that was tried, and when
+    /// it is tried again.
+    resting: BTreeMap<ObjectId, (u32, WallMillis)>,
 }
+
+/// So often it is tried to remove something that is not the source's.
+const TRIES: u32 = 6;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum State {
@@ -92,6 +98,11 @@ impl Sweep {
 
     pub(super) fn is_owed(&self) -> bool {
         !self.owed.is_empty()
+    }
+
+    fn next_owed(&self, wall: WallMillis) -> Option<ObjectId> {
+        let rests = |id: &ObjectId| self.resting.get(id).is_some_and(|(_, until)| *until > wall);
+        self.owed.keys().find(|id| !rests(id)).copied()
     }
 
     pub(super) fn failed(&mut self, reason: String) {
@@ -148,13 +159,17 @@ impl Replica {
     ///
     /// # Errors
     /// [`TableError`]; not retryable within the transaction.
-    pub fn poll_sweep(&mut self, t: &mut dyn Tables) -> Result<Option<FolderAt>, TableError> {
+    pub fn poll_sweep(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+    ) -> Result<Option<FolderAt>, TableError> {
         // What could not be moved is at a name that the ledger does not know.
         if !self.is_sweeping() || !self.is_idle() || !self.blocking.is_empty() {
             return Ok(None);
         }
         let all_here = self.complete && self.progress.claim >= self.head;
-        while all_here && let Some(id) = self.sweep.owed.keys().next().copied() {
+        while all_here && let Some(id) = self.sweep.next_owed(wall) {
             // One that is not on the disk holds nothing, and is owed anew if it turns out to be.
             let folder = self.folders.at(t, id)?;
             let is_there = |folder: &FolderAt| id.is_root() || folder.identity.is_some();
@@ -245,6 +260,8 @@ impl Replica {
         if owed && self.running.is_empty() {
             // Only now: what was found before is gone.
             self.swept(folder.id);
+        } else if owed {
+            self.sweep.resting.entry(folder.id).or_default().0 += 1;
         }
         Ok(())
     }
@@ -285,9 +302,22 @@ impl Replica {
 
     /// A folder that was owed holds nothing foreign, or what cannot be removed.
     pub(super) fn swept(&mut self, folder: ObjectId) {
+        self.sweep.resting.remove(&folder);
         if let Some(path) = self.sweep.owed.remove(&folder) {
             self.sweep.unsynced.insert(folder, path);
         }
+    }
+
+    /// Something could not be removed from a folder that was looked through: once more, some time
+    /// later.
+    pub(super) fn not_swept(&mut self, wall: WallMillis, folder: ObjectId, reason: String) {
+        self.sweep.failed(reason);
+        let tries = self.sweep.resting.get(&folder).map_or(TRIES, |rest| rest.0);
+        if tries >= TRIES {
+            return self.swept(folder);
+        }
+        let until = WallMillis(wall.0 + self.wait_ms(folder, tries));
+        self.sweep.resting.insert(folder, (tries, until));
     }
 
     /// What was looked through is on the disk.

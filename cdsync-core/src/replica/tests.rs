@@ -915,6 +915,51 @@ fn what_a_move_does_not_find_is_fetched_again() {
     assert!(replica.is_sweeping());
 }
 
+/// Proves that what nobody has at a name, and cannot be removed now, is removed later, and that the
+/// target is not in sync before; but that it does not wait for ever for that.
+#[test]
+fn a_sweep_that_failed_is_tried_again() {
+    for works_after in [2, 100] {
+        let mut t = MemTables::default();
+        let mut replica = replica(&mut t);
+        failed_move(&mut replica, &mut t);
+        let step = replica.poll_step(NOW, &mut t).unwrap().unwrap();
+        drop(step);
+        let missing = ApplyResult::Moved(vec![MoveResult::Missing]);
+        replica.handle_applied(NOW, &mut t, vec![missing]).unwrap();
+        drain(&mut replica, &mut t, &mut |_| true);
+        assert_eq!(sync(&mut replica, &mut t), Seq(5));
+        let (mut tries, mut wall) = (0, NOW);
+        while replica.is_sweeping() {
+            assert!(!replica.is_in_sync());
+            let folder = replica.poll_sweep(wall, &mut t).unwrap().unwrap();
+            let left = SweepEntry {
+                name: name("left"),
+                kind: Kind::File,
+                identity: seen(9, Kind::File).fingerprint.identity,
+            };
+            let there = if tries > works_after {
+                vec![]
+            } else {
+                vec![left]
+            };
+            replica.handle_swept(wall, &mut t, &folder, there).unwrap();
+            drain(&mut replica, &mut t, &mut |op| {
+                tries += u32::from(matches!(op, ApplyOp::Remove { .. }));
+                tries > works_after
+            });
+            if tries <= works_after {
+                assert!(
+                    replica.poll_sweep(NOW, &mut t).unwrap().is_none(),
+                    "at once"
+                );
+            }
+            wall.0 += 100_000;
+        }
+        assert_eq!(tries, works_after.min(5) + 1);
+    }
+}
+
 /// Proves that what cannot be moved any more, and was to get other content and metadata with its new
 /// name, is fetched with all of that.
 #[test]

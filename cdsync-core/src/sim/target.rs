@@ -486,9 +486,10 @@ impl TargetSim {
         if self.working.is_some() {
             return;
         }
+        let wall = self.disk.wall();
         let machine = self.machine.as_mut().expect("it runs");
         let Some(folder) = machine
-            .poll_sweep(&mut self.tables)
+            .poll_sweep(wall, &mut self.tables)
             .expect("tables do not fail")
         else {
             return;

@@ -629,7 +629,7 @@ impl Engine {
         loop {
             let next = self
                 .store
-                .write(Durability::Lazy, |t| self.replica.poll_sweep(t))?;
+                .write(Durability::Lazy, |t| self.replica.poll_sweep(steady(), t))?;
             let Some(folder) = next else { return Ok(()) };
             let reference = crate::source::dir_ref(&folder);
             if folder.path.is_root() {
