@@ -215,6 +215,10 @@ impl Replica {
     ) -> Result<(), TableError> {
         let former = self.sweep.owed.get(&folder.id).cloned();
         let owed = former.is_some();
+        if owed {
+            // A kill may have come between an earlier removal and its times.
+            self.touched.insert(folder.id);
+        }
         for entry in entries {
             let is_folder = entry.kind == Kind::Folder;
             let is_carried = |at: &RelPath| {
@@ -318,6 +322,15 @@ impl Replica {
         }
         let until = WallMillis(wall.0 + self.wait_ms(folder, tries));
         self.sweep.resting.insert(folder, (tries, until));
+    }
+
+    /// A folder of [`Replica::poll_sweep`] that [is owed](Replica::is_owed) could not be listed: it is
+    /// tried again some time later, as often as it takes.
+    pub fn handle_sweep_failed(&mut self, wall: WallMillis, folder: ObjectId, reason: String) {
+        let tries = self.sweep.resting.get(&folder).map_or(0, |rest| rest.0);
+        let tries = (tries + 1).min(TRIES - 1);
+        self.sweep.resting.insert(folder, (tries, wall));
+        self.not_swept(wall, folder, reason);
     }
 
     /// What was looked through is on the disk.

@@ -59,8 +59,6 @@ const REPORT_EVERY: Duration = Duration::from_millis(50);
 const VERIFY_EVERY: Duration = Duration::from_millis(20);
 /// How soon a check for others' changes goes on at most.
 const PATROL_EVERY: Duration = Duration::from_millis(5);
-/// How long a folder that cannot be looked through is left alone.
-const SWEEP_AGAIN: Duration = Duration::from_secs(2);
 /// How often a job that claims without syncs has its disk synced all the same.
 const FLUSH_EVERY: Duration = Duration::from_secs(60);
 /// How many parked objects a report names.
@@ -112,8 +110,6 @@ pub(super) struct Engine {
     /// Syncs that failed one after another, and when the next one may be asked for.
     sync_failures: u32,
     sync_after: Instant,
-    /// When folders are looked through again, after one that could not be.
-    sweep_after: Instant,
     flushed_at: Instant,
 }
 
@@ -250,7 +246,6 @@ impl Engine {
             fetched: false,
             sync_failures: 0,
             sync_after: Instant::now(),
-            sweep_after: Instant::now(),
             flushed_at: Instant::now(),
         })
     }
@@ -510,7 +505,7 @@ impl Engine {
             }
             self.ask_sync(context.order.settings.durability)?;
         }
-        if self.replica.is_sweeping() && self.sweep_after <= Instant::now() {
+        if self.replica.is_sweeping() {
             self.sweep()?;
         }
         while let Some(want) = self.replica.poll_fetch() {
@@ -640,8 +635,10 @@ impl Engine {
                 // What it waits for may be on its way.
                 Err(error) if self.replica.is_owed(folder.id) => {
                     tracing::warn!(path = %folder.path, %error, "a folder is looked through later");
-                    self.sweep_after = Instant::now() + SWEEP_AGAIN;
-                    return Ok(());
+                    let reason = format!("{} cannot be listed: {}", folder.path, chain(&error));
+                    let replica = &mut self.replica;
+                    replica.handle_sweep_failed(steady(), folder.id, reason);
+                    continue;
                 }
                 // What cannot be looked at ends the engine, which says so and sweeps again.
                 other => other?,
@@ -801,6 +798,8 @@ impl Engine {
             () if !is_lazy && !self.replica.is_certain() => TargetState::Copying,
             () if self.replica.claim() < self.replica.head() => TargetState::Lagging,
             () if parked_count > 0 => TargetState::Parked,
+            // It may still hold what the source does not have.
+            () if self.replica.is_sweeping() => TargetState::Copying,
             () => TargetState::InSync,
         };
         let sweep = self.replica.sweep_failures().first().cloned();
