@@ -346,6 +346,7 @@ impl Replica {
     /// A copy is as it was written: it belongs to the round of now, which is to be synced.
     pub(super) fn verified(
         &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
         op: &ApplyOp,
         seen: Vec<Observed>,
@@ -355,7 +356,13 @@ impl Replica {
             return Ok(());
         };
         row.local = Some(self.local_of(seen));
-        put_live(t, id, row)
+        let is_linked = row.names.len() > 1;
+        put_live(t, id, row)?;
+        if is_linked {
+            // Its other names may be lost all the same.
+            self.relink(wall, t, id)?;
+        }
+        Ok(())
     }
 
     /// A copy is not what was written: it is made anew, and what is there goes to the trash. A

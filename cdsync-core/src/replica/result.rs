@@ -164,7 +164,7 @@ impl Replica {
                 Self::replaced(t, &op, &slot)?;
                 self.not_probed(wall, t, &op, reason)
             }
-            (Then::Verified, ApplyResult::Done(seen)) => self.verified(t, &op, seen),
+            (Then::Verified, ApplyResult::Done(seen)) => self.verified(wall, t, &op, seen),
             (Then::Verified, ApplyResult::NotEqual | ApplyResult::Failed(_)) => {
                 self.torn(wall, t, &op)
             }
