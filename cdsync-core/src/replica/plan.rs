@@ -322,7 +322,14 @@ impl Replica {
     ) -> Result<(), TableError> {
         let seq = queued.record.seq;
         let content = content_of(queued, state.id);
-        match (object(t, state.id)?, slot) {
+        let row = object(t, state.id)?;
+        // A name that it has lost since, with the folder, where it lives on by others.
+        let is_lost = |slot: &Slot| match &row {
+            Some(ObjectRow::Live(row)) => !row.names.is_empty() && !row.names.contains(slot),
+            _ => false,
+        };
+        let slot = slot.filter(|slot| !is_lost(slot));
+        match (row, slot) {
             (Some(ObjectRow::Live(row)), _)
                 if row.state.version.seq > seq
                     && content.is_some()
@@ -363,6 +370,7 @@ impl Replica {
                     && state.kind != Kind::File
                     && !self.parked.contains(state.id);
                 if content.is_some() || is_lost {
+                    self.renew_parked(t, state)?;
                     return self.plan_content(wall, t, seq, state, content, over);
                 }
                 self.renew_parked(t, state)

@@ -587,6 +587,7 @@ impl Replica {
         let quiet = row.local.is_some()
             && row.state.meta == state.meta
             && row.state.content_seq >= state.content_seq
+            && !self.parked.contains(state.id)
             && self.fetches.get_mut(state.id).is_none();
         if quiet {
             row.state.version = state.version;
@@ -710,6 +711,10 @@ fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), Tab
             stays(t, rest, from.clone(), known)?;
             continue;
         }
+        // Should its record end before that is planned.
+        let remnant = Some(known);
+        let object = None;
+        put_name(t, from.0, &from.1, NameRow { object, remnant })?;
         rest.removals.push(Removal {
             id: *id,
             slot: from.clone(),
