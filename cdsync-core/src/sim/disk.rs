@@ -551,7 +551,7 @@ impl Disk {
     #[must_use]
     pub fn is_below(&self, id: NodeId, folder: NodeId) -> bool {
         let mut at = id;
-        loop {
+        for _ in 0..=self.nodes.len() {
             if at == folder {
                 return true;
             }
@@ -561,6 +561,7 @@ impl Disk {
                 _ => return false,
             }
         }
+        panic!("a folder is below itself");
     }
 
     /// Renames as `rename(2)` does. Returns whether it was done.

@@ -205,6 +205,9 @@ impl Kind {
             Self::Troubles => {
                 scenario.trouble = 15 + (seed % 30) as usize;
                 scenario.target.fail = 0;
+                // From there on, so that those before stay what they were.
+                scenario.workload.links = seed >= 10_000 && seed.is_multiple_of(2);
+                scenario.source.recheck = scenario.workload.links;
             }
             Self::Power => {
                 scenario.target.power = true;
@@ -213,6 +216,8 @@ impl Kind {
                 if seed.is_multiple_of(2) {
                     scenario.trouble = 40;
                 }
+                scenario.workload.links = seed >= 10_000 && seed.is_multiple_of(3);
+                scenario.source.recheck = scenario.workload.links;
             }
             Self::ShortLog => {
                 let mut rng = Rng::new(seed ^ 0xf6);
