@@ -191,7 +191,7 @@ pub enum TargetState {
     AwaitingAccept,
     /// Comparing its tree before it begins.
     Scanning,
-    /// First copy.
+    /// First copy, or a look for what it may hold that the source does not have.
     Copying,
     /// Holds everything that its upstream announced.
     InSync,
