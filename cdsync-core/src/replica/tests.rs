@@ -119,6 +119,16 @@ fn here(version: u64) -> Inline {
     }
 }
 
+/// Content of one byte that was fetched.
+fn staged(version: u64) -> FetchResult {
+    FetchResult::Staged {
+        version: Seq(version),
+        mtime: Timestamp::default(),
+        size: 1,
+        hash: Hash([0; 32]),
+    }
+}
+
 fn batch(records: Vec<Record>, contents: Vec<Inline>) -> BatchHeader {
     BatchHeader {
         head: records.last().map_or(Seq(0), |r| r.seq),
@@ -398,12 +408,7 @@ fn folders_of_fetched_content_get_their_times_after_a_kill() {
         .unwrap();
     drain(&mut replica, &mut t, &mut |_| true);
     let want = replica.poll_fetch().unwrap();
-    let fetched = FetchResult::Staged {
-        version: Seq(3),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let fetched = staged(3);
     assert!(
         replica
             .handle_fetched(NOW, &mut t, want.object, fetched)
@@ -523,12 +528,7 @@ fn parked_objects_are_retried_with_their_newest_state() {
         .poll_fetch()
         .expect("its content is asked for again");
     assert_eq!(want.object, id(2));
-    let staged = FetchResult::Staged {
-        version: Seq(2),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let staged = staged(2);
     assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
     let ops = drain(&mut replica, &mut t, &mut |_| true);
     let written = ops.iter().find_map(|op| match op {
@@ -583,12 +583,7 @@ fn what_is_fetched_gets_its_newest_metadata() {
     retry(&mut replica, &mut t);
     replica.handle_batch(batch(vec![renamed], vec![])).unwrap();
     drain(&mut replica, &mut t, &mut |_| true);
-    let staged = FetchResult::Staged {
-        version: Seq(2),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let staged = staged(2);
     assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
     drain(&mut replica, &mut t, &mut |_| true);
     let held = access::live(&t, id(2)).unwrap().unwrap();
@@ -616,12 +611,7 @@ fn times_of_folders_survive_a_kill_after_a_retry() {
     killed.handle_timeout(later, &mut t).unwrap();
     drain(&mut killed, &mut t, &mut |_| true);
     assert!(killed.poll_fetch().is_some());
-    let staged = FetchResult::Staged {
-        version: Seq(2),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let staged = staged(2);
     assert!(killed.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
     let step = killed
         .poll_step(NOW, &mut t)
@@ -725,12 +715,7 @@ fn names_are_taken_with_the_content_that_belongs_to_them() {
     });
     assert_eq!(emptied.collect::<Vec<_>>(), [name("a~")]);
     assert_eq!(replica.poll_fetch().map(|want| want.object), Some(id(3)));
-    let staged = FetchResult::Staged {
-        version: Seq(4),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let staged = staged(4);
     assert!(replica.handle_fetched(NOW, &mut t, id(3), staged).unwrap());
     let ops = drain(&mut replica, &mut t, &mut |_| true);
     let written = ops.iter().find_map(|op| match op {
@@ -999,12 +984,7 @@ fn what_is_given_up_gets_its_newest_metadata() {
     replica.handle_timeout(later, &mut t).unwrap();
     drain(&mut replica, &mut t, &mut |_| true);
     replica.poll_fetch().expect("it is fetched");
-    let staged = FetchResult::Staged {
-        version: Seq(3),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let staged = staged(3);
     assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
     let ops = drain(&mut replica, &mut t, &mut |_| true);
     let mode = ops.iter().find_map(|op| match op {

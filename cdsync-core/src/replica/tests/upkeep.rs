@@ -354,12 +354,7 @@ fn kept_work_of_others_waits_to_be_accepted() {
     replica.handle_timeout(later, &mut t).unwrap();
     answer(&mut replica, &mut t, &mut kept);
     assert_eq!(replica.poll_fetch().map(|want| want.object), Some(id(2)));
-    let staged = FetchResult::Staged {
-        version: Seq(3),
-        mtime: Timestamp::default(),
-        size: 1,
-        hash: Hash([0; 32]),
-    };
+    let staged = staged(3);
     assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
     let ops = drain(&mut replica, &mut t, &mut |_| true);
     let replaces = |op: &ApplyOp| {
