@@ -566,8 +566,7 @@ impl Replica {
                 };
                 self.run(op, Then::Adopted(Box::new(state.clone())));
             }
-            None if self.fetches.has(id) => self.fetches.want(seq, state.clone()),
-            None if state.content_seq < seq && !self.retrying => {
+            None if state.content_seq < seq && !self.retrying && !self.fetches.has(id) => {
                 // An earlier record's, which is claimed already as parked: it stays so.
                 let reason = "its content is still to come".to_owned();
                 return self.park_content(wall, t, seq, state.clone(), reason);

@@ -152,7 +152,9 @@ impl Replica {
                 self.not_linked(wall, t, &op, (seq, slot), reason)
             }
             (Then::Removed(seq, slot), ApplyResult::Done(_)) => self.removed(t, &op, seq, &slot),
-            (Then::Removed(_, slot), ApplyResult::NotEqual) => self.not_there(t, &op, &slot),
+            (Then::Removed(seq, slot), ApplyResult::NotEqual) => {
+                self.not_there(t, &op, (seq, &slot))
+            }
             (Then::Removed(seq, slot), ApplyResult::Failed(reason)) => {
                 self.not_removed(wall, t, &op, seq, slot, reason)
             }
@@ -371,12 +373,9 @@ impl Replica {
         &mut self,
         t: &mut dyn Tables,
         op: &ApplyOp,
-        slot: &Slot,
+        (seq, slot): (Seq, &Slot),
     ) -> Result<(), TableError> {
-        if let Some(id) = op.object() {
-            self.unpark_removal(t, id)?;
-        }
-        nothing_left(t, slot)?;
+        self.removed(t, op, seq, slot)?;
         self.owe_sweep(t, slot.0)
     }
 

@@ -62,10 +62,15 @@ struct Removal {
 impl Removal {
     /// Of what is at a name that no ledger has.
     fn of_whatever(slot: Slot) -> Self {
+        Self::of_remnant(ObjectId::default(), slot, Known::default())
+    }
+
+    /// Of what was to make room for an object at a name.
+    fn of_remnant(id: ObjectId, slot: Slot, known: Known) -> Self {
         Self {
-            id: ObjectId::default(),
+            id,
             slot,
-            known: Known::default(),
+            known,
             // As such it is removed whatever it is.
             kind: Kind::Folder,
             below: NameSetDigest::default(),
@@ -331,28 +336,16 @@ impl Replica {
             for slot in row.names.clone() {
                 let is_first = row.slot() == Some(&slot);
                 let vacated = vacate(t, layout, &moved, &row, &slot, rest)?;
-                let never_came = stuck.as_ref().is_some_and(|stuck| stuck.to == slot);
-                let replaced = vacated.filter(|known| never_came && Some(*known) != row.known());
-                match replaced {
-                    Some(known) if layout.next.contains_key(&slot) => {
-                        stays(t, rest, slot.clone(), known)?;
-                    }
-                    Some(known) => rest.removals.push(Removal {
-                        id,
-                        slot: slot.clone(),
-                        known,
-                        kind: Kind::Folder,
-                        below: NameSetDigest::default(),
-                        noted: false,
-                    }),
-                    None => {}
-                }
                 let (known, slot) = match (&stuck, vacated) {
                     (Some(stuck), _) if stuck.to == slot => {
                         // It never came here. What it was to replace here is in no ledger, and may
                         // be a folder with all that is in it.
                         self.owe_sweep(t, slot.0)?;
-                        if layout.next.contains_key(&slot) && !takes_place(layout, &moved, &slot) {
+                        let replaced = vacated.filter(|known| Some(*known) != row.known());
+                        if !layout.next.contains_key(&slot) {
+                            let gone = replaced.map(|known| Removal::of_remnant(id, slot, known));
+                            rest.removals.extend(gone);
+                        } else if !takes_place(layout, &moved, &slot) {
                             stays(t, rest, slot, Known::default())?;
                         }
                         let from = stuck.left_slot();
@@ -545,9 +538,8 @@ impl Replica {
             let left = access::name(t, slot.0, &slot.1)?.and_then(|row| row.remnant);
             let stays = rest.stays.get(&slot).copied().or(left);
             // What was published here before a crash that took its row back is not known.
-            let unknown = (suspect && row.state.kind != Kind::Folder).then(Known::default);
-            let unknown = unknown.filter(|_| row.local.is_none());
-            let remnant = stays.or(unknown);
+            let unknown = suspect && row.state.kind != Kind::Folder && row.local.is_none();
+            let remnant = stays.or(unknown.then(Known::default));
             put_name(
                 t,
                 slot.0,
@@ -707,21 +699,14 @@ fn leave(t: &mut dyn Tables, layout: &Layout, rest: &mut Rest) -> Result<(), Tab
         let came = row.local.is_some();
         let remnant = remnant.filter(|left| !came || left.identity != Identity::default());
         let Some(known) = remnant else { continue };
+        stays(t, rest, from.clone(), known)?;
         if layout.next.contains_key(from) {
-            stays(t, rest, from.clone(), known)?;
             continue;
         }
-        // Should its record end before that is planned.
-        let remnant = Some(known);
-        let object = None;
-        put_name(t, from.0, &from.1, NameRow { object, remnant })?;
+        let removal = Removal::of_remnant(*id, from.clone(), known);
         rest.removals.push(Removal {
-            id: *id,
-            slot: from.clone(),
-            known,
             kind: if came { Kind::Folder } else { row.state.kind },
-            below: NameSetDigest::default(),
-            noted: false,
+            ..removal
         });
     }
     Ok(())

@@ -100,6 +100,7 @@ impl Sweep {
         !self.owed.is_empty()
     }
 
+    /// The next folder that does not rest.
     fn next_owed(&self, wall: WallMillis) -> Option<ObjectId> {
         let rests = |id: &ObjectId| self.resting.get(id).is_some_and(|(_, until)| *until > wall);
         self.owed.keys().find(|id| !rests(id)).copied()
@@ -230,11 +231,19 @@ impl Replica {
                 continue;
             }
             let known = access::name(t, folder.id, &entry.name)?;
-            if let Some(id) = known.as_ref().and_then(|row| row.object) {
-                if !owed && is_folder && live(t, id)?.is_some() {
+            if let Some(NameRow {
+                object: Some(id),
+                remnant,
+            }) = known
+            {
+                let row = live(t, id)?;
+                if !owed && is_folder && row.is_some() {
                     self.sweep.stack.push(id);
                 }
-                self.in_the_way(wall, t, id, folder, entry)?;
+                let is_here = row.is_some_and(|row| row.local.is_some());
+                if !is_here && remnant.is_none() {
+                    self.in_the_way(wall, t, id, folder, entry)?;
+                }
                 continue;
             }
             if known.is_some() {
@@ -280,13 +289,7 @@ impl Replica {
         folder: &FolderAt,
         entry: SweepEntry,
     ) -> Result<(), TableError> {
-        let slot = (folder.id, entry.name.clone());
-        let is_here = live(t, id)?.is_some_and(|row| row.local.is_some());
-        if is_here || self.policy.drift == Drift::Keep {
-            return Ok(());
-        }
-        let before = access::name(t, slot.0, &slot.1)?;
-        if before.is_some_and(|row| row.remnant.is_some()) {
+        if self.policy.drift == Drift::Keep {
             return Ok(());
         }
         if !self.adopts() {
@@ -301,7 +304,7 @@ impl Replica {
             object: Some(id),
             remnant: Some(entry.identity.into()),
         };
-        put_name(t, slot.0, &slot.1, noted)
+        put_name(t, folder.id, &entry.name, noted)
     }
 
     /// A folder that was owed holds nothing foreign, or what cannot be removed.

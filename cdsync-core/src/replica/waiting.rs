@@ -329,8 +329,8 @@ impl Replica {
                 })?;
                 // Its entries come behind it, and so does what was still to leave it.
                 lost.extend(below);
-                let left = self.blocking.iter().filter(|(_, one)| one.from.0.id == id);
-                lost.extend(left.map(|(id, _)| *id));
+                let leaving = self.blocking.iter().filter(|(_, one)| one.from.0.id == id);
+                lost.extend(leaving.map(|(id, _)| *id));
             }
             self.want_anew(wall, t, state)?;
         }

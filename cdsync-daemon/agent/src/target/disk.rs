@@ -820,10 +820,10 @@ impl Disk {
         // What is still there may be of another kind than what was to come in its place, and is
         // removed together with that.
         let is_it = found == known.identity || (any && kind == Kind::Folder);
+        if !is_it && (kind == Kind::Folder || seen.kind == Kind::Folder) {
+            return Ok(ApplyResult::NotEqual);
+        }
         match seen.kind {
-            _ if !is_it && (kind == Kind::Folder || seen.kind == Kind::Folder) => {
-                Ok(ApplyResult::NotEqual)
-            }
             Kind::Folder => self.remove_folder(id, &dir, &at.name, &path, found, below),
             _ => self.remove_file(id, &dir, &at.name, &path, known, drift),
         }
