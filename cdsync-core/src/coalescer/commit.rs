@@ -449,6 +449,7 @@ impl Coalescer {
             self.unseen.folder_seen(id);
             let files = bury_below(t, id, record.seq)?.files;
             self.ledger.files_went(files);
+            self.tombstones += files;
             self.folders.forget();
         } else {
             self.ledger.files_went(1);
@@ -457,6 +458,7 @@ impl Coalescer {
             record.removed.push(id);
         }
         put_gone(t, id, record.seq)?;
+        self.tombstones += 1;
         if row.state.kind == Kind::Folder {
             self.forget_writes(t)?;
         }

@@ -254,6 +254,8 @@ pub struct Coalescer {
     announced: Seq,
     /// There is an index of objects by what the disk knows them by.
     indexed: bool,
+    /// How many tombstones were made.
+    tombstones: u64,
     written: bool,
     troubles: Vec<Trouble>,
     trouble_paths: BTreeSet<RelPath>,
@@ -307,6 +309,7 @@ impl Coalescer {
             open: None,
             announced: Seq(0),
             indexed,
+            tombstones: 0,
             written: true,
             troubles: Vec::new(),
             trouble_paths: BTreeSet::new(),
@@ -349,6 +352,13 @@ impl Coalescer {
     ) -> Result<Option<Seq>, TableError> {
         let upto = limits.upto.min(self.announced);
         self.ledger.trim(t, TrimLimits { upto, ..limits })
+    }
+
+    /// How many tombstones were made since this was opened, about: folders within one that went are
+    /// not counted.
+    #[must_use]
+    pub fn tombstones(&self) -> u64 {
+        self.tombstones
     }
 
     /// What is left of the log.

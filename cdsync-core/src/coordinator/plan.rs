@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::places::{Resolved, resolve};
 use super::{Coordinator, Job};
 use crate::ids::ServerId;
+use crate::ledger::object::Seq;
 use crate::time::WallMillis;
 use crate::wire::{
-    Adopt, Epoch, Grant, JobOrder, Orders, Signed, SourceOrder, Standing, TargetOrder, Upstream,
+    Adopt, ClaimedByAll, Epoch, Grant, JobOrder, Orders, Signed, SourceOrder, Standing,
+    TargetOrder, Upstream,
 };
 
 /// How long orders and grants hold without hearing from the master.
@@ -106,6 +108,36 @@ impl Coordinator {
             plan.issued = None;
             self.unsent.insert(*server);
         }
+    }
+
+    /// What all targets claim of the jobs whose source a server is. A job is left out while a target
+    /// has not reported since the master started, or speaks of another ledger.
+    #[must_use]
+    pub fn claimed(&self, source: ServerId) -> Vec<ClaimedByAll> {
+        let orders = self.plans.get(&source).map_or(&[][..], |plan| &plan.jobs);
+        let jobs = orders
+            .iter()
+            .filter(|order| order.source.is_some())
+            .filter_map(|order| self.jobs.get(&order.job));
+        jobs.filter_map(|job| self.claimed_of(job)).collect()
+    }
+
+    fn claimed_of(&self, job: &Job) -> Option<ClaimedByAll> {
+        let origin = self.source_of(job)?.origin;
+        let mut lowest = None;
+        for root in resolve(&self.topology, job).targets {
+            // Who is away comes again with this claim or a higher one.
+            let report = self.target_of(job, root.server.id)?;
+            if report.origin != origin {
+                return None;
+            }
+            lowest = Some(lowest.map_or(report.claim, |seq: Seq| seq.min(report.claim)));
+        }
+        lowest.map(|upto| ClaimedByAll {
+            job: job.id,
+            origin,
+            upto,
+        })
     }
 
     /// Servers whose grants may not have ended yet although they were removed.

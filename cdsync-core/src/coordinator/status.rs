@@ -134,6 +134,10 @@ pub struct SourceStatus {
     pub listed: u64,
     /// When the last safety scan ended, in milliseconds since 1970.
     pub scanned_ms: Option<u64>,
+    /// The last record that its log has dropped; zero for none.
+    pub log_start: Seq,
+    /// What its log takes, in bytes.
+    pub log_bytes: u64,
     /// The deletes that halted it, until somebody has decided.
     pub deletes: Option<DeletesStatus>,
     /// What went wrong last.
@@ -509,6 +513,7 @@ impl Coordinator {
             status.doubts = report.doubts;
             status.listed = report.listed;
             status.scanned_ms = report.scanned.map(|at| at.0);
+            (status.log_start, status.log_bytes) = (report.log.start, report.log.bytes);
         }
         status.deletes = self
             .deletes(job)
@@ -683,6 +688,8 @@ fn unknown_source(server: Label, root: &str) -> SourceStatus {
         doubts: 0,
         listed: 0,
         scanned_ms: None,
+        log_start: Seq(0),
+        log_bytes: 0,
         deletes: None,
         last_error: None,
     }

@@ -470,6 +470,47 @@ fn fences_wait_for_every_target() {
     ));
 }
 
+/// Proves that a source is told the lowest of its targets' claims: also that of one that is away,
+/// not before each of them has reported, nothing of another ledger, and not what a removed one has.
+#[test]
+fn a_source_learns_what_all_targets_claim() {
+    let mut bed = Bed::new();
+    let job = bed.put(
+        spec(
+            "site",
+            Mode::Realtime,
+            "origin:/srv/www",
+            &["@asia/seoul:/srv/www", "edge-3:/srv/www"],
+        ),
+        true,
+    );
+    bed.orders();
+    let claimed = |bed: &Bed| {
+        let told = bed.coordinator.claimed(bed.id("origin"));
+        assert!(told.iter().all(|t| (t.job, t.origin) == (job.id, ORIGIN)));
+        told.first().map(|told| told.upto.0)
+    };
+    bed.report("origin", &job, source(SourceState::Watching, 90), None);
+    bed.report("edge-1", &job, None, Some(target(TargetState::InSync, 70)));
+    bed.report("edge-2", &job, None, Some(target(TargetState::Lagging, 30)));
+    assert_eq!(claimed(&bed), None, "one has not reported");
+    bed.report("edge-3", &job, None, Some(target(TargetState::InSync, 50)));
+    assert_eq!(claimed(&bed), Some(30));
+    assert_eq!(bed.coordinator.claimed(bed.id("edge-1")), []);
+    let edge_2 = bed.id("edge-2");
+    bed.coordinator.handle_disconnected(edge_2, bed.now);
+    bed.report("edge-1", &job, None, Some(target(TargetState::InSync, 90)));
+    assert_eq!(claimed(&bed), Some(30), "who is away comes again");
+    let other = TargetReport {
+        origin: OriginId(78),
+        ..target(TargetState::Lagging, 80)
+    };
+    bed.report("edge-2", &job, None, Some(other));
+    assert_eq!(claimed(&bed), None, "another ledger");
+    bed.coordinator.handle_removed(edge_2, bed.now);
+    assert_eq!(claimed(&bed), Some(50));
+}
+
 /// Proves that a manual job's fence speaks of its last run.
 #[test]
 fn manual_jobs_wait_for_their_run() {

@@ -1,5 +1,5 @@
-//! The log's beginning is dropped: what is beyond the job's bound. Only as a prefix, so that a
-//! cursor is either one that the log leads on from, or not.
+//! The log's beginning is dropped: what every target claims, and what is beyond the job's bound. Only
+//! as a prefix, so that a cursor is either one that the log leads on from, or not.
 
 use std::ops::ControlFlow;
 
@@ -29,6 +29,8 @@ pub struct Kept {
 pub struct TrimLimits {
     /// Nothing behind this number is dropped.
     pub upto: Seq,
+    /// Every target claims this: records up to it are dropped.
+    pub claimed: Seq,
     /// Records from before this time are dropped.
     pub before: WallMillis,
     /// The log is dropped until it takes no more than this, in bytes.
@@ -70,7 +72,9 @@ fn judge(t: &dyn TablesRead, kept: Kept, limits: TrimLimits) -> Result<Kept, Tab
                 return ControlFlow::Break(());
             }
         };
-        let goes = record.hlc.wall() < limits.before || left.bytes > limits.bytes;
+        let goes = record.seq <= limits.claimed
+            || record.hlc.wall() < limits.before
+            || left.bytes > limits.bytes;
         if !goes || record.seq > limits.upto || dropped == limits.most {
             return ControlFlow::Break(());
         }

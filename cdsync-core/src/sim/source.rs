@@ -193,6 +193,7 @@ impl SourceSim {
         };
         let limits = TrimLimits {
             upto: Seq(machine.announced().0.saturating_sub(keep)),
+            claimed: Seq(0),
             before: WallMillis(u64::MAX),
             bytes: u64::MAX,
             most: usize::MAX,

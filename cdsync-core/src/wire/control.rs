@@ -11,6 +11,7 @@ use crate::coalescer::MassDelete;
 use crate::ids::{JobId, OriginId, ServerId};
 use crate::ledger::loss::{Loss, Losses};
 use crate::ledger::object::Seq;
+use crate::ledger::trim::Kept;
 use crate::time::WallMillis;
 
 /// The most roots that an agent may name.
@@ -69,6 +70,21 @@ pub enum MasterMessage {
         /// Certificate.
         certificate: String,
     },
+    /// To a source, now and then: what all targets of its jobs claim. Not signed: what is wrong here
+    /// makes a target compare, and loses nothing.
+    Claimed(#[serde(deserialize_with = "bounds::list::<_, _, REPORT_MAX_JOBS>")] Vec<ClaimedByAll>),
+}
+
+/// Up to where every target of a job holds everything: whoever comes again comes from there or
+/// later, so that the log before is of no more use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimedByAll {
+    /// The job.
+    pub job: JobId,
+    /// The ledger.
+    pub origin: OriginId,
+    /// The lowest of their claims.
+    pub upto: Seq,
 }
 
 /// What an agent says first.
@@ -182,6 +198,8 @@ pub struct SourceReport {
     /// What went wrong last, for people.
     #[serde(deserialize_with = "bounds::maybe_text")]
     pub last_error: Option<String>,
+    /// What its log holds.
+    pub log: Kept,
 }
 
 /// What a target is doing.

@@ -17,9 +17,9 @@ pub use compare::{
     CompareAnswer, CompareAsk, CompareWhy, Compared, OBJECTS_MAX, RANGES_MAX, RangeDigest, Snapshot,
 };
 pub use control::{
-    AgentMessage, Answer, Ask, FenceAnswer, GapReport, Hello, JobReport, LogLine, LossReport,
-    LostReport, MasterMessage, Op, ParkedReport, Preview, Report, SourceReport, SourceState,
-    TargetReport, TargetState,
+    AgentMessage, Answer, Ask, ClaimedByAll, FenceAnswer, GapReport, Hello, JobReport, LogLine,
+    LossReport, LostReport, MasterMessage, Op, ParkedReport, Preview, Report, SourceReport,
+    SourceState, TargetReport, TargetState,
 };
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{

@@ -10,6 +10,7 @@ use crate::job::{Mode, RootPath, Settings};
 use crate::ledger::loss::{Loss, Losses};
 use crate::ledger::object::{Content, Hash, Kind, Metadata, ObjectState, Seq, Version};
 use crate::ledger::record::{NameState, RECORD_MAX_ITEMS, Record};
+use crate::ledger::trim::Kept;
 use crate::ledger::xattrs::Xattrs;
 use crate::path::{Name, RelPath};
 use crate::time::{Hlc, Timestamp, WallMillis};
@@ -397,6 +398,10 @@ fn control_messages() -> Vec<Golden> {
             names: vec![RelPath::new(b"d".to_vec()).unwrap()],
         }),
         last_error: None,
+        log: Kept {
+            start: Seq(4),
+            bytes: 3,
+        },
     };
     let report = Report {
         epoch: Epoch::default(),
@@ -421,6 +426,11 @@ fn control_messages() -> Vec<Golden> {
     let renewed = MasterMessage::Renewed {
         certificate: "c".into(),
     };
+    let claimed = MasterMessage::Claimed(vec![ClaimedByAll {
+        job: JobId(5),
+        origin: ORIGIN,
+        upto: Seq(9),
+    }]);
     let ask = MasterMessage::Ask {
         id: 1,
         ask: Ask::Explain {
@@ -445,6 +455,7 @@ fn control_messages() -> Vec<Golden> {
              01 08                   ; scanned
              01 01 01 02 11 03 04    ; deletes: why, files, gone, origin, after, up to
              05 01 01 64 00          ; held, names; no error
+             04 03                   ; log: start, bytes
              01 03 01 06 02 11       ; target: in sync, upstream, resume, origin
              07 08 09 0a 01          ; claim, head, pending bytes, oldest, parked
              01 01 61 01 62 01 02 03 ; path, reason, since, attempts, next try
@@ -475,6 +486,11 @@ fn control_messages() -> Vec<Golden> {
             "renewed",
             &renewed,
             "01 03 01 63 ; version, kind, certificate",
+        ),
+        Golden::of(
+            "claimed",
+            &claimed,
+            "01 04 01 05 11 09 ; version, kind, jobs, job, origin, up to",
         ),
     ]
 }

@@ -198,6 +198,15 @@ impl Control {
                     drop(answers.send((id, answer)).await);
                 });
             }
+            MasterMessage::Claimed(claimed) => {
+                let roles = Arc::clone(&self.roles);
+                tokio::task::spawn_blocking(move || {
+                    roles
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .claimed(&claimed);
+                });
+            }
             MasterMessage::Renewed { certificate } => {
                 if let Err(error) = self.renew(&certificate) {
                     tracing::error!(

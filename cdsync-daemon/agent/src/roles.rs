@@ -11,7 +11,7 @@ use cdsync_core::ledger::object::Kind;
 use cdsync_core::ledger::tables::TablesRead;
 use cdsync_core::path::{Name, RelPath};
 use cdsync_core::time::WallMillis;
-use cdsync_core::wire::{Answer, Ask, Epoch, JobOrder, LogLine, Orders};
+use cdsync_core::wire::{Answer, Ask, ClaimedByAll, Epoch, JobOrder, LogLine, Orders};
 use cdsync_fs::{FolderId, WatchHub, folders_above};
 use cdsync_transport::Transport;
 use tokio::sync::oneshot;
@@ -180,6 +180,17 @@ impl Roles {
                 && let Err(error) = std::fs::remove_file(entry.path())
             {
                 tracing::warn!(%error, "an old ledger cannot be removed");
+            }
+        }
+    }
+
+    /// Tells sources what all of their targets claim.
+    pub(crate) fn claimed(&self, claimed: &[ClaimedByAll]) {
+        for told in claimed {
+            let running = self.jobs.get(&told.job);
+            if let Some(source) = running.and_then(|running| running.source.as_ref()) {
+                // One whose thread is gone is told again.
+                let _ = source.engine.send(source::Input::Claimed(*told));
             }
         }
     }

@@ -62,7 +62,7 @@ pub(super) fn job(job: &JobStatus) -> String {
         let _ = write!(text, "  ({reason})");
     }
     text.push_str("\n\n");
-    let mut sources = Table::new(["SOURCE", "STATE", "SEQ", "ERROR"]);
+    let mut sources = Table::new(["SOURCE", "STATE", "SEQ", "LOG", "ERROR"]);
     for source in &job.sources {
         sources.row([
             place(&source.server, &source.root),
@@ -70,6 +70,7 @@ pub(super) fn job(job: &JobStatus) -> String {
             source
                 .seq
                 .map_or_else(|| "-".to_owned(), |seq| seq.to_string()),
+            bytes(source.log_bytes),
             source.last_error.clone().unwrap_or_default(),
         ]);
     }

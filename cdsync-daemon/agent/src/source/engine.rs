@@ -215,6 +215,7 @@ impl Engine {
             unproven: context.order.settings.unsettled == Unsettled::Send,
         })));
         let mut engine = Self {
+            trimmer: Trimmer::new(&coalescer),
             root,
             owners,
             store,
@@ -236,7 +237,6 @@ impl Engine {
             patrols: (0, None),
             rereader,
             restless,
-            trimmer: Trimmer::new(),
             fences: Vec::new(),
             uncommitted: true,
             committed_at: Instant::now(),
@@ -333,6 +333,10 @@ impl Engine {
                     context.order = (**order).clone();
                     ended = ended.or(Some(Ended::Again));
                 }
+                false
+            }
+            Input::Claimed(claimed) => {
+                self.trimmer.claimed(*claimed);
                 false
             }
             _ => true,
@@ -442,7 +446,7 @@ impl Engine {
         while inputs.len() < INPUTS_MAX
             && let Some(input) = inbox.try_recv()
         {
-            if matches!(input, Input::Orders(_) | Input::Stop) {
+            if matches!(input, Input::Orders(_) | Input::Claimed(_) | Input::Stop) {
                 self.left = Some(input);
                 break;
             }
@@ -451,7 +455,7 @@ impl Engine {
         (!inputs.is_empty()).then_some(inputs)
     }
 
-    /// Keeps the log within the job's bound.
+    /// Drops what the log holds of no use to anybody, or beyond the job's bound.
     fn trim_log(&mut self, context: &SourceContext) -> Result<(), SourceError> {
         let bounds = context.order.settings.log;
         if !self.trimmer.is_due(&self.coalescer, bounds) {
@@ -531,7 +535,7 @@ impl Engine {
                 }
                 Input::Hashed(hashed) => self.hashes.add(hashed),
                 Input::Fence(reply) => self.begin_fence(t, reply)?,
-                Input::Wake | Input::Orders(_) | Input::Stop => {}
+                Input::Wake | Input::Orders(_) | Input::Claimed(_) | Input::Stop => {}
             }
         }
         Ok(())
@@ -823,6 +827,7 @@ impl Engine {
             scanned: self.patrols.1,
             deletes: None,
             last_error: self.last_error.clone(),
+            log: self.coalescer.log_kept(),
         };
         if self.reported.as_ref() != Some(&report) {
             context

@@ -27,7 +27,9 @@ use cdsync_core::ledger::object::{Observed, Seq};
 use cdsync_core::ledger::outgoing::ContentAt;
 use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::{Name, RelPath};
-use cdsync_core::wire::{FenceAnswer, JobOrder, SourceOrder, SourceReport, SourceState};
+use cdsync_core::wire::{
+    ClaimedByAll, FenceAnswer, JobOrder, SourceOrder, SourceReport, SourceState,
+};
 use cdsync_fs::{
     FsError, FsErrorKind, LedgerStore, Root, RootLost, StoreError, WatchError, WatchHub,
 };
@@ -75,6 +77,8 @@ pub(crate) enum Input {
     Hashed(Vec<Hashed>),
     /// A fence is asked for.
     Fence(oneshot::Sender<Result<FenceAnswer, String>>),
+    /// What all targets claim.
+    Claimed(ClaimedByAll),
     /// New orders for the same job.
     Orders(Box<JobOrder>),
     /// End.

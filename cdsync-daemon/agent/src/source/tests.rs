@@ -8,7 +8,7 @@ use std::time::Instant;
 use cdsync_core::filter::FilterSpec;
 use cdsync_core::ids::JobId;
 use cdsync_core::job::Settings;
-use cdsync_core::ledger::access::{Folders, children, live};
+use cdsync_core::ledger::access::{Folders, children, live, log_after};
 use cdsync_core::ledger::object::Kind;
 use cdsync_core::ledger::outgoing::content_at;
 use cdsync_core::ledger::rows::LiveObject;
@@ -336,6 +336,55 @@ fn bytes_are_compared_after_downtime() {
     }
     // A fence waited for them; the report is a moment behind.
     bed.until("nothing is in doubt", |bed| bed.report().doubts == 0);
+}
+
+/// Proves that the log is dropped up to what all targets are said to claim and no further, that
+/// what is said of another ledger changes nothing, and that what is beyond the claim can be sent.
+#[test]
+fn what_all_claim_is_dropped() {
+    let mut bed = Bed::new(1 << 16);
+    bed.start();
+    let tell = |bed: &Bed, origin, upto| {
+        let job = JOB;
+        let engine = &bed.source.as_ref().unwrap().engine;
+        engine
+            .send(Input::Claimed(ClaimedByAll { job, origin, upto }))
+            .unwrap();
+        bed.fence();
+    };
+    bed.write("first", b"1");
+    let first = bed.fence();
+    bed.write("second", b"2");
+    let second = bed.fence();
+    tell(&bed, OriginId(first.origin.0 ^ 1), second.seq);
+    assert_eq!(bed.report().log.start, Seq(0), "of another ledger");
+    let before = bed.report().log.bytes;
+    tell(&bed, first.origin, first.seq);
+    bed.until("the log is dropped", |bed| {
+        bed.report().log.start == first.seq
+    });
+    assert!((1..before).contains(&bed.report().log.bytes));
+    let mut left = Vec::new();
+    let served = bed.served().unwrap();
+    log_after(
+        &served.store.read().unwrap(),
+        first.seq,
+        &mut |_, record| {
+            left.push(record.seq);
+            std::ops::ControlFlow::Continue(())
+        },
+    )
+    .unwrap();
+    drop(served);
+    assert_eq!(left.last(), Some(&second.seq));
+    assert_eq!(left.first(), Some(&first.seq.next()));
+    // More than was announced cannot be claimed, whoever says so.
+    tell(&bed, first.origin, Seq(u64::MAX));
+    bed.until("all is dropped", |bed| bed.report().log.start == second.seq);
+    bed.stop();
+    bed.start();
+    assert_eq!(bed.report().log.start, second.seq);
+    bed.assert_equal();
 }
 
 /// Proves that a root from which no events come is compared again and again: changes, deletes and

@@ -1,4 +1,4 @@
-//! The source's log is kept within the job's bound.
+//! The source's log is dropped up to what all targets claim, and kept within the job's bound.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,19 @@ use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::tables::{TableError, Tables};
 use cdsync_core::ledger::trim::{TrimLimits, drop_tombstones};
 use cdsync_core::time::WallMillis;
+use cdsync_core::wire::ClaimedByAll;
 
 use crate::clock::{steady, wall};
 
 /// How often records are looked at for their age.
 const EVERY: Duration = Duration::from_secs(60);
-/// How many records go in one transaction, and how many objects are looked at for tombstones.
-const AT_ONCE: usize = 4096;
+/// How many records go in one transaction: a change waits for no more than this.
+const RECORDS_AT_ONCE: usize = 1024;
+/// How many objects are looked at for tombstones in one transaction.
+const OBJECTS_AT_ONCE: usize = 4096;
+/// How many tombstones there are before they are looked for, at least. Looking for them passes every
+/// object, so that it waits for a fourth as many as there are files.
+const TOMBSTONES_MIN: u64 = 10_000;
 /// A clock that was set by more than this says nothing of an age.
 const JUMP_MAX_MS: u64 = 3_600_000;
 
@@ -23,29 +29,50 @@ const JUMP_MAX_MS: u64 = 3_600_000;
 #[derive(Debug)]
 pub(super) struct Trimmer {
     due: Instant,
-    /// Where the search for tombstones of records up to this number goes on.
-    burying: Option<(ObjectId, Seq)>,
+    /// What all targets claim.
+    claimed: Option<ClaimedByAll>,
+    graves: Graves,
     /// The clock was found to have jumped, and that was told.
     jumped: bool,
 }
 
+/// Tombstones of records that were dropped: nobody asks for them any more.
+#[derive(Debug)]
+enum Graves {
+    /// So many had been made when they were looked for last.
+    Few(u64),
+    /// There are enough, once the log is dropped up to here.
+    Many(Seq),
+    /// The search goes on from an object, for those of records up to this number.
+    Search(ObjectId, Seq),
+}
+
 impl Trimmer {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(coalescer: &Coalescer) -> Self {
         Self {
             due: Instant::now(),
-            burying: None,
+            claimed: None,
+            // Nobody has counted those that there are.
+            graves: Graves::Many(coalescer.head()),
             jumped: false,
         }
+    }
+
+    /// All targets claim this.
+    pub(super) fn claimed(&mut self, claimed: ClaimedByAll) {
+        self.claimed = Some(claimed);
+        self.due = Instant::now();
     }
 
     /// Whether there may be something to drop.
     pub(super) fn is_due(&self, coalescer: &Coalescer, bounds: LogBounds) -> bool {
         self.due <= Instant::now()
-            || self.burying.is_some()
+            || matches!(self.graves, Graves::Search(..))
             || coalescer.log_kept().bytes > bounds.bytes
     }
 
-    /// Drops some of what is beyond the bound. Returns whether anything was written.
+    /// Drops some of what is claimed by all or beyond the bound. Returns whether anything was
+    /// written.
     pub(super) fn trim(
         &mut self,
         t: &mut dyn Tables,
@@ -59,24 +86,49 @@ impl Trimmer {
             true => 0,
             false => now.0.saturating_sub(bounds.age_ms),
         };
+        let claimed = self
+            .claimed
+            .filter(|claimed| claimed.origin == coalescer.origin());
         let limits = TrimLimits {
             upto: coalescer.announced(),
+            claimed: claimed.map_or(Seq(0), |claimed| claimed.upto),
             before: WallMillis(before),
             bytes: bounds.bytes,
-            most: AT_ONCE,
+            most: RECORDS_AT_ONCE,
         };
-        if let Some(start) = coalescer.trim_log(t, limits)? {
+        if coalescer.trim_log(t, limits)?.is_some() {
             // There may be more.
             self.due = Instant::now();
-            self.burying = Some((ObjectId::default(), start));
             return Ok(true);
         }
-        let Some((from, upto)) = self.burying.take() else {
-            return Ok(false);
-        };
-        let next = drop_tombstones(t, from, upto, AT_ONCE)?;
-        self.burying = next.map(|next| (next, upto));
-        Ok(true)
+        self.bury(t, coalescer)
+    }
+
+    /// Takes some tombstones away, if it is time.
+    fn bury(&mut self, t: &mut dyn Tables, coalescer: &Coalescer) -> Result<bool, TableError> {
+        let start = coalescer.log_kept().start;
+        match self.graves {
+            Graves::Few(before) => {
+                let new = coalescer.tombstones().saturating_sub(before);
+                if new >= TOMBSTONES_MIN.max(coalescer.files() / 4) {
+                    self.graves = Graves::Many(coalescer.head());
+                }
+                Ok(false)
+            }
+            Graves::Many(upto) if start >= upto => {
+                self.graves = Graves::Search(ObjectId::default(), start);
+                Ok(false)
+            }
+            Graves::Many(_) => Ok(false),
+            Graves::Search(from, upto) => {
+                let next = drop_tombstones(t, from, upto, OBJECTS_AT_ONCE)?;
+                self.graves = match next {
+                    Some(next) => Graves::Search(next, upto),
+                    None => Graves::Few(coalescer.tombstones()),
+                };
+                Ok(true)
+            }
+        }
     }
 
     /// Whether the age of records is not looked at, because the clock was set.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cdsync_core::ids::ServerId;
@@ -13,6 +14,7 @@ use cdsync_transport::{
     CERTIFICATE_VALIDITY, CloseCode, Connection, FrameReader, FrameWriter, PeerIdentity,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::{Ended, first, stream};
@@ -24,6 +26,9 @@ const QUESTIONS: usize = 64;
 
 /// Answers to renewals that may wait to be sent.
 const REPLIES: usize = 4;
+
+/// How often a source is told what its targets claim: its log takes room until it knows.
+const CLAIMS_EVERY: Duration = Duration::from_secs(10);
 
 /// The most roots that an agent may name, and the longest.
 const ROOTS_MAX: usize = 256;
@@ -216,6 +221,8 @@ impl Session {
         send(&mut writer, &MasterMessage::Welcome { now: now() }).await?;
         // What was ordered before this began counts as news.
         orders.mark_changed();
+        let mut claims = tokio::time::interval(CLAIMS_EVERY);
+        claims.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 changed = orders.changed() => match changed {
@@ -225,11 +232,19 @@ impl Session {
                 },
                 Some(question) = questions.recv() => self.question(question, &mut next_id),
                 Some(reply) = replies.recv() => Some(reply),
+                _ = claims.tick() => self.claimed(),
             };
             if let Some(message) = message {
                 send(&mut writer, &message).await?;
             }
         }
+    }
+
+    /// What the targets of the server's jobs claim, if they all do. Told again and again: a source
+    /// that began anew does not know it any more.
+    fn claimed(&self) -> Option<MasterMessage> {
+        let claimed = self.shared.read(|plan| plan.claimed(self.server));
+        (!claimed.is_empty()).then_some(MasterMessage::Claimed(claimed))
     }
 
     /// Numbers a question, unless nobody waits for its answer any more.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cdsync_core::coalescer::{MassDelete, TooMuch};
 use cdsync_core::ids::{OriginId, ServerId};
 use cdsync_core::ledger::object::Seq;
+use cdsync_core::ledger::trim::Kept;
 use cdsync_core::path::RelPath;
 use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
@@ -58,6 +59,10 @@ fn source() -> SourceReport {
             names: vec![RelPath::new(FORGED.as_bytes().to_vec()).unwrap(); 20],
         }),
         last_error: Some(FORGED.to_owned()),
+        log: Kept {
+            start: Seq(MOST),
+            bytes: MOST,
+        },
     }
 }
 
