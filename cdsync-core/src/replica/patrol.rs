@@ -569,8 +569,9 @@ impl Replica {
         let Some(folder) = self.folders.at(t, at.0)? else {
             return self.unpark(t, number);
         };
-        if access::name(t, at.0, &at.1)?.is_some() {
-            // The source has taken the name.
+        if let Some(row) = access::name(t, at.0, &at.1)? {
+            // The source has taken the name: a folder there kept others' times until now.
+            self.touched.extend(row.object);
             return self.unpark(t, number);
         }
         let place = Place {

@@ -366,9 +366,7 @@ impl Replica {
                     return self.renew_parked(t, state);
                 }
                 // What nobody waits for was lost in a crash.
-                let is_lost = queued.of_snapshot
-                    && state.kind != Kind::File
-                    && !self.parked.contains(state.id);
+                let is_lost = queued.of_snapshot && !self.parked.contains(state.id);
                 if content.is_some() || is_lost {
                     self.renew_parked(t, state)?;
                     return self.plan_content(wall, t, seq, state, content, over);

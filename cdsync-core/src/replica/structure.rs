@@ -109,7 +109,7 @@ impl Replica {
         t: &mut dyn Tables,
         queued: Queued,
     ) -> Result<(), TableError> {
-        let renewed = self.take_renewed(t, &queued.record)?;
+        let renewed = self.take_renewed(wall, t, &queued.record)?;
         let layout = layout(t, &queued.record)?;
         let mut moves = self.plan_moves(t, &layout)?;
         let mut rest = Rest {
@@ -207,36 +207,53 @@ impl Replica {
         Ok(())
     }
 
-    /// A file that takes the name of another one, and gets other content with that, comes to that
-    /// name with it, so that nobody reads there what it was before. From now on it is not on the
-    /// disk; gives back where it was.
+    /// A file that gets a name while its content is behind, because this record or an earlier one
+    /// brings other content that is not here yet, comes to that name with the content: nobody may
+    /// read there what it was before. From now on it is not on the disk. What it was stays at the
+    /// names that it keeps, until it is replaced there; gives back the names that it leaves.
     fn take_renewed(
-        &self,
+        &mut self,
+        wall: WallMillis,
         t: &mut dyn Tables,
         record: &Record,
     ) -> Result<Vec<(Slot, Known)>, TableError> {
         let mut taken = Vec::new();
-        for state in record.contents().filter(|state| state.kind == Kind::File) {
+        if record.names.is_empty() {
+            return Ok(taken);
+        }
+        let files = record.objects.iter().filter(|o| o.kind == Kind::File);
+        for state in files {
             let Some(mut row) = live(t, state.id)? else {
                 continue;
             };
-            let ([from], Some(known)) = (&row.names[..], row.known()) else {
-                continue;
+            let Some(known) = row.known() else { continue };
+            let is_behind =
+                row.state.content_seq < state.content_seq && row.state.version.seq < record.seq;
+            let is_new = |n: &NameState| {
+                n.object == Some(state.id) && !row.names.contains(&(n.parent, n.name.clone()))
             };
-            let from = from.clone();
-            let is_news = row.state.content_seq < state.content_seq
-                && row.state.version.seq < record.seq
-                && !self.blocking.contains_key(&state.id);
-            let mut to = record.names.iter().filter(|n| n.object == Some(state.id));
-            let is_moved = |n: &NameState| (n.parent, &n.name) != (from.0, &from.1);
-            let Some(to) = to.find(|n| is_moved(n)).filter(|_| is_news) else {
+            if !is_behind || !record.names.iter().any(is_new) {
                 continue;
-            };
-            if access::name(t, to.parent, &to.name)?.is_some() {
-                row.local = None;
-                put_live(t, state.id, row)?;
-                taken.push((from, known));
             }
+            if let Some(stuck) = self.blocking.get(&state.id) {
+                // It waits to be moved as it was.
+                let left = stuck.left_slot();
+                self.give_up(wall, t, state.id, &left)?;
+                continue;
+            }
+            for slot in &row.names {
+                if is_waiting(t, slot)? {
+                    continue;
+                }
+                let (object, remnant) = (Some(state.id), Some(known));
+                let at = |n: &&NameState| (n.parent, &n.name) == (slot.0, &slot.1);
+                match record.names.iter().find(at) {
+                    Some(next) if next.object != object => taken.push((slot.clone(), known)),
+                    _ => put_name(t, slot.0, &slot.1, NameRow { object, remnant })?,
+                }
+            }
+            row.local = None;
+            put_live(t, state.id, row)?;
         }
         Ok(taken)
     }

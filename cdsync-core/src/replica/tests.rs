@@ -727,6 +727,70 @@ fn names_are_taken_with_the_content_that_belongs_to_them() {
     assert_eq!(replica.parked_count(), 0);
 }
 
+/// Proves that the same holds for content that an earlier record brought, and that is not here yet:
+/// the file comes to a free name, and to a further one, with that content; and that it stays as it
+/// was at the name that it keeps until then.
+#[test]
+fn new_names_wait_for_content_of_earlier_records() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let both = vec![create(2, 2, "a"), create(3, 3, "b~")];
+    replica
+        .handle_batch(batch(both, vec![here(2), here(3)]))
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let both = vec![change(4, 2), change(5, 3)];
+    let unsettled = vec![Inline::Unsettled, Inline::Unsettled];
+    replica.handle_batch(batch(both, unsettled)).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let mut link = create(6, 2, "a2");
+    link.objects[0].content_seq = Seq(4);
+    let mut rename = create(7, 3, "b");
+    rename.objects[0].content_seq = Seq(5);
+    rename.names.push(remove(7, 3, "b~").names.remove(0));
+    replica
+        .handle_batch(batch(vec![link, rename], vec![]))
+        .unwrap();
+    let work = |op: &ApplyOp| match op {
+        ApplyOp::Remove { at, .. } => Some(format!("{} goes", at.name)),
+        ApplyOp::Move(_) => Some("moved".to_owned()),
+        ApplyOp::Link { at, .. } => Some(format!("{} is linked", at.name)),
+        ApplyOp::WriteFile { at, over, .. } => {
+            Some(format!("{} is written, over {}", at.name, over.is_some()))
+        }
+        _ => None,
+    };
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    let done: Vec<String> = ops.iter().filter_map(work).collect();
+    assert_eq!(done, ["b~ goes"]);
+    assert_eq!(sync(&mut replica, &mut t), Seq(7));
+    assert_eq!(replica.parked_count(), 2);
+    let later = replica.poll_timeout().unwrap();
+    replica
+        .handle_timeout(WallMillis(later.0 + 10_000), &mut t)
+        .unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    for (object, version) in [(2, 4), (3, 5)] {
+        let want = replica.poll_fetch().unwrap();
+        assert_eq!((want.object, want.at_least), (id(object), Seq(version)));
+        let staged = staged(version);
+        assert!(
+            replica
+                .handle_fetched(NOW, &mut t, want.object, staged)
+                .unwrap()
+        );
+    }
+    let ops = drain(&mut replica, &mut t, &mut |_| true);
+    let done: Vec<String> = ops.iter().filter_map(work).collect();
+    let wanted = [
+        "a is written, over true",
+        "b is written, over false",
+        "a2 is linked",
+    ];
+    assert_eq!(done, wanted);
+    assert_eq!(replica.parked_count(), 0);
+}
+
 /// Proves that a parked object that the source removes is parked no more.
 #[test]
 fn removal_ends_parking() {
@@ -945,8 +1009,8 @@ fn a_sweep_that_failed_is_tried_again() {
     }
 }
 
-/// Proves that what cannot be moved any more, and was to get other content and metadata with its new
-/// name, is fetched with all of that.
+/// Proves that what cannot be moved any more, and was to get other content and metadata since, is
+/// fetched with all of that.
 #[test]
 fn what_is_given_up_gets_its_newest_metadata() {
     let mut t = MemTables::default();
@@ -954,10 +1018,7 @@ fn what_is_given_up_gets_its_newest_metadata() {
     let first = batch(vec![create(2, 2, "a")], vec![here(2)]);
     replica.handle_batch(first).unwrap();
     drain(&mut replica, &mut t, &mut |_| true);
-    let pull = batch(vec![change(3, 2)], vec![Inline::Pull]);
-    replica.handle_batch(pull).unwrap();
-    drain(&mut replica, &mut t, &mut |_| true);
-    let mut rename = record(4);
+    let mut rename = record(3);
     for (file, object) in [("a", None), ("b", Some(id(2)))] {
         rename.names.push(NameState {
             parent: id(1),
@@ -965,14 +1026,22 @@ fn what_is_given_up_gets_its_newest_metadata() {
             object,
         });
     }
-    let mut moved = state(2, 4, Kind::File);
-    moved.content_seq = Seq(3);
-    moved.meta.mode = 0o600;
+    let mut moved = state(2, 3, Kind::File);
+    moved.content_seq = Seq(2);
     rename.objects.push(moved);
-    replica.handle_batch(batch(vec![rename], vec![])).unwrap();
-    drain(&mut replica, &mut t, &mut |op| {
-        !matches!(op, ApplyOp::Move(_))
-    });
+    let mut dressed = change(5, 2);
+    dressed.objects[0].content_seq = Seq(4);
+    dressed.objects[0].meta.mode = 0o600;
+    for (record, contents) in [
+        (rename, vec![]),
+        (change(4, 2), vec![Inline::Pull]),
+        (dressed, vec![]),
+    ] {
+        replica.handle_batch(batch(vec![record], contents)).unwrap();
+        drain(&mut replica, &mut t, &mut |op| {
+            !matches!(op, ApplyOp::Move(_))
+        });
+    }
     let later = WallMillis(NOW.0 + 10_000);
     replica.handle_timeout(later, &mut t).unwrap();
     let step = replica.poll_step(NOW, &mut t).unwrap().unwrap();
@@ -984,7 +1053,7 @@ fn what_is_given_up_gets_its_newest_metadata() {
     replica.handle_timeout(later, &mut t).unwrap();
     drain(&mut replica, &mut t, &mut |_| true);
     replica.poll_fetch().expect("it is fetched");
-    let staged = staged(3);
+    let staged = staged(4);
     assert!(replica.handle_fetched(NOW, &mut t, id(2), staged).unwrap());
     let ops = drain(&mut replica, &mut t, &mut |_| true);
     let mode = ops.iter().find_map(|op| match op {

@@ -16,7 +16,7 @@ use crate::ledger::object::{Content, Kind, ObjectState, Seq};
 use crate::ledger::record::Record;
 use crate::ledger::rows::{LiveObject, ObjectRow, decode_row};
 use crate::ledger::tables::{Table, TableError, TablesRead};
-use crate::path::RelPath;
+use crate::path::{Name, RelPath};
 
 /// One entry of a tree: everything that is kept identical.
 type Entry = String;
@@ -226,6 +226,80 @@ pub(super) fn copies_are_there(target: &TargetSim) -> Result<(), String> {
     })
     .map_err(|e| e.to_string())?;
     broken.map_or(Ok(()), Err)
+}
+
+/// The content that each object had when it got a name first, as the source's log says.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    upto: Seq,
+    first: BTreeMap<(ObjectId, Name, ObjectId), Seq>,
+}
+
+impl Named {
+    /// Takes in what was announced since.
+    pub(super) fn read(&mut self, source: &SourceSim) {
+        let announced = source.announced();
+        if announced <= self.upto {
+            return;
+        }
+        let (from, first) = (self.upto, &mut self.first);
+        records(source, &mut |record| {
+            if record.seq > announced {
+                return ControlFlow::Break(());
+            }
+            for name in record.names.iter().filter(|_| record.seq > from) {
+                let Some(id) = name.object else { continue };
+                let state = record.objects.iter().find(|state| state.id == id);
+                let content = state.map_or(Seq(0), |state| state.content_seq);
+                let at = (name.parent, name.name.clone(), id);
+                first.entry(at).or_insert(content);
+            }
+            ControlFlow::Continue(())
+        })
+        .expect("tables do not fail");
+        self.upto = announced;
+    }
+}
+
+/// Nothing is read at a name that was never there: a file comes to it with the content that it had
+/// when it got the name, or a later one.
+pub(super) fn names_come_with_content(target: &TargetSim, named: &Named) -> Result<(), String> {
+    if target.others.is_some() || target.machine.is_none() {
+        return Ok(());
+    }
+    let (tables, disk) = (&target.tables, &target.disk);
+    let (mut held, mut root) = (BTreeMap::new(), None);
+    each_row(tables, &mut |row| {
+        if row.state.id.is_root() {
+            root = Some(row.state.id);
+        }
+        if let Some(local) = &row.local {
+            held.insert(local.fingerprint.identity, row);
+        }
+        Ok(())
+    })
+    .map_err(|e| e.to_string())?;
+    let known = |node: u64| match node {
+        ROOT => root,
+        _ => held.get(&disk.node(node).identity).map(|row| row.state.id),
+    };
+    let folders = disk.walk().into_iter().map(|(_, node)| node);
+    for folder in folders.chain([ROOT]) {
+        let Some(id) = known(folder) else { continue };
+        for (name, node) in &disk.node(folder).children {
+            let Some(row) = held.get(&disk.node(*node).identity) else {
+                continue;
+            };
+            let least = named.first.get(&(id, name.clone(), row.state.id));
+            if least.is_some_and(|least| row.state.content_seq < *least) {
+                return Err(format!(
+                    "{name} shows {} with content {}, and came there with {least:?}: {row:?}",
+                    row.state.id, row.state.content_seq
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether an object or something above it is parked: it may not be where the ledger has it.

@@ -168,6 +168,7 @@ pub struct World {
     rounds: u64,
     /// How often the target's rows and disk had changed when its copies were looked at last.
     looked_at: (u64, u64),
+    named: check::Named,
 }
 
 /// Of how many rows all copies are looked at whenever anything changed; in fewer rounds where there
@@ -218,6 +219,7 @@ impl World {
             rough: Rng::new(seed ^ 0xe6),
             rounds: 0,
             looked_at: (0, 0),
+            named: check::Named::default(),
         }
     }
 
@@ -382,6 +384,9 @@ impl World {
         if looks && self.target.reported >= self.ahead {
             self.looked_at = now;
             check::copies_are_there(&self.target).unwrap_or_else(|broken| panic!("{broken}"));
+            self.named.read(&self.source);
+            check::names_come_with_content(&self.target, &self.named)
+                .unwrap_or_else(|broken| panic!("{broken}"));
         }
         if std::mem::take(&mut self.target.refused) {
             self.session = None;
