@@ -555,15 +555,26 @@ pub(super) fn is_absent(folder: &FolderAt) -> bool {
     !folder.id.is_root() && folder.identity.is_none()
 }
 
-/// Whether a folder is to come below itself, and nothing that moves with it leads out of it first.
+/// Whether a folder would come below itself, with all that moves along with it.
 fn goes_into_itself(one: &MoveOne, moves: &[MoveOne]) -> bool {
-    let here = |at: &Place| at.folder.path.join(&at.name);
-    let (from, to) = (here(&one.from), &one.to.folder.path);
-    let leads_out = |other: &MoveOne| {
-        let at = here(&other.from);
-        other.id != one.id && at.after(&from).is_some() && to.after(&at).is_some()
-    };
-    to.after(&from).is_some() && !moves.iter().any(leads_out)
+    let mut into = &one.to.folder.path;
+    for _ in 0..=moves.len() {
+        // What moves next above, if anything does, is below its own new folder then.
+        let above = |other: &&MoveOne| {
+            let at = other.from.folder.path.join(&other.from.name);
+            into.after(&at).map(<[u8]>::len)
+        };
+        let nearest = moves
+            .iter()
+            .filter_map(|other| Some((above(&other)?, other)))
+            .min_by_key(|(below, _)| *below);
+        match nearest {
+            None => return false,
+            Some((_, other)) if other.id == one.id => return true,
+            Some((_, other)) => into = &other.to.folder.path,
+        }
+    }
+    true
 }
 
 /// A parked row that is done after its object's move.

@@ -386,6 +386,7 @@ fn open_moved(disk: &Disk, at: &Place, moves: &[MoveOne]) -> Result<NodeId, Stri
 
 /// Moves everything at once: all folders are opened first, all names left, then all taken.
 fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, String> {
+    let spare = disk.at(".cdsync");
     let mut planned = Vec::new();
     for one in moves {
         let from = open_moved(disk, &one.from, moves).ok();
@@ -396,14 +397,23 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
         };
         let done = at(to, &one.to.name);
         let here = from.and_then(|from| Some((from, at(from, &one.from.name)?)));
-        planned.push((one, to, done, here));
+        let set_aside = spare.and_then(|spare| {
+            let mut inside = disk.node(spare).children.values();
+            let id = *inside.find(|id| disk.node(**id).identity == one.identity)?;
+            Some((spare, id))
+        });
+        planned.push((one, to, done, here.or(set_aside)));
     }
     for (one, to, _, here) in &planned {
         // Two names of one file: the old one has to go.
-        if let Some((from, _)) = here
+        if let Some((from, id)) = here
             && (from, &one.from.name) != (to, &one.to.name)
         {
-            disk.trash(*from, &one.from.name, RelPath::root());
+            let name = match Some(*from) == spare {
+                true => aside(*id),
+                false => one.from.name.clone(),
+            };
+            disk.trash(*from, &name, RelPath::root());
             disk.trash.pop();
         }
     }
@@ -417,8 +427,11 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
             if let Some((from, _)) = here
                 && disk.is_below(*to, id)
             {
-                // As a disk does: it stays where it was.
-                disk.put(id, *from, &one.from.name);
+                // As a disk does: it goes back to where it was, or stays aside if that is in it now.
+                match (disk.is_below(*from, id), spare) {
+                    (true, Some(spare)) => disk.put(id, spare, &aside(id)),
+                    _ => disk.put(id, *from, &one.from.name),
+                }
                 results.push(MoveResult::Failed("it would be in itself".to_owned()));
                 continue;
             }
@@ -428,6 +441,11 @@ fn move_all(disk: &mut Disk, moves: &[MoveOne]) -> Result<Vec<MoveResult>, Strin
         results.push(MoveResult::Done(Box::new(disk.observe(id))));
     }
     Ok(results)
+}
+
+/// The name of what could not be moved on, nor back.
+fn aside(id: NodeId) -> Name {
+    Name::new(format!("move-{id}").as_bytes()).expect("a name")
 }
 
 fn remove(

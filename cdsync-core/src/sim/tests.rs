@@ -134,6 +134,21 @@ fn drift_is_told_or_kept() {
 /// Seeds that once broke a promise, with what was behind it.
 const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
     (
+        Kind::Network,
+        7480,
+        "a folder was moved below itself, as what leads out of it did not",
+    ),
+    (
+        Kind::Troubles,
+        19,
+        "a file that waited to be moved came to a later name without its content",
+    ),
+    (
+        Kind::ShortLog,
+        789,
+        "of what a comparison brings, a file with a new name was not asked for",
+    ),
+    (
         Kind::Changes,
         3040,
         "a folder's own times were not looked at again when one above it had moved",
