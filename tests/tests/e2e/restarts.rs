@@ -114,6 +114,50 @@ fn polite_restarts_in_any_order_end_equal() {
     );
 }
 
+/// Proves that with the end of their orders' lease a source and a target move nothing any more and
+/// keep everything, that changes are recorded meanwhile, and that all arrives once the master is
+/// heard of again.
+#[test]
+fn nothing_moves_after_the_end_of_a_lease() {
+    let (mut cluster, source, target) = start(&mut Random::new(seed()));
+    let recorded = cluster.source_seq("site");
+    cluster.stop("master");
+    let eight_days = Duration::from_hours(8 * 24);
+    for name in ["origin", "edge"] {
+        cluster.stop(name);
+        cluster.shift_clock(name, i64::try_from(eight_days.as_millis()).unwrap());
+        cluster.spawn(name);
+        wait_until(Duration::from_secs(30), "the lease's end is told", || {
+            cluster
+                .log(name)
+                .contains("nothing moves until the master is heard of")
+        });
+    }
+    let before = inodes(&target);
+    fs::write(source.join("late"), "1").unwrap();
+    fs::remove_file(source.join("busy").join(first_file(&source.join("busy")))).unwrap();
+    // The master comes back; by their clocks its orders have ended too.
+    cluster.up("master");
+    all_connected(&cluster);
+    wait_until(Duration::from_secs(30), "both changes are recorded", || {
+        cluster.source_seq("site") >= recorded + 2
+    });
+    assert_eq!(inodes(&target), before, "something moved");
+    for name in ["origin", "edge"] {
+        cluster.stop(name);
+        cluster.shift_clock(name, 0);
+        cluster.up(name);
+    }
+    cluster.wait("site");
+    cluster.assert_equal("site", &source, &target);
+}
+
+fn first_file(folder: &Path) -> std::ffi::OsString {
+    let mut entries = fs::read_dir(folder).unwrap().flatten();
+    let file = entries.find(|entry| entry.file_type().unwrap().is_file());
+    file.unwrap().file_name()
+}
+
 /// Proves that the source's and the target's agent may be killed at any moment while files change:
 /// the target is equal in the end, and what did not change was not sent again.
 #[test]
