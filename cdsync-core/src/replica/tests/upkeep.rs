@@ -78,6 +78,32 @@ fn another_boot_has_unsynced_copies_verified() {
     assert_eq!(other.poll_fetch().map(|want| want.object), Some(id(2)));
 }
 
+/// Proves that after another boot every further name of a copy that is whole is linked again: the
+/// disk may have lost the name and kept the content.
+#[test]
+fn another_boot_has_further_names_linked_again() {
+    let mut t = MemTables::default();
+    let mut replica = unsynced(&mut t);
+    let mut link = create(3, 2, "b");
+    link.objects[0].content_seq = Seq(2);
+    replica.handle_batch(batch(vec![link], vec![])).unwrap();
+    let links = |ops: &[ApplyOp]| {
+        let at = |op: &ApplyOp| match op {
+            ApplyOp::Link { at, .. } => Some(at.name.clone()),
+            _ => None,
+        };
+        ops.iter().filter_map(at).collect::<Vec<_>>()
+    };
+    let done = drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(links(&done), [name("b")]);
+    drop(replica);
+    let mut other = again(&mut t, SECOND);
+    other.poll_verify(&t).unwrap();
+    let done = drain(&mut other, &mut t, &mut |_| true);
+    assert!(matches!(done[0], ApplyOp::Verify { .. }), "{done:?}");
+    assert_eq!(links(&done), [name("b")]);
+}
+
 /// Proves that verifying begins anew when it was not ended by a good sync, and that what a sync
 /// covers is not verified after another boot.
 #[test]
