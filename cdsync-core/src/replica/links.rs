@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::structure::{Rest, went_since};
+use super::structure::{Rest, given_since, went_since};
 use super::{ApplyOp, Place, Replica, Then};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, put_live, put_name};
@@ -91,7 +91,9 @@ impl Replica {
             return Ok(());
         };
         for slot in more {
-            if row.names.contains(&slot) || went_since(t, record, &slot)? {
+            let taken =
+                went_since(t, record, &slot)? || given_since(t, record.seq, &slot, id)?.is_some();
+            if row.names.contains(&slot) || taken {
                 continue;
             }
             let remnant = self.left_at(t, record.seq, &row, &slot)?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::structure::given_since;
 use super::{ApplyOp, Body, Issued, OnDrift, Place, Queued, Replica, Running, Step, Then, tree};
 use crate::ids::{ObjectId, OriginId};
 use crate::ledger::access::{self, Slot, live, object, put_live, put_name};
@@ -378,6 +379,10 @@ impl Replica {
                     return Ok(());
                 }
                 if !self.parent_is_live(t, slot.0)? {
+                    return Ok(());
+                }
+                if let Some(by) = given_since(t, seq, &slot, state.id)? {
+                    self.hold = self.hold.max(by);
                     return Ok(());
                 }
                 if row.is_some() {

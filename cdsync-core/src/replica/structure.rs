@@ -122,8 +122,11 @@ impl Replica {
         };
         leave(t, &layout, &mut rest)?;
         for removal in &rest.removals {
-            // Of a folder that was lost, with what is left of it there.
-            self.lose_below(wall, t, removal.id)?;
+            // Of a folder that was lost, with what is left of it there; not of what it was to
+            // replace there, while it is elsewhere.
+            if live(t, removal.id)?.is_some_and(|row| row.local.is_none()) {
+                self.lose_below(wall, t, removal.id)?;
+            }
         }
         self.leave_renewed(wall, t, renewed, &layout, &mut rest)?;
         self.remove_rows(wall, t, &layout, &mut rest)?;
@@ -242,10 +245,12 @@ impl Replica {
                 continue;
             }
             for slot in &row.names {
-                if is_waiting(t, slot)? {
-                    continue;
-                }
-                let (object, remnant) = (Some(state.id), Some(known));
+                // What waits to be linked there may be an earlier version, linked before.
+                let stays = match is_waiting(t, slot)? {
+                    true => Known::default(),
+                    false => known,
+                };
+                let (object, remnant) = (Some(state.id), Some(stays));
                 let at = |n: &&NameState| (n.parent, &n.name) == (slot.0, &slot.1);
                 match record.names.iter().find(at) {
                     Some(next) if next.object != object => taken.push((slot.clone(), known)),
@@ -363,7 +368,7 @@ impl Replica {
                             let gone = replaced.map(|known| Removal::of_remnant(id, slot, known));
                             rest.removals.extend(gone);
                         } else if !takes_place(layout, &moved, &slot) {
-                            stays(t, rest, slot, Known::default())?;
+                            stays(t, rest, slot, replaced.unwrap_or_default())?;
                         }
                         let from = stuck.left_slot();
                         if takes_place(layout, &moved, &from) {
@@ -570,6 +575,16 @@ impl Replica {
                 // It was to be linked there, and is moved there instead.
                 self.unpark(t, name_number(&slot))?;
             }
+            let old = access::name(t, from.0, &from.1)?;
+            if old.is_some_and(|old| old.object == Some(id)) {
+                // It was given up after it had left, and noted to be there all the same.
+                let nothing = NameRow {
+                    object: None,
+                    remnant: None,
+                };
+                put_name(t, from.0, &from.1, nothing)?;
+                rest.removals.push(Removal::of_whatever(from.clone()));
+            }
             row.names.retain(|name| *name != from && *name != slot);
             row.names.insert(0, slot);
             rest.stamp(&mut row);
@@ -650,7 +665,7 @@ fn layout(t: &dyn TablesRead, record: &Record) -> Result<Layout, TableError> {
         if row.as_ref().is_some_and(|row| row.seq() > record.seq) {
             continue;
         }
-        if went_since(t, record, &slot)? {
+        if went_since(t, record, &slot)? || given_since(t, record.seq, &slot, id)?.is_some() {
             continue;
         }
         layout.next.insert(slot.clone(), id);
@@ -700,6 +715,22 @@ pub(super) fn went_since(
 ) -> Result<bool, TableError> {
     let parent = access::object(t, slot.0)?;
     Ok(matches!(parent, Some(ObjectRow::Gone(by)) if by > record.seq))
+}
+
+/// The later record that is known to have given a name to another object: where a comparison has
+/// brought what a log says that is read after it all the same, nothing else tells.
+pub(super) fn given_since(
+    t: &dyn TablesRead,
+    seq: Seq,
+    slot: &Slot,
+    id: ObjectId,
+) -> Result<Option<Seq>, TableError> {
+    let owner = access::name(t, slot.0, &slot.1)?.and_then(|row| row.object);
+    let Some(owner) = owner.filter(|owner| *owner != id) else {
+        return Ok(None);
+    };
+    let by = live(t, owner)?.map(|row| row.state.version.seq);
+    Ok(by.filter(|by| *by > seq))
 }
 
 /// Takes objects that have rows away from their old names.

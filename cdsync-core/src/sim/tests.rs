@@ -134,6 +134,31 @@ fn drift_is_told_or_kept() {
 /// Seeds that once broke a promise, with what was behind it.
 const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
     (
+        Kind::ShortLog,
+        12351,
+        "an old record took a name back that a comparison had given to another object",
+    ),
+    (
+        Kind::ShortLog,
+        15030,
+        "the same, and it was claimed without what had come since",
+    ),
+    (
+        Kind::ShortLog,
+        12410,
+        "what a stuck folder was to replace counted as the folder, and all in it as lost",
+    ),
+    (
+        Kind::Links,
+        10422,
+        "a name that was left before its object was given up was noted to be there",
+    ),
+    (
+        Kind::Links,
+        12629,
+        "an earlier version stayed at a name that waited for its link",
+    ),
+    (
         Kind::Network,
         7480,
         "a folder was moved below itself, as what leads out of it did not",
