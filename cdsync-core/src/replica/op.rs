@@ -426,7 +426,8 @@ pub enum ApplyResult {
     /// Not done: to this disk its name is the same as this other one of the folder.
     Clashes(Name),
     /// [`ApplyOp::AdoptFile`]: what is there is not equal, and may be replaced.
-    /// [`ApplyOp::SetMeta`]: its content is not what was left there, or is gone.
+    /// [`ApplyOp::SetMeta`]: its content is not what was left there, or is gone; of a folder, it is
+    /// not at its name.
     /// [`ApplyOp::Remove`]: something else is there, of another kind or another folder.
     NotEqual,
     /// Not done, and why, for people.

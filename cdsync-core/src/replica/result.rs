@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::links::is_waiting;
 use super::waiting::is_absent;
-use super::{ApplyOp, ApplyResult, Issued, MoveResult, Replica, Then};
+use super::{ApplyOp, ApplyResult, Difference, Issued, MoveResult, Replica, Then};
 use crate::ids::ObjectId;
 use crate::ledger::access::{self, Slot, live, parked_row, put_live, put_name};
 use crate::ledger::loss::Loss;
@@ -160,6 +160,7 @@ impl Replica {
             }
             (Then::Touched, ApplyResult::Done(seen)) => self.noted(t, &op, seen),
             (Then::Touched, ApplyResult::Failed(reason)) => self.not_touched(wall, t, &op, reason),
+            (Then::Touched, ApplyResult::NotEqual) => self.not_the_folder(wall, t, &op),
             (Then::Probed(_), ApplyResult::Done(seen)) if !seen.is_empty() => Ok(()),
             (Then::Probed(slot), ApplyResult::Done(_)) => Self::replaced(t, &op, &slot),
             (Then::Probed(slot), ApplyResult::Failed(reason)) => {
@@ -457,6 +458,28 @@ impl Replica {
         }
         let seq = row.state.version.seq;
         self.park_content(wall, t, seq, row.state, reason)
+    }
+
+    /// A folder is not where it should be. Where no record that comes again may still tell why, it
+    /// was not left so: a crash took rows back that nothing tells of any more, or others did it.
+    fn not_the_folder(
+        &mut self,
+        wall: WallMillis,
+        t: &mut dyn Tables,
+        op: &ApplyOp,
+    ) -> Result<(), TableError> {
+        let Some(row) = op.object().map(|id| live(t, id)).transpose()?.flatten() else {
+            return Ok(());
+        };
+        let slot = row.slot().cloned();
+        let is_to_come = self.suspect.is_some_and(|upto| self.cursor < upto)
+            || !self.queue.is_empty()
+            || self.is_reconciling();
+        if slot.is_none() || row.local.is_none() || is_to_come {
+            let reason = "another folder is at its name".to_owned();
+            return self.not_touched(wall, t, op, reason);
+        }
+        self.differs(wall, t, op, slot.as_ref(), Difference::Other)
     }
 
     fn not_touched(

@@ -93,6 +93,7 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
         ApplyOp::SetMeta {
             at,
             identity,
+            kind,
             meta,
             left,
             drift,
@@ -104,6 +105,9 @@ pub(super) fn apply(disk: &mut Disk, op: &ApplyOp, bodies: &Bodies) -> ApplyResu
                     left: Some(*left),
                 };
                 return told(set_known_meta(disk, at, &known, meta, *drift));
+            }
+            (Some(at), _) if *kind == Kind::Folder && !is_there(disk, at, *identity) => {
+                return ApplyResult::NotEqual;
             }
             _ => set_meta(disk, at.as_ref(), *identity, meta),
         },
@@ -344,6 +348,15 @@ fn link(disk: &mut Disk, from: &Place, at: &Place, identity: Identity) -> Outcom
     clear(disk, folder, at);
     disk.link(id, folder, &at.name);
     Ok(vec![id])
+}
+
+/// Whether this is at a name, as far as its folder is where it should be.
+fn is_there(disk: &Disk, at: &Place, identity: Identity) -> bool {
+    let Ok(folder) = open(disk, at) else {
+        return true;
+    };
+    let found = disk.child(folder, &at.name);
+    found.is_some_and(|id| disk.node(id).identity == identity)
 }
 
 fn set_meta(disk: &mut Disk, at: Option<&Place>, identity: Identity, meta: &Metadata) -> Outcome {

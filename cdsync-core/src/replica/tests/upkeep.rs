@@ -104,6 +104,60 @@ fn another_boot_has_further_names_linked_again() {
     assert_eq!(links(&done), [name("b")]);
 }
 
+/// Proves that a folder which is found not to be at its name is made there anew, with what was in
+/// it, instead of being tried again for ever.
+#[test]
+fn a_folder_that_is_not_at_its_name_is_made_anew() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let records = vec![folder_at(2, 2, 1, "a"), create_in(3, 3, 2, "b")];
+    replica.handle_batch(batch(records, vec![here(3)])).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let more = batch(vec![create_in(4, 4, 2, "c")], vec![here(4)]);
+    replica.handle_batch(more).unwrap();
+    let mut gone = true;
+    let mut made = Vec::new();
+    for later in [0, 10_000, 20_000, 30_000] {
+        let now = WallMillis(NOW.0 + later);
+        replica.handle_timeout(now, &mut t).unwrap();
+        let ops = answer(&mut replica, &mut t, &mut |op| {
+            let id = op.object().unwrap_or_default();
+            let kind = match op {
+                ApplyOp::MakeFolder { .. } => Kind::Folder,
+                ApplyOp::SetMeta { kind, .. } => *kind,
+                _ => Kind::File,
+            };
+            if gone && id.number == 2 && matches!(op, ApplyOp::SetMeta { .. }) {
+                gone = false;
+                return ApplyResult::NotEqual;
+            }
+            ApplyResult::Done(vec![seen(id.number, kind)])
+        });
+        let makes = |op: &ApplyOp| matches!(op, ApplyOp::MakeFolder { .. });
+        made.extend(
+            ops.iter()
+                .filter(|op| makes(op))
+                .filter_map(ApplyOp::object),
+        );
+        while let Some(want) = replica.poll_fetch() {
+            let staged = staged(want.at_least.0);
+            replica
+                .handle_fetched(now, &mut t, want.object, staged)
+                .unwrap();
+        }
+    }
+    assert_eq!(made, [id(2)]);
+    assert_eq!(replica.parked_count(), 0);
+    let held = |number| {
+        access::live(&t, id(number))
+            .unwrap()
+            .unwrap()
+            .local
+            .is_some()
+    };
+    assert!(held(2) && held(3) && held(4));
+}
+
 /// Proves that verifying begins anew when it was not ended by a good sync, and that what a sync
 /// covers is not verified after another boot.
 #[test]

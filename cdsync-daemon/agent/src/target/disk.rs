@@ -688,8 +688,13 @@ impl Disk {
         let dir = self.dir(at)?;
         let seen = self
             .applier
-            .set_metadata(&dir, &at.name, Some(identity), meta, kind)?;
-        Ok(done(seen))
+            .set_metadata(&dir, &at.name, Some(identity), meta, kind);
+        match seen {
+            Err(ApplyError::Fs(error)) if kind == Kind::Folder && is_elsewhere(&error) => {
+                Ok(ApplyResult::NotEqual)
+            }
+            seen => Ok(done(seen?)),
+        }
     }
 
     fn relocate(&self, moves: &[MoveOne]) -> Result<Vec<MoveResult>, ApplyError> {
