@@ -135,11 +135,22 @@ pub(super) fn set(fd: BorrowedFd<'_>, found: &Xattrs, wanted: &Xattrs) -> Result
         if found.value(name) == Some(value) {
             continue;
         }
-        if let Err(errno) = rustix::fs::setxattr(&path[..], name, value, XattrFlags::empty()) {
+        let give = || rustix::fs::setxattr(&path[..], name, value, XattrFlags::empty());
+        let given = match give() {
+            // Room may have been made since.
+            Err(Errno::NOSPC) if has_room(fd) => give(),
+            given => given,
+        };
+        if let Err(errno) = given {
             losses.add(loss_of(fd, name, errno)?);
         }
     }
     Ok(losses)
+}
+
+/// Whether the filesystem has room, whatever it refused.
+fn has_room(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_bavail > 64)
 }
 
 /// What is lost where an attribute cannot be given.
@@ -156,7 +167,7 @@ fn loss_of(fd: BorrowedFd<'_>, name: &[u8], errno: Errno) -> Result<Loss, Errno>
         | Errno::RANGE
         | Errno::NOENT => true,
         // The room for an object's attributes is bounded on some filesystems.
-        Errno::NOSPC => rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_bavail > 64),
+        Errno::NOSPC => has_room(fd),
         _ => false,
     };
     if !lost {
