@@ -337,6 +337,7 @@ impl Coalescer {
                 new_names.insert(slot.clone(), None);
             }
             if moves.values().any(|from| from == slot) {
+                self.owe_along(t, slot, &gone)?;
                 moving.insert(slot.clone(), gone);
             } else {
                 removed.push((slot, gone));

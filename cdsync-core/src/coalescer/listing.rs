@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
 
-use super::compare::is_emptied;
+use super::compare::{Lost, is_emptied};
+use super::pairing::{climb, is_folder};
 use super::pending::Waiting;
 use super::{Coalescer, FolderKey, ListRequest, LookError, Slot, What};
 use crate::filter::Verdict;
@@ -515,6 +516,21 @@ impl Coalescer {
         if depth == Depth::Deep && kind == Kind::Folder {
             self.listings.owe(id, depth);
         }
+    }
+
+    /// A folder moves away. What a scan owes to one that it was in, it owes to this one too: it is
+    /// not there any more when that is listed.
+    pub(super) fn owe_along(
+        &mut self,
+        t: &dyn TablesRead,
+        from: &Slot,
+        moving: &Lost,
+    ) -> Result<(), TableError> {
+        let owed = |folder| self.listings.owed.get(&folder) == Some(&Depth::Deep);
+        if is_folder(moving) && climb(t, &BTreeMap::new(), from.0, owed)? {
+            self.listings.owe(moving.id, Depth::Deep);
+        }
+        Ok(())
     }
 
     /// What the ledger has of a folder that was found elsewhere.

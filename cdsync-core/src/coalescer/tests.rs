@@ -789,6 +789,27 @@ fn a_scan_goes_on_where_a_folder_is_listed_again() {
     assert!(object_at(&source, folder, "new").is_some());
 }
 
+/// Proves that a folder which leaves one that a scan could not list is listed where it comes to: it
+/// is not there any more when the other can be listed.
+#[test]
+fn what_leaves_a_folder_that_a_scan_could_not_list_is_listed() {
+    let mut source = source(&[], &[]);
+    let top = tree(&mut source.disk, 1);
+    let inner = source.disk.mkdir(top, &name("inner")).unwrap();
+    settle(&mut source);
+    source.crash();
+    write(&mut source.disk, inner, "new", b"2");
+    source.start();
+    assert!(list_whole(&mut source, &[]), "the root is listed");
+    assert!(list_whole(&mut source, &["dir"]), "what is in it fails");
+    source.pump(&mut |_| {});
+    let (from, to) = (name("inner"), name("moved"));
+    assert!(source.disk.rename((top, &from), (ROOT, &to)));
+    settle(&mut source);
+    let folder = object_at(&source, root(), "moved").unwrap();
+    assert!(object_at(&source, folder, "new").is_some());
+}
+
 /// Proves that a name excluded by the filter holds up nobody, whatever the disk says of it.
 #[test]
 fn excluded_names_are_not_held() {

@@ -539,6 +539,11 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
         598,
         "what a failing disk showed late went a little at a time",
     ),
+    (
+        Kind::Troubles,
+        11500,
+        "a folder that left one which a scan could not list was not listed where it came to",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
