@@ -628,7 +628,7 @@ impl Coalescer {
                 }
                 // Whatever happened to it or above it, the names that led there tell.
                 if self.look_at_path(now, t, folder)? {
-                    self.listings.owed.insert(folder, listing.depth);
+                    self.listings.owe(folder, listing.depth);
                 } else {
                     self.unseen.folder_seen(folder);
                 }
