@@ -57,7 +57,8 @@ pub fn range_span(index: u64, total_len: u64) -> Range<u64> {
 }
 
 /// The hash of range `index` with its `bytes`. `single` says that the whole content is at most
-/// [`RANGE_BYTES`] long (so `index` is 0); then this is the root hash.
+/// [`RANGE_BYTES`] long (so `index` is 0); then this is the root hash. No range of a longer content
+/// is empty: for one that a peer sends all the same this is the hash of nothing, which fits nowhere.
 ///
 /// # Panics
 /// When `bytes` is longer than [`RANGE_BYTES`], or `index` lies beyond 2^46 (content longer than
@@ -68,8 +69,11 @@ pub fn range_hash(index: u64, bytes: &[u8], single: bool) -> RangeHash {
         bytes.len() <= RANGE_BYTES,
         "a range is at most {RANGE_BYTES} bytes long"
     );
-    if single {
-        debug_assert_eq!(index, 0, "a content of one range has only range 0");
+    if single || bytes.is_empty() {
+        debug_assert!(
+            index == 0 || !single,
+            "a content of one range has only range 0"
+        );
         return RangeHash(*blake3::hash(bytes).as_bytes());
     }
     assert!(

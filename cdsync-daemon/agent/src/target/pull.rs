@@ -223,6 +223,9 @@ fn stage(
         let (said, bytes) = payload
             .split_at_checked(32)
             .ok_or("the upstream sent a range without a hash")?;
+        if bytes.is_empty() && !single {
+            return Err(format!("the upstream sent nothing as range {index}"));
+        }
         let hash = range_hash(index, bytes, single);
         if hash.0 != said {
             return Err(format!("range {index} does not match its hash"));
