@@ -492,7 +492,8 @@ impl Coalescer {
         // One of its other names may have been recorded since it was read.
         let mut row = live(t, id)?.unwrap_or(row);
         what.merge(self.hinted(&row));
-        let bytes = moved_bytes(&row, &seen.observed, what, self.listings.is_deaf(slot.0));
+        let missing = self.listings.is_deaf(t, slot.0)? || self.listings.is_deaf(t, from.0)?;
+        let bytes = moved_bytes(&row, &seen.observed, what, missing);
         self.heed(t, id, bytes)?;
         row.names.retain(|name| name != from && name != slot);
         row.names.insert(0, slot.clone());

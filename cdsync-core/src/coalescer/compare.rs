@@ -422,7 +422,7 @@ impl Coalescer {
         let content = is_file
             && (bytes_differ(&local.fingerprint, &seen.fingerprint) || what.closed || what.written);
         // Else a hint explains it.
-        let silent = !what.at_once || row.slot().is_some_and(|s| self.listings.is_deaf(s.0));
+        let silent = !what.at_once || self.may_be_unheard(t, &row)?;
         let touched = local.fingerprint.ctime != seen.fingerprint.ctime && silent;
         if is_file && !content && (touched || listed) {
             self.doubt_content(t, id)?;

@@ -207,9 +207,9 @@ impl Coalescer {
         seen: &Observed,
         mut what: What,
     ) -> Result<ObjectId, TableError> {
-        let deaf = self.listings.is_deaf(slot.0);
         what.merge(self.hinted(&row));
-        let bytes = moved_bytes(&row, seen, what, deaf);
+        let missing = self.listings.is_deaf(t, slot.0)? || self.may_be_unheard(t, &row)?;
+        let bytes = moved_bytes(&row, seen, what, missing);
         self.heed(t, id, bytes)?;
         let name = NameRow {
             object: Some(id),
@@ -224,6 +224,21 @@ impl Coalescer {
         self.written = true;
         put_live(t, id, row)?;
         Ok(id)
+    }
+
+    /// Whether a write through one of the names that the ledger has of an object may not have been
+    /// told.
+    pub(super) fn may_be_unheard(
+        &self,
+        t: &dyn TablesRead,
+        row: &LiveObject,
+    ) -> Result<bool, TableError> {
+        for slot in &row.names {
+            if self.listings.is_deaf(t, slot.0)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What is hinted at the names that the ledger has of an object, and not looked at yet. Once its

@@ -195,9 +195,18 @@ impl Listings {
         }
     }
 
-    /// Whether a write of what is in this folder now may not have been told.
-    pub(super) fn is_deaf(&self, folder: ObjectId) -> bool {
-        self.lossy || self.deaf.contains(&folder)
+    /// Whether a write of what is in this folder now, or was until it left, may not have been told:
+    /// also because a listing of it is owed, or one of all below a folder above it.
+    pub(super) fn is_deaf(&self, t: &dyn TablesRead, folder: ObjectId) -> Result<bool, TableError> {
+        let heard_badly = self.lossy || self.deaf.contains(&folder);
+        if heard_badly || self.owed.is_empty() {
+            return Ok(heard_badly);
+        }
+        let owed = |id| match self.owed.get(&id) {
+            Some(depth) => id == folder || *depth == Depth::Deep,
+            None => false,
+        };
+        climb(t, &BTreeMap::new(), folder, owed)
     }
 
     /// A name was looked at: what a listing that is under way has seen there may be older.
@@ -227,10 +236,17 @@ impl Listings {
 
     /// A folder was met where it is now. If a scan missed it, the scan goes on there.
     pub(super) fn met(&mut self, folder: ObjectId) {
-        if let Some(depth) = self.owed.remove(&folder) {
-            self.scanning |= depth == Depth::Deep;
+        if let Some(depth) = self.pay(folder) {
             self.push(folder, depth);
         }
+    }
+
+    /// What is owed to a folder, if anything, is done now. Until it is, hints are missing.
+    fn pay(&mut self, folder: ObjectId) -> Option<Depth> {
+        let depth = self.owed.remove(&folder)?;
+        self.scanning |= depth == Depth::Deep;
+        self.lossy = true;
+        Some(depth)
     }
 
     /// A folder is gone for good.
@@ -283,11 +299,8 @@ impl Coalescer {
                 continue;
             };
             // What a scan that could not list it owes it is done by this one.
-            let depth = match self.listings.owed.remove(&id) {
-                Some(Depth::Deep) => {
-                    self.listings.scanning = true;
-                    Depth::Deep
-                }
+            let depth = match self.listings.pay(id) {
+                Some(Depth::Deep) => Depth::Deep,
                 _ => depth,
             };
             self.listings.begin(id, depth);

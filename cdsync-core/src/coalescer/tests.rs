@@ -810,6 +810,34 @@ fn what_leaves_a_folder_that_a_scan_could_not_list_is_listed() {
     assert!(object_at(&source, folder, "new").is_some());
 }
 
+/// Proves that the new bytes of a file are told which was written, with its old time restored, while
+/// nobody watched, and which has left its folder by the time that the folder can be listed.
+#[test]
+fn what_was_written_unwatched_is_told_where_its_folder_could_not_be_listed() {
+    let mut source = source(&[], &[]);
+    let top = tree(&mut source.disk, 1);
+    settle(&mut source);
+    let (from, to) = (name("f0"), name("moved"));
+    let file = source.disk.child(top, &from).unwrap();
+    source.crash();
+    let mtime = source.disk.node(file).meta.mtime;
+    source.disk.open_file(file);
+    source.disk.write(file, b"y");
+    source.disk.close(file);
+    source.disk.set_mtime(file, mtime);
+    source.start();
+    assert!(list_whole(&mut source, &[]), "the root is listed");
+    assert!(list_whole(&mut source, &["dir"]), "what is in it fails");
+    source.pump(&mut |_| {});
+    assert!(source.disk.rename((top, &from), (ROOT, &to)));
+    let records = settle(&mut source);
+    let id = object_at(&source, root(), "moved").unwrap();
+    assert!(
+        records.iter().any(|r| r.contents().any(|c| c.id == id)),
+        "{records:?}"
+    );
+}
+
 /// Proves that a name excluded by the filter holds up nobody, whatever the disk says of it.
 #[test]
 fn excluded_names_are_not_held() {
@@ -913,6 +941,7 @@ fn changes_by_other_names_are_told() {
     }
     // The bytes too, where nothing but the hint tells.
     let mtime = source.disk.node(file).meta.mtime;
+    source.disk.open_file(file);
     assert!(source.disk.link(file, ROOT, &name("fleeting")));
     source.disk.open_file(file);
     source.disk.write(file, b"two");
@@ -962,6 +991,7 @@ fn bytes_in_doubt_are_compared() {
         send(&mut source);
         source.crash();
         let mtime = source.disk.node(file).meta.mtime;
+        source.disk.open_file(file);
         source.disk.clock += 20_000_000_000;
         if written {
             source.disk.open_file(file);
@@ -1030,6 +1060,7 @@ fn a_doubt_survives_a_crash() {
     let before = source.tables_head();
     source.crash();
     let mtime = source.disk.node(file).meta.mtime;
+    source.disk.open_file(file);
     source.disk.clock += 20_000_000_000;
     source.disk.open_file(file);
     source.disk.write(file, b"two");
