@@ -259,6 +259,9 @@ impl Replica {
         self.dirty = true;
         self.durable.synced.doubted = true;
         self.durable.staged = self.fetches.objects().collect();
+        if let Some(issued) = &mut self.issued {
+            issued.doubtful = true;
+        }
         put_meta(t, SYNCED, &self.durable.synced)?;
         self.doubt(t)
     }
@@ -289,7 +292,7 @@ impl Replica {
     }
 
     /// Everything that was written since the last good sync is to be verified.
-    fn doubt(&mut self, t: &dyn TablesRead) -> Result<(), TableError> {
+    pub(super) fn doubt(&mut self, t: &dyn TablesRead) -> Result<(), TableError> {
         let round = self.durable.synced.round;
         let mut failed = None;
         let doubted = &mut self.durable.doubted;

@@ -205,6 +205,8 @@ struct Running {
 struct Issued {
     ops: Arc<Vec<ApplyOp>>,
     thens: Vec<Then>,
+    /// A sync failed meanwhile, with what some of these had written by then.
+    doubtful: bool,
 }
 
 #[derive(Debug)]

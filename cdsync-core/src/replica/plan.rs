@@ -152,6 +152,7 @@ impl Replica {
         self.issued = Some(Issued {
             ops: Arc::clone(&ops),
             thens,
+            doubtful: false,
         });
         Ok(Some(Step { ops, ordered }))
     }

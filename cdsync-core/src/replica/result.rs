@@ -25,9 +25,14 @@ impl Replica {
         t: &mut dyn Tables,
         results: Vec<ApplyResult>,
     ) -> Result<(), TableError> {
-        let Some(Issued { ops, thens }) = self.issued.take() else {
+        let Some(issued) = self.issued.take() else {
             return Ok(());
         };
+        let Issued {
+            ops,
+            thens,
+            doubtful,
+        } = issued;
         debug_assert_eq!(thens.len(), results.len(), "one result for each operation");
         let ops = Arc::unwrap_or_clone(ops);
         let in_batch = self.batch_end.is_some();
@@ -47,6 +52,9 @@ impl Replica {
                 unmade.insert(*id);
             }
             self.answer(wall, t, op, then, result)?;
+        }
+        if doubtful {
+            self.doubt(t)?;
         }
         if in_batch {
             beside.retain(|folder| self.touched.contains(folder));

@@ -270,6 +270,25 @@ fn what_was_staged_when_a_sync_failed_is_verified() {
     assert_eq!(sync(&mut replica, &mut t), Seq(3));
 }
 
+/// Proves that what is being written when a sync fails is verified, although what came of it is told
+/// after the failure.
+#[test]
+fn what_was_being_written_when_a_sync_failed_is_verified() {
+    let mut t = MemTables::default();
+    let mut replica = unsynced(&mut t);
+    assert!(replica.poll_sync());
+    let more = batch(vec![create(3, 3, "b")], vec![here(3)]);
+    replica.handle_batch(more).unwrap();
+    let step = replica.poll_step(NOW, &mut t).unwrap().unwrap();
+    replica.handle_sync_failed(&mut t).unwrap();
+    let done = ApplyResult::Done(vec![seen(3, Kind::File)]);
+    let results = vec![done; step.ops.len()];
+    drop(step);
+    replica.handle_applied(NOW, &mut t, results).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    assert_eq!(verify(&mut replica, &mut t, true), [id(2), id(3)]);
+}
+
 /// Proves that a folder which the disk lost has what was in it verified too, though that had been
 /// synced long before.
 #[test]
