@@ -246,7 +246,9 @@ impl Replica {
                 }
                 continue;
             }
-            if known.is_some() {
+            // What a crash may have taken out of the ledger is nothing to know a thing by.
+            let remnant = known.and_then(|name| name.remnant);
+            if remnant.is_some_and(|left| left.identity != Identity::default()) {
                 // It remembers what was to go, and nobody may do that any more.
                 self.remove_remnant(wall, t, (folder.id, entry.name), Seq(0))?;
                 continue;

@@ -506,6 +506,8 @@ impl TargetSim {
                 identity: self.disk.node(id).identity,
             })
             .collect();
+        self.note(format!("sweep {:?} {}", folder.id, folder.path));
+        let machine = self.machine.as_mut().expect("it runs");
         machine
             .handle_swept(self.disk.wall(), &mut self.tables, &folder, entries)
             .expect("tables do not fail");

@@ -544,6 +544,16 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
         11500,
         "a folder that left one which a scan could not list was not listed where it came to",
     ),
+    (
+        Kind::ShortLog,
+        13358,
+        "what may have been published before a crash stayed, though its folder was looked through",
+    ),
+    (
+        Kind::Power,
+        19516,
+        "what was being written while a sync failed was not verified",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
