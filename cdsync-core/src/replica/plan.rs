@@ -513,7 +513,7 @@ impl Replica {
         let adopt = self.adopts();
         let drift = self.on_drift(id, seq);
         if !adopt && !matches!(content, Some((_, Inline::Here { .. }))) {
-            self.suspect_name(t, seq, state, &at, over)?;
+            self.suspect_name(t, seq, state, &at)?;
         }
         match content {
             Some((
@@ -585,14 +585,13 @@ impl Replica {
     }
 
     /// A file may have been published before a crash that lost its row, and no content comes now to
-    /// replace it: whatever is at its name stays there until that comes, or goes with the name.
+    /// replace it: whatever is at its names stays there until that comes, or goes with the name.
     fn suspect_name(
         &mut self,
         t: &mut dyn Tables,
         seq: Seq,
         state: &ObjectState,
         at: &Place,
-        over: Option<Known>,
     ) -> Result<(), TableError> {
         if !self.is_suspect(seq) {
             return Ok(());
@@ -612,8 +611,7 @@ impl Replica {
                 self.run(op, Then::Probed(slot));
                 Ok(())
             }
-            None if over.is_none() => super::suspect_published(t, state.id),
-            None => Ok(()),
+            None => super::suspect_published(t, state.id),
         }
     }
 

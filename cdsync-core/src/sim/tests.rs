@@ -554,6 +554,11 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
         19516,
         "what was being written while a sync failed was not verified",
     ),
+    (
+        Kind::Links,
+        18116,
+        "a further name that was linked before a crash was not known to be, where the first was",
+    ),
 ];
 
 /// Proves that what once broke a promise does not any more.
