@@ -128,7 +128,7 @@ pub(super) fn set(fd: BorrowedFd<'_>, found: &Xattrs, wanted: &Xattrs) -> Result
     for (name, _) in found.iter().filter(|(n, _)| wanted.value(n).is_none()) {
         match rustix::fs::removexattr(&path[..], name) {
             Ok(()) | Err(Errno::NODATA) => {}
-            Err(errno) => losses.add(loss_of(fd, name, errno)?),
+            Err(errno) => losses.add(loss_of(name, errno)?),
         }
     }
     for (name, value) in wanted.iter() {
@@ -137,12 +137,19 @@ pub(super) fn set(fd: BorrowedFd<'_>, found: &Xattrs, wanted: &Xattrs) -> Result
         }
         let give = || rustix::fs::setxattr(&path[..], name, value, XattrFlags::empty());
         let given = match give() {
-            // Room may have been made since.
-            Err(Errno::NOSPC) if has_room(fd) => give(),
+            // The room for an object's attributes is bounded on some filesystems. Else the disk was
+            // full, and room may have been made since.
+            Err(Errno::NOSPC) if has_room(fd) => match give() {
+                Err(Errno::NOSPC) => {
+                    losses.add(loss_by(name));
+                    continue;
+                }
+                given => given,
+            },
             given => given,
         };
         if let Err(errno) = given {
-            losses.add(loss_of(fd, name, errno)?);
+            losses.add(loss_of(name, errno)?);
         }
     }
     Ok(losses)
@@ -154,7 +161,7 @@ fn has_room(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// What is lost where an attribute cannot be given.
-fn loss_of(fd: BorrowedFd<'_>, name: &[u8], errno: Errno) -> Result<Loss, Errno> {
+fn loss_of(name: &[u8], errno: Errno) -> Result<Loss, Errno> {
     let lost = match errno {
         // INVAL: an access list of users that this filesystem or user namespace does not know.
         // NOENT: there is no /proc to reach the object by.
@@ -166,16 +173,19 @@ fn loss_of(fd: BorrowedFd<'_>, name: &[u8], errno: Errno) -> Result<Loss, Errno>
         | Errno::TOOBIG
         | Errno::RANGE
         | Errno::NOENT => true,
-        // The room for an object's attributes is bounded on some filesystems.
-        Errno::NOSPC => has_room(fd),
         _ => false,
     };
-    if !lost {
-        return Err(errno);
+    match lost {
+        true => Ok(loss_by(name)),
+        false => Err(errno),
     }
-    Ok(match name {
+}
+
+/// What is lost with an attribute.
+fn loss_by(name: &[u8]) -> Loss {
+    match name {
         ACL_ACCESS | ACL_DEFAULT => Loss::Acl,
         CAPABILITY => Loss::Capability,
         _ => Loss::Xattrs,
-    })
+    }
 }
