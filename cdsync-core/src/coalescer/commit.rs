@@ -338,7 +338,9 @@ impl Coalescer {
             }
             if moves.values().any(|from| from == slot) {
                 self.owe_along(t, slot, &gone)?;
-                moving.insert(slot.clone(), gone);
+                // A folder that it leaves may go for good in this record, and its debts with it.
+                let unheard = self.may_be_unheard(t, &gone.row)?;
+                moving.insert(slot.clone(), (gone, unheard));
             } else {
                 removed.push((slot, gone));
             }
@@ -477,13 +479,14 @@ impl Coalescer {
         Ok(())
     }
 
-    /// Gives a moved object its new name. Returns its id if the record tells of it.
+    /// Gives a moved object its new name. `unheard`: a write through its old names may not have been
+    /// told. Returns its id if the record tells of it.
     fn move_to(
         &mut self,
         t: &mut dyn Tables,
         record: &mut Record,
         (from, slot): (&Slot, &Slot),
-        gone: Lost,
+        (gone, unheard): (Lost, bool),
         seen: &Found,
     ) -> Result<Option<ObjectId>, TableError> {
         let mut what = seen.what;
@@ -492,7 +495,7 @@ impl Coalescer {
         // One of its other names may have been recorded since it was read.
         let mut row = live(t, id)?.unwrap_or(row);
         what.merge(self.hinted(&row));
-        let missing = self.listings.is_deaf(t, slot.0)? || self.listings.is_deaf(t, from.0)?;
+        let missing = unheard || self.listings.is_deaf(t, slot.0)?;
         let bytes = moved_bytes(&row, &seen.observed, what, missing);
         self.heed(t, id, bytes)?;
         row.names.retain(|name| name != from && name != slot);

@@ -52,6 +52,8 @@ pub(super) struct Listings {
     /// Folders that were not where the ledger had them when they were to be listed, or whose names
     /// could not be looked at: listed once they are met again.
     owed: BTreeMap<ObjectId, Depth>,
+    /// What was owed and is being listed: until that has ended, hints are missing there.
+    paid: BTreeMap<ObjectId, Depth>,
     /// Names taken out for a look that is under way.
     pub(super) looking: BTreeMap<Slot, Waiting>,
     /// Folders taken out for a look at themselves, with how often that was in vain.
@@ -166,6 +168,7 @@ impl Listings {
         self.scanning = false;
         self.lossy = false;
         self.deaf.clear();
+        self.paid.clear();
     }
 
     /// Hints were lost.
@@ -199,12 +202,13 @@ impl Listings {
     /// also because a listing of it is owed, or one of all below a folder above it.
     pub(super) fn is_deaf(&self, t: &dyn TablesRead, folder: ObjectId) -> Result<bool, TableError> {
         let heard_badly = self.lossy || self.deaf.contains(&folder);
-        if heard_badly || self.owed.is_empty() {
+        if heard_badly || self.owed.is_empty() && self.paid.is_empty() {
             return Ok(heard_badly);
         }
-        let owed = |id| match self.owed.get(&id) {
-            Some(depth) => id == folder || *depth == Depth::Deep,
-            None => false,
+        let owed = |id| {
+            let depths = [self.owed.get(&id), self.paid.get(&id)];
+            let mut depths = depths.into_iter().flatten();
+            depths.any(|depth| id == folder || *depth == Depth::Deep)
         };
         climb(t, &BTreeMap::new(), folder, owed)
     }
@@ -241,11 +245,11 @@ impl Listings {
         }
     }
 
-    /// What is owed to a folder, if anything, is done now. Until it is, hints are missing.
+    /// What is owed to a folder, if anything, is done now.
     fn pay(&mut self, folder: ObjectId) -> Option<Depth> {
         let depth = self.owed.remove(&folder)?;
         self.scanning |= depth == Depth::Deep;
-        self.lossy = true;
+        self.paid.insert(folder, depth);
         Some(depth)
     }
 
