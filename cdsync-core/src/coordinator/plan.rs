@@ -111,9 +111,14 @@ impl Coordinator {
     }
 
     /// What all targets claim of the jobs whose source a server is. A job is left out while a target
-    /// has not reported since the master started, or speaks of another ledger.
+    /// has not reported since the master started, or speaks of another ledger; and all of them while
+    /// this master obeys nobody's word but shows only.
     #[must_use]
     pub fn claimed(&self, source: ServerId) -> Vec<ClaimedByAll> {
+        if self.outranked.is_some() {
+            // An older copy may not know of all targets.
+            return Vec::new();
+        }
         let orders = self.plans.get(&source).map_or(&[][..], |plan| &plan.jobs);
         let jobs = orders
             .iter()

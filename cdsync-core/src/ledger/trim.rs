@@ -102,7 +102,8 @@ pub(super) fn trim(
 }
 
 /// Takes away tombstones of objects that records up to `upto` removed: nobody asks for them any
-/// more. Looks at so many rows from an object on; returns where to go on, `None` at the end.
+/// more. Looks at so many rows from an object on; returns where to go on, `None` at the end, and
+/// whether any went.
 ///
 /// # Errors
 /// [`TableError`]; not retryable within the transaction.
@@ -111,7 +112,7 @@ pub fn drop_tombstones(
     from: ObjectId,
     upto: Seq,
     most: usize,
-) -> Result<Option<ObjectId>, TableError> {
+) -> Result<(Option<ObjectId>, bool), TableError> {
     let (mut gone, mut next, mut failed) = (Vec::new(), None, None);
     let mut looked = 0;
     t.range(Table::Objects, &from.to_key(), None, &mut |key, value| {
@@ -133,6 +134,7 @@ pub fn drop_tombstones(
     if let Some(error) = failed {
         return Err(error);
     }
+    let any = !gone.is_empty();
     for id in gone {
         debug_assert!(
             matches!(object(t, id)?, Some(ObjectRow::Gone(_))),
@@ -140,5 +142,5 @@ pub fn drop_tombstones(
         );
         t.remove(Table::Objects, &id.to_key())?;
     }
-    Ok(next)
+    Ok((next, any))
 }

@@ -68,7 +68,7 @@ impl Replica {
             self.graves.removed = 0;
             (ObjectId::default(), self.claimed_for_certain())
         });
-        let next = drop_tombstones(t, from, upto, AT_ONCE)?;
+        let (next, _) = drop_tombstones(t, from, upto, AT_ONCE)?;
         self.graves.looking = next.map(|next| (next, upto));
         Ok(())
     }

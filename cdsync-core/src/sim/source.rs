@@ -214,7 +214,8 @@ impl SourceSim {
         self.note(format!("the log was dropped up to {start}"));
         let mut from = Some(ObjectId::default());
         while let Some(at) = from {
-            from = drop_tombstones(&mut self.tables, at, start, 3).expect("tables do not fail");
+            (from, _) =
+                drop_tombstones(&mut self.tables, at, start, 3).expect("tables do not fail");
         }
         self.commit(Durability::Durable);
     }

@@ -199,13 +199,10 @@ impl Control {
                 });
             }
             MasterMessage::Claimed(claimed) => {
-                let roles = Arc::clone(&self.roles);
-                tokio::task::spawn_blocking(move || {
-                    roles
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .claimed(&claimed);
-                });
+                // Whoever holds the roles now may wait for a disk, and it is told again.
+                if let Ok(roles) = self.roles.try_lock() {
+                    roles.claimed(&claimed);
+                }
             }
             MasterMessage::Renewed { certificate } => {
                 if let Err(error) = self.renew(&certificate) {

@@ -189,8 +189,8 @@ impl Roles {
         for told in claimed {
             let running = self.jobs.get(&told.job);
             if let Some(source) = running.and_then(|running| running.source.as_ref()) {
-                // One whose thread is gone is told again.
-                let _ = source.engine.send(source::Input::Claimed(*told));
+                // One that has no place for it now is told again.
+                source.engine.nudge(source::Input::Claimed(*told));
             }
         }
     }

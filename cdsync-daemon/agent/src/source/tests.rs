@@ -378,8 +378,11 @@ fn what_all_claim_is_dropped() {
     drop(served);
     assert_eq!(left.last(), Some(&second.seq));
     assert_eq!(left.first(), Some(&first.seq.next()));
-    // More than was announced cannot be claimed, whoever says so.
-    tell(&bed, first.origin, Seq(u64::MAX));
+    // More than was announced cannot be claimed: it is said of another history.
+    tell(&bed, first.origin, second.seq.next());
+    bed.fence();
+    assert_eq!(bed.report().log.start, first.seq);
+    tell(&bed, first.origin, second.seq);
     bed.until("all is dropped", |bed| bed.report().log.start == second.seq);
     bed.stop();
     bed.start();

@@ -17,6 +17,8 @@ use crate::clock::{steady, wall};
 const EVERY: Duration = Duration::from_secs(60);
 /// How many records go in one transaction: a change waits for no more than this.
 const RECORDS_AT_ONCE: usize = 1024;
+/// The same while the log takes more than it may: more than a turn writes.
+const RECORDS_BEYOND: usize = 8192;
 /// How many objects are looked at for tombstones in one transaction.
 const OBJECTS_AT_ONCE: usize = 4096;
 /// How many tombstones there are before they are looked for, at least. Looking for them passes every
@@ -32,6 +34,8 @@ pub(super) struct Trimmer {
     /// What all targets claim.
     claimed: Option<ClaimedByAll>,
     graves: Graves,
+    /// Up to where the tombstones reach that earlier runs left, and nobody has counted.
+    former: Option<Seq>,
     /// The clock was found to have jumped, and that was told.
     jumped: bool,
 }
@@ -41,10 +45,10 @@ pub(super) struct Trimmer {
 enum Graves {
     /// So many had been made when they were looked for last.
     Few(u64),
-    /// There are enough, once the log is dropped up to here.
-    Many(Seq),
+    /// There are enough, once the log is dropped up to this number, by which so many had been made.
+    Many(Seq, u64),
     /// The search goes on from an object, for those of records up to this number.
-    Search(ObjectId, Seq),
+    Search(ObjectId, Seq, u64),
 }
 
 impl Trimmer {
@@ -52,8 +56,8 @@ impl Trimmer {
         Self {
             due: Instant::now(),
             claimed: None,
-            // Nobody has counted those that there are.
-            graves: Graves::Many(coalescer.head()),
+            graves: Graves::Search(ObjectId::default(), coalescer.log_kept().start, 0),
+            former: Some(coalescer.head()),
             jumped: false,
         }
     }
@@ -86,15 +90,21 @@ impl Trimmer {
             true => 0,
             false => now.0.saturating_sub(bounds.age_ms),
         };
+        let upto = coalescer.announced();
+        // What speaks of more than there is speaks of another history of this ledger.
         let claimed = self
             .claimed
-            .filter(|claimed| claimed.origin == coalescer.origin());
+            .filter(|claimed| claimed.origin == coalescer.origin() && claimed.upto <= upto);
+        let most = match coalescer.log_kept().bytes > bounds.bytes {
+            true => RECORDS_BEYOND,
+            false => RECORDS_AT_ONCE,
+        };
         let limits = TrimLimits {
-            upto: coalescer.announced(),
+            upto,
             claimed: claimed.map_or(Seq(0), |claimed| claimed.upto),
             before: WallMillis(before),
             bytes: bounds.bytes,
-            most: RECORDS_AT_ONCE,
+            most,
         };
         if coalescer.trim_log(t, limits)?.is_some() {
             // There may be more.
@@ -111,22 +121,26 @@ impl Trimmer {
             Graves::Few(before) => {
                 let new = coalescer.tombstones().saturating_sub(before);
                 if new >= TOMBSTONES_MIN.max(coalescer.files() / 4) {
-                    self.graves = Graves::Many(coalescer.head());
+                    self.graves = Graves::Many(coalescer.head(), coalescer.tombstones());
                 }
                 Ok(false)
             }
-            Graves::Many(upto) if start >= upto => {
-                self.graves = Graves::Search(ObjectId::default(), start);
+            Graves::Many(upto, made) if start >= upto => {
+                self.graves = Graves::Search(ObjectId::default(), start, made);
                 Ok(false)
             }
-            Graves::Many(_) => Ok(false),
-            Graves::Search(from, upto) => {
-                let next = drop_tombstones(t, from, upto, OBJECTS_AT_ONCE)?;
-                self.graves = match next {
-                    Some(next) => Graves::Search(next, upto),
-                    None => Graves::Few(coalescer.tombstones()),
+            Graves::Many(..) => Ok(false),
+            Graves::Search(from, upto, made) => {
+                let (next, dropped) = drop_tombstones(t, from, upto, OBJECTS_AT_ONCE)?;
+                self.graves = match (next, self.former) {
+                    (Some(next), _) => Graves::Search(next, upto, made),
+                    (None, Some(former)) if former > upto => {
+                        self.former = None;
+                        Graves::Many(former, 0)
+                    }
+                    (None, _) => Graves::Few(made),
                 };
-                Ok(true)
+                Ok(dropped)
             }
         }
     }
