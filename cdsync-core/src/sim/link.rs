@@ -14,7 +14,7 @@ use crate::ledger::snapshot::{answer, snapshot, why_compare};
 use crate::ledger::trim::log_start;
 use crate::replica::{FetchResult, FetchWant};
 use crate::wire::{
-    Accepted, BatchHeader, CompareAnswer, CompareAsk, Cursor, Inline, Snapshot, Tick,
+    Accepted, BatchHeader, CompareAnswer, CompareAsk, CompareWhy, Cursor, Inline, Snapshot, Tick,
 };
 
 /// What travels to the target.
@@ -101,7 +101,7 @@ impl Session {
             session.send(now, ToTarget::Accepted(accepted, cursor));
             return Some(session);
         };
-        if !source.complete {
+        if why == CompareWhy::Unknown && !source.complete {
             // What it has is not all that there is.
             return None;
         }

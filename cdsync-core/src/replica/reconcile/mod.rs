@@ -98,14 +98,16 @@ impl Replica {
         if !self.takes_origin(t, snapshot.origin)? {
             return Ok(false);
         }
-        if snapshot.why == CompareWhy::Unknown || snapshot.at < self.progress.claim {
+        let unknown = snapshot.why == CompareWhy::Unknown;
+        if unknown || snapshot.at < self.progress.claim {
             self.former = self.resume();
             Self::note_former(t, self.former)?;
             self.forget_progress(t)?;
         }
         self.begin_subscription();
         self.head = snapshot.at;
-        self.complete = true;
+        // Else the next sign of life says so.
+        self.complete = unknown;
         if self.suspect.is_none_or(|upto| upto > self.progress.claim) {
             // The disk may have what came and went since in no ledger.
             self.suspect = Some(snapshot.at);

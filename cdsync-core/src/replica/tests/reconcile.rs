@@ -3,7 +3,7 @@
 use super::*;
 use crate::ledger::digest::DigestKey;
 use crate::ledger::snapshot::{answer, snapshot};
-use crate::wire::{CompareAsk, CompareWhy, PeerMessage, encode};
+use crate::wire::{CompareAsk, CompareWhy, PeerMessage, Snapshot, encode};
 
 /// A source and a target that holds all of it, with nothing between them.
 struct Apart {
@@ -105,6 +105,29 @@ fn a_comparison_costs_what_differs() {
     apart.together();
 }
 
+/// Proves that a snapshot of a source that is still looking through its disk does not count as all
+/// that there is, before the source says so.
+#[test]
+fn a_snapshot_is_not_all_that_there_is_unless_told() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let snapshot = |why| Snapshot {
+        origin: ORIGIN,
+        incarnation: RUN,
+        at: Seq(7),
+        bytes: 0,
+        files: 0,
+        why,
+        key: [0; 32],
+    };
+    let behind = snapshot(CompareWhy::Behind);
+    assert!(replica.handle_snapshot(&mut t, &behind).unwrap());
+    assert!(!replica.complete, "only the source knows");
+    let unknown = snapshot(CompareWhy::Unknown);
+    assert!(replica.handle_snapshot(&mut t, &unknown).unwrap());
+    assert!(replica.complete, "without that it is not served");
+}
+
 /// Proves that files that moved between folders while the target was away are moved there, not
 /// removed and sent again, and that swaps and folders turned round come out right.
 #[test]
@@ -185,7 +208,7 @@ fn what_waits_for_each_other_is_untied() {
 fn a_history_that_nobody_knows_is_compared() {
     let mut t = MemTables::default();
     let mut replica = replica(&mut t);
-    let of = crate::wire::Snapshot {
+    let of = Snapshot {
         origin: ORIGIN,
         incarnation: IncarnationId(77),
         at: Seq(1),
@@ -201,7 +224,7 @@ fn a_history_that_nobody_knows_is_compared() {
     let filter = Filter::new(&FilterSpec::default()).unwrap();
     let mut again = Replica::open(&mut t, filter, false).unwrap();
     assert_eq!(again.resume(), before);
-    let other = crate::wire::Snapshot {
+    let other = Snapshot {
         origin: OriginId(99),
         ..of
     };

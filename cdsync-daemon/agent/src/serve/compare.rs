@@ -39,7 +39,9 @@ pub(super) async fn serve(
     let _place = place.map_err(|_| {
         ServeError::refused(RefusedWhy::Busy, "too many targets compare at this moment")
     })?;
-    if !served.announced.borrow().complete {
+    // What it has of this very ledger and is not there any more was removed; of another history, it
+    // may only not have been met yet.
+    if why == CompareWhy::Unknown && !served.announced.borrow().complete {
         let reason = "the source still compares its disk with its ledger";
         return Err(ServeError::refused(RefusedWhy::NotServing, reason));
     }

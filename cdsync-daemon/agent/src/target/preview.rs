@@ -14,7 +14,7 @@ use cdsync_core::ledger::tables::{Table, TableError, Tables};
 use cdsync_core::path::RelPath;
 use cdsync_core::replica::{Replica, ReplicaError, compared};
 use cdsync_core::wire::{
-    Accepted, BatchHeader, CompareAnswer, CompareAsk, Compared, Preview, Snapshot, Tick,
+    Accepted, BatchHeader, CompareAnswer, CompareAsk, CompareWhy, Compared, Preview, Snapshot, Tick,
 };
 use cdsync_fs::{Dir, Durability, LedgerStore, LookWants, ReadView, Root};
 
@@ -76,7 +76,8 @@ impl PreviewRun {
         self.cursor = Seq(0);
         self.origin = snapshot.origin;
         self.head = snapshot.at;
-        self.complete = true;
+        // Else the next sign of life says so.
+        self.complete = snapshot.why == CompareWhy::Unknown;
         let replica = self.store.write(Durability::Lazy, |t| {
             for table in [Table::Meta, Table::Objects, Table::Names] {
                 t.remove_until(table, &[u8::MAX; 300])?;
