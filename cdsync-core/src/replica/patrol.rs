@@ -571,7 +571,11 @@ impl Replica {
         };
         if let Some(row) = access::name(t, at.0, &at.1)? {
             // The source has taken the name: a folder there kept others' times until now.
-            self.touched.extend(row.object);
+            if let Some(id) = row.object
+                && live(t, id)?.is_some_and(|row| row.state.kind == Kind::Folder)
+            {
+                self.touched.insert(id);
+            }
             return self.unpark(t, number);
         }
         let place = Place {

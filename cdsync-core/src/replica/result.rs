@@ -480,12 +480,17 @@ impl Replica {
             return Ok(());
         };
         let slot = row.slot().cloned();
-        let is_to_come = self.suspect.is_some_and(|upto| self.cursor < upto)
+        // Before the upstream's first word nobody knows what comes again.
+        let is_to_come = self.suspect.is_none_or(|upto| self.cursor < upto)
             || !self.queue.is_empty()
             || self.is_reconciling();
         if slot.is_none() || row.local.is_none() || is_to_come {
             let reason = "another folder is at its name".to_owned();
             return self.not_touched(wall, t, op, reason);
+        }
+        // Its times are not what it waits for any more.
+        if let Some(id) = op.object() {
+            self.unpark(t, id)?;
         }
         self.differs(wall, t, op, slot.as_ref(), Difference::Other)
     }

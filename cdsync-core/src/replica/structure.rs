@@ -142,8 +142,8 @@ impl Replica {
             let slot = (one.to.folder.id, one.to.name);
             rest.removals.push(Removal::of_whatever(slot));
         }
-        let Layout { names, .. } = layout;
-        self.take(t, names.renames, &mut rest)?;
+        let Layout { next, names, .. } = layout;
+        self.take(t, &next, names.renames, &mut rest)?;
         self.take_links(wall, t, names.links, &mut rest)?;
         if self.is_suspect(rest.seq()) {
             let all = self.is_back(rest.seq());
@@ -253,7 +253,7 @@ impl Replica {
                 let (object, remnant) = (Some(state.id), Some(stays));
                 let at = |n: &&NameState| (n.parent, &n.name) == (slot.0, &slot.1);
                 match record.names.iter().find(at) {
-                    Some(next) if next.object != object => taken.push((slot.clone(), known)),
+                    Some(next) if next.object != object => taken.push((slot.clone(), stays)),
                     _ => put_name(t, slot.0, &slot.1, NameRow { object, remnant })?,
                 }
             }
@@ -433,12 +433,17 @@ impl Replica {
     ) -> Result<(), TableError> {
         let moved: BTreeSet<ObjectId> = layout.moves.iter().map(|(id, ..)| *id).collect();
         let seq = rest.seq();
+        // What is noted of a name that goes with what a file was.
+        let noted = rest.removals.iter().filter(|removal| removal.noted);
+        let noted: BTreeSet<ObjectId> = noted.map(|removal| removal.id).collect();
         for (id, slot) in &layout.names.drops {
             let Some(mut row) = live(t, *id)? else {
                 continue;
             };
             let number = name_number(slot);
-            self.unpark(t, number)?;
+            if !noted.contains(&number) {
+                self.unpark(t, number)?;
+            }
             if let Some(stuck) = self.blocking.get(id).filter(|stuck| stuck.to == *slot) {
                 // It never came here: what it is on the disk is swept, and it is fetched anew.
                 let left = stuck.left_slot();
@@ -548,6 +553,7 @@ impl Replica {
     fn take(
         &mut self,
         t: &mut dyn Tables,
+        next: &BTreeMap<Slot, ObjectId>,
         renames: Vec<(ObjectId, Slot, Slot)>,
         rest: &mut Rest,
     ) -> Result<(), TableError> {
@@ -558,10 +564,10 @@ impl Replica {
             };
             // Also what a removal that did not work has left there.
             let left = access::name(t, slot.0, &slot.1)?.and_then(|row| row.remnant);
-            let stays = rest.stays.get(&slot).copied().or(left);
+            let there = rest.stays.get(&slot).copied().or(left);
             // What was published here before a crash that took its row back is not known.
             let unknown = suspect && row.state.kind != Kind::Folder && row.local.is_none();
-            let remnant = stays.or(unknown.then(Known::default));
+            let remnant = there.or(unknown.then(Known::default));
             put_name(
                 t,
                 slot.0,
@@ -578,12 +584,16 @@ impl Replica {
             let old = access::name(t, from.0, &from.1)?;
             if old.is_some_and(|old| old.object == Some(id)) {
                 // It was given up after it had left, and noted to be there all the same.
-                let nothing = NameRow {
-                    object: None,
-                    remnant: None,
-                };
-                put_name(t, from.0, &from.1, nothing)?;
-                rest.removals.push(Removal::of_whatever(from.clone()));
+                if next.contains_key(&from) {
+                    stays(t, rest, from.clone(), Known::default())?;
+                } else {
+                    let nothing = NameRow {
+                        object: None,
+                        remnant: None,
+                    };
+                    put_name(t, from.0, &from.1, nothing)?;
+                    rest.removals.push(Removal::of_whatever(from.clone()));
+                }
             }
             row.names.retain(|name| *name != from && *name != slot);
             row.names.insert(0, slot);

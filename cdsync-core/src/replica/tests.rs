@@ -1,6 +1,7 @@
 //! What a target refuses, holds, parks and claims: batches made by hand, and worlds in miniature.
 
 mod patrol;
+mod rare;
 mod reconcile;
 mod upkeep;
 

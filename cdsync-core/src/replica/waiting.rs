@@ -6,7 +6,7 @@
 //! done: the object's own changes, what uses one of its two names, and what is to be made in folders
 //! that wait themselves. As soon as the object is moved all of that is tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::links::name_number;
 use super::result::nothing_left;
@@ -204,7 +204,7 @@ impl Replica {
         wall: WallMillis,
         t: &mut dyn Tables,
     ) -> Result<(), TableError> {
-        let mut moves = Vec::with_capacity(self.blocking.len());
+        let mut moves = BTreeMap::new();
         // What stays where it is this time.
         let mut stay = Vec::new();
         for (id, stuck) in self.blocking.clone() {
@@ -242,33 +242,32 @@ impl Replica {
                 }
                 continue;
             }
-            moves.push(MoveOne {
+            let one = MoveOne {
                 id,
                 from: self.left_place(t, stuck)?,
                 to: Place { folder, name },
                 identity: local.fingerprint.identity,
-            });
+            };
+            moves.insert(id, one);
         }
-        moves.retain(|one| self.blocking.contains_key(&one.id));
-        // Nor what would take the place of that.
-        let slot = |at: &Place| (at.folder.id, at.name.clone());
-        let mut next = 0;
+        moves.retain(|id, _| self.blocking.contains_key(id));
+        let mut together = Together::new(moves);
         loop {
-            while let Some(stuck) = stay.get(next).cloned() {
-                next += 1;
-                let blocked =
-                    |one: &mut MoveOne| stuck.uses(&slot(&one.from)) || stuck.uses(&slot(&one.to));
-                for one in moves.extract_if(.., blocked) {
-                    stay.extend(self.blocking.get(&one.id).cloned());
+            // Nor what would take the place of that.
+            while let Some(stuck) = stay.pop() {
+                for slot in [&stuck.to, &stuck.left_slot()] {
+                    let gone = together.without_users_of(slot);
+                    stay.extend(gone.iter().filter_map(|id| self.blocking.get(id).cloned()));
                 }
             }
             // Nor what would go into itself, because something below it stays.
-            let Some(at) = moves.iter().position(|one| goes_into_itself(one, &moves)) else {
+            let gone = together.without_circles();
+            if gone.is_empty() {
                 break;
-            };
-            let one = moves.remove(at);
-            stay.extend(self.blocking.get(&one.id).cloned());
+            }
+            stay.extend(gone.iter().filter_map(|id| self.blocking.get(id).cloned()));
         }
+        let moves: Vec<MoveOne> = together.moves.into_values().collect();
         for one in &moves {
             self.touched.extend([one.from.folder.id, one.to.folder.id]);
         }
@@ -555,26 +554,94 @@ pub(super) fn is_absent(folder: &FolderAt) -> bool {
     !folder.id.is_root() && folder.identity.is_none()
 }
 
-/// Whether a folder would come below itself, with all that moves along with it.
-fn goes_into_itself(one: &MoveOne, moves: &[MoveOne]) -> bool {
-    let mut into = &one.to.folder.path;
-    for _ in 0..=moves.len() {
-        // What moves next above, if anything does, is below its own new folder then.
-        let above = |other: &&MoveOne| {
-            let at = other.from.folder.path.join(&other.from.name);
-            into.after(&at).map(<[u8]>::len)
-        };
-        let nearest = moves
-            .iter()
-            .filter_map(|other| Some((above(&other)?, other)))
-            .min_by_key(|(below, _)| *below);
-        match nearest {
-            None => return false,
-            Some((_, other)) if other.id == one.id => return true,
-            Some((_, other)) => into = &other.to.folder.path,
+/// Moves that may be done together, found by the names that they leave and take.
+#[derive(Debug)]
+struct Together {
+    moves: BTreeMap<ObjectId, MoveOne>,
+    /// Which use a name.
+    users: BTreeMap<Slot, Vec<ObjectId>>,
+    /// What leaves a path.
+    leaving: BTreeMap<Vec<u8>, ObjectId>,
+}
+
+impl Together {
+    fn new(moves: BTreeMap<ObjectId, MoveOne>) -> Self {
+        let (mut users, mut leaving) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::new());
+        for (id, one) in &moves {
+            for at in [&one.from, &one.to] {
+                let slot = (at.folder.id, at.name.clone());
+                users.entry(slot).or_default().push(*id);
+            }
+            leaving.insert(path_left(one), *id);
+        }
+        Self {
+            moves,
+            users,
+            leaving,
         }
     }
-    true
+
+    fn remove(&mut self, id: ObjectId) {
+        if let Some(one) = self.moves.remove(&id) {
+            self.leaving.remove(&path_left(&one));
+        }
+    }
+
+    /// Takes out what leaves or takes a name. Returns what that was.
+    fn without_users_of(&mut self, slot: &Slot) -> Vec<ObjectId> {
+        let mut gone = self.users.remove(slot).unwrap_or_default();
+        gone.retain(|id| self.moves.contains_key(id));
+        for id in &gone {
+            self.remove(*id);
+        }
+        gone
+    }
+
+    /// Takes out, one after another, what would come below itself. Returns what that was: what is
+    /// left may do so without it.
+    fn without_circles(&mut self) -> Vec<ObjectId> {
+        let all: Vec<ObjectId> = self.moves.keys().copied().collect();
+        let mut gone = Vec::new();
+        for id in all {
+            if self.goes_into_itself(id) {
+                self.remove(id);
+                gone.push(id);
+            }
+        }
+        gone
+    }
+
+    /// Whether a folder would come below itself, with all that moves along with it.
+    fn goes_into_itself(&self, id: ObjectId) -> bool {
+        let mut next = self.moves.get(&id);
+        for _ in 0..=self.moves.len() {
+            let Some(one) = next else { return false };
+            // What moves next above, if anything does, is below its own new folder then.
+            next = self.nearest_above(one.to.folder.path.as_bytes());
+            if next.is_some_and(|above| above.id == id) {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// What leaves the path of a folder, or the nearest one above that.
+    fn nearest_above(&self, folder: &[u8]) -> Option<&MoveOne> {
+        let mut path = folder;
+        while !path.is_empty() {
+            if let Some(id) = self.leaving.get(path) {
+                return self.moves.get(id);
+            }
+            let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+            path = &path[..end];
+        }
+        None
+    }
+}
+
+fn path_left(one: &MoveOne) -> Vec<u8> {
+    let path = one.from.folder.path.join(&one.from.name);
+    path.as_bytes().to_vec()
 }
 
 /// A parked row that is done after its object's move.
