@@ -1,4 +1,4 @@
-//! Large content that is pulled on streams of its own.
+//! Content that is pulled: large one on streams of its own, small one in groups.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,16 @@ use crate::ids::ObjectId;
 use crate::job::AdoptCheck;
 use crate::ledger::access::live;
 use crate::ledger::object::{Hash, ObjectState, Seq};
+use crate::ledger::outgoing::INLINE_MAX_BYTES;
 use crate::ledger::tables::{TableError, Tables};
 use crate::ledger::writer::size_of;
 use crate::time::{Timestamp, WallMillis};
 
-/// How many fetches run at once: each holds one staged file and two ranges of memory.
-const ACTIVE_MAX: usize = 4;
+/// How many fetches of large content run at once: each holds one staged file and two ranges of memory.
+const LARGE_MAX: usize = 4;
+/// How many of small content are asked for at once. Each that has come and is not published holds a
+/// staged file.
+const SMALL_MAX: usize = 256;
 /// How many may wait before no more records are taken.
 const WANTED_MAX: usize = 1024;
 
@@ -25,6 +29,14 @@ pub struct FetchWant {
     pub at_least: Seq,
     /// The size that the record said, in bytes.
     pub size: u64,
+}
+
+impl FetchWant {
+    /// Whether it is no longer than what travels inside of batches.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.size <= INLINE_MAX_BYTES
+    }
 }
 
 /// How a fetch ended.
@@ -54,7 +66,12 @@ pub enum FetchResult {
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     wanted: BTreeMap<ObjectId, Fetch>,
-    active: usize,
+    /// Large content that is being pulled.
+    large: usize,
+    /// Small content that is asked for.
+    small: usize,
+    /// So much of the small content came that more is asked for, up to the most.
+    refills: bool,
     /// Staged content whose publishing is to be planned.
     pub(super) staged: Vec<ObjectId>,
 }
@@ -70,7 +87,8 @@ pub(super) struct Fetch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Waiting,
-    Active,
+    /// Asked for, as small content or not.
+    Active(bool),
     Staged,
 }
 
@@ -117,13 +135,42 @@ impl Fetches {
 
     pub(super) fn remove(&mut self, id: ObjectId) -> Option<Fetch> {
         let fetch = self.wanted.remove(&id)?;
-        self.active -= usize::from(fetch.phase == Phase::Active);
+        self.ended(fetch.phase);
         self.staged.retain(|staged| *staged != id);
         Some(fetch)
+    }
+
+    /// One that was in this phase is not asked for any more. Returns whether it was.
+    fn ended(&mut self, phase: Phase) -> bool {
+        match phase {
+            Phase::Active(true) => self.small -= 1,
+            Phase::Active(false) => self.large -= 1,
+            Phase::Waiting | Phase::Staged => return false,
+        }
+        true
+    }
+
+    /// Whether one more of a kind may be asked for. Small content is in groups, so that it costs no
+    /// round trip each: more is asked for once half of it has come.
+    fn has_place(&mut self, small: bool) -> bool {
+        if self.small <= SMALL_MAX / 2 {
+            self.refills = true;
+        }
+        if self.small == SMALL_MAX {
+            self.refills = false;
+        }
+        match small {
+            true => self.refills,
+            false => self.large < LARGE_MAX,
+        }
     }
 }
 
 impl Fetch {
+    fn is_small(&self) -> bool {
+        size_of(&self.state.content) <= INLINE_MAX_BYTES
+    }
+
     /// A later record changed the object: the newest state is what will be published.
     pub(super) fn renew(&mut self, state: ObjectState) {
         if state.version.seq < self.state.version.seq {
@@ -150,20 +197,25 @@ pub(super) fn with_content_of(known: &ObjectState, state: ObjectState) -> Object
 }
 
 impl Replica {
-    /// The next content to pull, if one more may be.
+    /// The next content to pull, if one more may be. What [is small](FetchWant::is_small) is to be
+    /// asked for many at once.
     pub fn poll_fetch(&mut self) -> Option<FetchWant> {
-        if self.fetches.active >= ACTIVE_MAX {
+        let (small, large) = (self.fetches.has_place(true), self.fetches.has_place(false));
+        if !small && !large {
             return None;
         }
         let blocking = &self.blocking;
-        let waiting = self
-            .fetches
-            .wanted
-            .iter_mut()
-            .filter(|(id, f)| f.phase == Phase::Waiting && !blocking.contains_key(id));
+        let waiting = self.fetches.wanted.iter_mut().filter(|(id, f)| {
+            let has_place = if f.is_small() { small } else { large };
+            has_place && f.phase == Phase::Waiting && !blocking.contains_key(id)
+        });
         let (id, fetch) = waiting.min_by_key(|(_, f)| f.seq)?;
-        fetch.phase = Phase::Active;
-        self.fetches.active += 1;
+        let is_small = fetch.is_small();
+        fetch.phase = Phase::Active(is_small);
+        match is_small {
+            true => self.fetches.small += 1,
+            false => self.fetches.large += 1,
+        }
         Some(FetchWant {
             object: *id,
             at_least: fetch.state.content_seq,
@@ -182,14 +234,14 @@ impl Replica {
         id: ObjectId,
         result: FetchResult,
     ) -> Result<bool, TableError> {
-        let Some(fetch) = self.fetches.wanted.get_mut(&id) else {
-            return Ok(false);
-        };
-        if fetch.phase != Phase::Active {
+        let phase = self.fetches.wanted.get(&id).map(|fetch| fetch.phase);
+        if !phase.is_some_and(|phase| self.fetches.ended(phase)) {
             // The end of one that was asked for on an earlier subscription.
             return Ok(false);
         }
-        self.fetches.active -= 1;
+        let Some(fetch) = self.fetches.wanted.get_mut(&id) else {
+            return Ok(false);
+        };
         fetch.phase = Phase::Waiting;
         if self.blocking.contains_key(&id) && !matches!(result, FetchResult::Staged { .. }) {
             // Its move is parked and stays so: once it is done, this is asked for again.

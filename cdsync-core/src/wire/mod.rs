@@ -24,8 +24,8 @@ pub use control::{
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{
     Accepted, BATCH_COST_BYTES, BATCH_MAX_CONTENTS, BATCH_MAX_RECORDS, BatchHeader, ContentAnswer,
-    ContentHeader, Cursor, FetchRequest, Inline, PeerMessage, RefusedWhy, Subscribe, Tick,
-    batch_cost,
+    ContentHeader, Cursor, FETCHES_MAX, FetchRequest, Inline, PeerMessage, RefusedWhy, Subscribe,
+    Tick, batch_cost,
 };
 pub use signed::{
     Adopt, Decision, Epoch, Grant, JobOrder, Orders, Restore, SIGNED_MAX_BYTES, SignError, Signed,

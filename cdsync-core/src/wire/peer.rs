@@ -11,6 +11,9 @@
 //!   Fetch (job, grant, object, version) -->         another stream
 //!   <------- ContentHeader, then ranges (kind RANGE), then ContentEnd; or Refused
 //! ```
+//!
+//! Up to [`FETCHES_MAX`] fetches may be asked for on one stream, without waiting for the first; their
+//! answers come in the same order. A refusal ends the stream.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +38,7 @@ pub enum PeerMessage {
     Accepted(Accepted),
     /// A source's sign of life, after the records that it covers.
     Tick(Tick),
-    /// Opens a fetch.
+    /// Opens a fetch, or follows one.
     Fetch(FetchRequest),
     /// The answer to a fetch.
     Content(ContentAnswer),
@@ -200,6 +203,9 @@ pub enum Inline {
         reason: String,
     },
 }
+
+/// How many fetches one stream may carry.
+pub const FETCHES_MAX: usize = 64;
 
 /// A target asks for one object's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! Sequences that are rare, and once lost a file, or left one.
+//! Sequences that are rare, and once lost a file, or left one; and great numbers.
 
 use super::upkeep::answer;
 use super::*;
@@ -305,4 +305,51 @@ fn many_moves_are_tried_again_at_once() {
     let together = |op: &ApplyOp| matches!(op, ApplyOp::Move(moves) if moves.len() == 3_000);
     assert!(ops.iter().any(together));
     assert!(replica.blocking.is_empty());
+}
+
+/// Proves that small content is asked for many at once, and more of it once half has come, while large
+/// content has places of its own.
+#[test]
+fn small_content_is_asked_for_in_groups() {
+    let mut t = MemTables::default();
+    let mut replica = replica(&mut t);
+    let (mut made, mut contents) = (Vec::new(), Vec::new());
+    for n in 0..408 {
+        let mut record = create(2 + n, 10 + n, &format!("file-{n}"));
+        if n < 8 {
+            record.objects[0].content = Content::Data {
+                size: 1 << 30,
+                hash: None,
+            };
+        }
+        made.push(record);
+        contents.push(Inline::Pull);
+    }
+    replica.handle_batch(batch(made, contents)).unwrap();
+    drain(&mut replica, &mut t, &mut |_| true);
+    let asked = |replica: &mut Replica| {
+        let wants: Vec<_> = std::iter::from_fn(|| replica.poll_fetch()).collect();
+        let small = wants.iter().filter(|want| want.is_small()).count();
+        (wants.len() - small, small, wants)
+    };
+    let (large, small, wants) = asked(&mut replica);
+    assert_eq!((large, small), (4, 256));
+    let (first, more) = wants
+        .iter()
+        .filter(|want| want.is_small())
+        .partition::<Vec<_>, _>(|want| want.object.number < 18 + 127);
+    let gone = |replica: &mut Replica, t: &mut MemTables, want: &FetchWant| {
+        let gone = FetchResult::Removed(Seq(500));
+        replica.handle_fetched(NOW, t, want.object, gone).unwrap();
+    };
+    for want in first {
+        gone(&mut replica, &mut t, want);
+        assert_eq!(asked(&mut replica).2, [], "not one by one");
+    }
+    gone(&mut replica, &mut t, more[0]);
+    let (large, small, _) = asked(&mut replica);
+    assert_eq!((large, small), (0, 128));
+    gone(&mut replica, &mut t, &wants[0]);
+    let (large, small, _) = asked(&mut replica);
+    assert_eq!((large, small), (1, 0));
 }

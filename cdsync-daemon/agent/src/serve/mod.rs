@@ -19,7 +19,8 @@ use bytes::Bytes;
 use cdsync_core::ids::{JobId, ServerId};
 use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
-    Grant, PeerMessage, RefusedWhy, SignError, Signed, VerifyingKey, decode, encode, kind,
+    FETCHES_MAX, FetchRequest, Grant, PeerMessage, RefusedWhy, SignError, Signed, VerifyingKey,
+    decode, encode, kind,
 };
 use cdsync_transport::{
     CloseCode, Connection, FrameError, FrameReader, FrameWriter, PeerLimit, Role, Stream, Transport,
@@ -361,27 +362,59 @@ async fn serve_request(
             }
         }
         Ok(PeerMessage::Fetch(request)) => {
-            let Entitled {
-                served,
-                paused,
-                until,
-            } = serving.entitled(peer, request.job, &request.grant)?;
-            let fetch = async {
-                let place = serving.fetches.take(peer).await;
-                let _place = place.ok_or_else(|| {
-                    ServeError::refused(RefusedWhy::Busy, "too many fetches of this server wait")
-                })?;
-                fetch::serve(&served, &request, writer).await
-            };
-            tokio::select! {
-                ended = fetch => ended,
-                why = serving.withdrawn(peer, until, paused) => Err(why),
-            }
+            serve_fetches(peer, request, writer, reader, serving).await
         }
         Ok(_) => Err(ServeError::Protocol(
             "a stream began with the wrong message",
         )),
         Err(_) => Err(ServeError::Protocol("a request does not decode")),
+    }
+}
+
+/// Serves what is asked for on one stream, one after another.
+async fn serve_fetches(
+    peer: ServerId,
+    first: FetchRequest,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+    serving: &Serving,
+) -> Result<(), ServeError> {
+    let entitled = serving.entitled(peer, first.job, &first.grant)?;
+    let place = tokio::select! {
+        place = serving.fetches.take(peer) => place,
+        why = serving.withdrawn(peer, entitled.until, entitled.paused) => return Err(why),
+    };
+    let _place = place.ok_or_else(|| {
+        ServeError::refused(RefusedWhy::Busy, "too many fetches of this server wait")
+    })?;
+    let mut next = Some(first);
+    for _ in 0..FETCHES_MAX {
+        let Some(request) = next else { return Ok(()) };
+        let Entitled {
+            served,
+            paused,
+            until,
+        } = serving.entitled(peer, request.job, &request.grant)?;
+        tokio::select! {
+            ended = fetch::serve(&served, &request, writer) => ended?,
+            why = serving.withdrawn(peer, until, paused) => return Err(why),
+        }
+        let frame = tokio::time::timeout(FIRST_MESSAGE, reader.next());
+        next = match frame.await.map_err(|_| ServeError::Silent)?? {
+            None => None,
+            Some(frame) => match decode(&frame.payload) {
+                Ok(PeerMessage::Fetch(request)) if frame.kind == kind::MESSAGE => Some(request),
+                _ => {
+                    return Err(ServeError::Protocol(
+                        "a fetch was followed by something else",
+                    ));
+                }
+            },
+        };
+    }
+    match next {
+        None => Ok(()),
+        Some(_) => Err(ServeError::Protocol("too many fetches on one stream")),
     }
 }
 

@@ -16,8 +16,8 @@ use cdsync_core::path::RelPath;
 use cdsync_core::replica::{FetchResult, Policy, Replica, Step, SweepEntry};
 use cdsync_core::time::WallMillis;
 use cdsync_core::wire::{
-    Accepted, Adopt, BatchHeader, Cursor, Inline, JobOrder, LogLine, Op, ParkedReport, Signed,
-    TargetReport, TargetState, batch_cost, decode,
+    Accepted, Adopt, BatchHeader, Cursor, FETCHES_MAX, Inline, JobOrder, LogLine, Op, ParkedReport,
+    Signed, TargetReport, TargetState, batch_cost, decode,
 };
 use cdsync_fs::{
     Applier, Dir, Durability, FsErrorKind, LedgerStore, LookWants, Root, RootLost, TrashClock,
@@ -508,9 +508,7 @@ impl Engine {
         if self.replica.is_sweeping() {
             self.sweep()?;
         }
-        while let Some(want) = self.replica.poll_fetch() {
-            self.link.say(LinkOrder::Fetch(want));
-        }
+        self.fetch();
         if self.replica.can_verify() {
             self.store
                 .write(Durability::Lazy, |t| self.replica.poll_verify(t))?;
@@ -526,6 +524,25 @@ impl Engine {
         self.ask_sync(context.order.settings.durability)?;
         self.write_log(context);
         Ok(())
+    }
+
+    /// Asks for content: large one on a stream each, small one in groups, so that a round trip serves
+    /// many.
+    fn fetch(&mut self) {
+        let mut group = Vec::new();
+        while let Some(want) = self.replica.poll_fetch() {
+            if !want.is_small() {
+                self.link.say(LinkOrder::Fetch(vec![want]));
+                continue;
+            }
+            group.push(want);
+            if group.len() == FETCHES_MAX {
+                self.link.say(LinkOrder::Fetch(std::mem::take(&mut group)));
+            }
+        }
+        if !group.is_empty() {
+            self.link.say(LinkOrder::Fetch(group));
+        }
     }
 
     fn ask_sync(&mut self, durability: job::Durability) -> Result<(), TargetError> {

@@ -98,8 +98,8 @@ pub(crate) enum Input {
 enum LinkOrder {
     /// Grant the upstream more.
     Credit(u32),
-    /// Pull this content.
-    Fetch(FetchWant),
+    /// Pull these contents, one after another on one stream.
+    Fetch(Vec<FetchWant>),
     /// Ask this about the snapshot.
     Compare(CompareAsk),
     /// The upstream misbehaves or the ledger begins anew: drop the subscription.

@@ -1,4 +1,5 @@
-//! Pulling one large content, range by range, into staging.
+//! Pulling contents into staging: a large one range by range, small ones one after another on one
+//! stream, all asked for before the first comes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,18 +26,20 @@ use crate::source::chain;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How many ranges wait for the disk.
 const WRITE_BEHIND: usize = 4;
+/// What is read to its end although it cannot be staged.
+const SHORT_MAX_BYTES: u64 = RANGE_BYTES as u64;
 /// A range and its hash.
 const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
 
 /// How long a pull that was interrupted holds its place: the connection may still be good.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// One pull.
+/// The contents that are pulled on one stream.
 #[derive(Debug)]
 pub(super) struct Fetch {
     pub(super) job: JobId,
     pub(super) grant: Signed,
-    pub(super) want: FetchWant,
+    pub(super) wants: Vec<FetchWant>,
     pub(super) connection: Arc<dyn Connection>,
     pub(super) disk: Arc<Disk>,
     pub(super) engine: Mailbox<Input>,
@@ -48,6 +51,8 @@ enum Failure {
     Interrupted,
     /// An answer that is final for now.
     Answer(FetchResult),
+    /// It failed so that nothing more can be read from the stream.
+    Broken(String),
 }
 
 /// Anything that went wrong on the stream itself.
@@ -55,50 +60,78 @@ fn interrupted<E>(_: E) -> Failure {
     Failure::Interrupted
 }
 
+fn broken(reason: impl Into<String>) -> Failure {
+    Failure::Broken(reason.into())
+}
+
 fn failed(reason: impl Into<String>) -> Failure {
     Failure::Answer(FetchResult::Failed(reason.into()))
 }
 
 impl Fetch {
-    /// Pulls, and tells the engine what came of it.
+    /// Pulls, and tells the engine what came of each.
     pub(super) async fn run(self) {
-        let object = self.want.object;
-        let (result, staged) = match self.pull().await {
-            Ok((result, staged)) => (result, Some(staged)),
-            Err(Failure::Answer(result)) => (result, None),
-            Err(Failure::Interrupted) => {
-                // It is asked for again at once; when the connection is gone, so is this task.
-                tokio::time::sleep(AGAIN_AFTER).await;
-                (FetchResult::Interrupted, None)
-            }
-        };
-        // An engine that is gone asks again when it is back.
-        let _ = self
-            .engine
-            .deliver(Input::Fetched {
-                object,
-                result,
-                staged,
-            })
-            .await;
+        let mut stream = self.ask().await;
+        for want in &self.wants {
+            let pulled = match &mut stream {
+                Ok(reader) => self.pull(want, reader).await,
+                Err(()) => Err(Failure::Interrupted),
+            };
+            let (result, staged) = match pulled {
+                Ok((result, staged)) => (result, Some(staged)),
+                Err(Failure::Answer(result)) => (result, None),
+                Err(Failure::Broken(reason)) => {
+                    stream = Err(());
+                    (FetchResult::Failed(reason), None)
+                }
+                Err(Failure::Interrupted) => {
+                    if stream.is_ok() || want == &self.wants[0] {
+                        // It is asked for again at once; when the connection is gone, so is this task.
+                        tokio::time::sleep(AGAIN_AFTER).await;
+                    }
+                    stream = Err(());
+                    (FetchResult::Interrupted, None)
+                }
+            };
+            let object = want.object;
+            // An engine that is gone asks again when it is back.
+            let _ = self
+                .engine
+                .deliver(Input::Fetched {
+                    object,
+                    result,
+                    staged,
+                })
+                .await;
+        }
     }
 
-    async fn pull(&self) -> Result<(FetchResult, StagedWriter), Failure> {
+    /// Asks for all of them.
+    async fn ask(&self) -> Result<FrameReader, ()> {
         let opened = tokio::time::timeout(OPEN_MAX, self.connection.open()).await;
-        let (send, recv) = opened.map_err(interrupted)?.map_err(interrupted)?;
+        let (send, recv) = opened.map_err(drop)?.map_err(drop)?;
         let mut writer = FrameWriter::new(send);
-        let mut reader = FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES);
-        let request = FetchRequest {
-            job: self.job,
-            grant: self.grant.clone(),
-            object: self.want.object,
-            at_least: self.want.at_least,
-        };
-        write(&mut writer, &PeerMessage::Fetch(request))
-            .await
-            .map_err(interrupted)?;
-        writer.finish().await.map_err(interrupted)?;
-        let header = match message(&mut reader).await? {
+        for want in &self.wants {
+            let request = FetchRequest {
+                job: self.job,
+                grant: self.grant.clone(),
+                object: want.object,
+                at_least: want.at_least,
+            };
+            write(&mut writer, &PeerMessage::Fetch(request))
+                .await
+                .map_err(drop)?;
+        }
+        writer.finish().await.map_err(drop)?;
+        Ok(FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES))
+    }
+
+    async fn pull(
+        &self,
+        want: &FetchWant,
+        reader: &mut FrameReader,
+    ) -> Result<(FetchResult, StagedWriter), Failure> {
+        let header = match message(reader).await? {
             PeerMessage::Content(ContentAnswer::Follows(header)) => header,
             PeerMessage::Content(ContentAnswer::Removed { by }) => {
                 return Err(Failure::Answer(FetchResult::Removed(by)));
@@ -112,12 +145,12 @@ impl Fetch {
             PeerMessage::Refused {
                 why: RefusedWhy::Grant,
                 reason,
-            } => return Err(failed(format!("the source refuses it: {reason}"))),
+            } => return Err(broken(format!("the source refuses it: {reason}"))),
             PeerMessage::Refused { .. } => return Err(Failure::Interrupted),
-            _ => return Err(failed(BROKEN)),
+            _ => return Err(broken(BROKEN)),
         };
-        check(&header, &self.want).map_err(failed)?;
-        self.ranges(header, &mut reader).await
+        check(&header, want).map_err(broken)?;
+        self.ranges(header, reader).await
     }
 
     async fn ranges(
@@ -136,17 +169,24 @@ impl Fetch {
                 told = Some(frame);
                 break;
             }
-            // A closed channel: staging failed, and says why below.
-            if ranges.send(frame.payload).await.is_err() {
+            // A closed channel: staging failed, and says why below. What is short is read to its end,
+            // for what comes behind it.
+            if ranges.send(frame.payload).await.is_err() && header.size > SHORT_MAX_BYTES {
                 break;
             }
         }
         drop(ranges);
-        let (staged, root) = stage.await.map_err(interrupted)?.map_err(failed)?;
+        let staged = stage.await.map_err(interrupted)?;
+        if let Err(reason) = &staged
+            && header.size > SHORT_MAX_BYTES
+        {
+            return Err(broken(reason));
+        }
         let last = match told {
             Some(frame) => message_of(&frame)?,
             None => message(reader).await?,
         };
+        let (staged, root) = staged.map_err(failed)?;
         match last {
             PeerMessage::ContentEnd { root: said } if Some(said) == root => {
                 let (version, mtime, size) = (header.version, header.mtime, header.size);
@@ -162,7 +202,7 @@ impl Fetch {
             }
             PeerMessage::Abandon => Err(Failure::Answer(FetchResult::Unsettled)),
             PeerMessage::ContentEnd { .. } => Err(failed("the content does not match its hash")),
-            _ => Err(failed(BROKEN)),
+            _ => Err(broken(BROKEN)),
         }
     }
 }
@@ -190,7 +230,7 @@ async fn frame(reader: &mut FrameReader) -> Result<Frame, Failure> {
         Ok(Some(frame)) => Ok(frame),
         // On another stream the same would come: it is told, and tried again later.
         Err(error @ (FrameError::TooLarge { .. } | FrameError::Stalled { .. })) => {
-            Err(failed(chain(&error)))
+            Err(broken(chain(&error)))
         }
         Ok(None) | Err(_) => Err(Failure::Interrupted),
     }
@@ -202,9 +242,9 @@ async fn message(reader: &mut FrameReader) -> Result<PeerMessage, Failure> {
 
 fn message_of(frame: &Frame) -> Result<PeerMessage, Failure> {
     if frame.kind != kind::MESSAGE {
-        return Err(failed(BROKEN));
+        return Err(broken(BROKEN));
     }
-    decode(&frame.payload).map_err(|_| failed(BROKEN))
+    decode(&frame.payload).map_err(|_| broken(BROKEN))
 }
 
 /// Checks and writes ranges as they come. The root hash is `None` when some are missing.

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use cdsync_core::ids::{IncarnationId, ObjectId, OriginId, ServerId};
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::wire::{
-    ContentAnswer, Cursor, FetchRequest, PeerMessage, RefusedWhy, Signed, Subscribe, encode, kind,
+    ContentAnswer, Cursor, FETCHES_MAX, FetchRequest, PeerMessage, RefusedWhy, Signed, Subscribe,
+    encode, kind,
 };
 use cdsync_core::{ids::JobId, wire::JobOrder};
 use cdsync_tests::{Cluster, wait_until};
@@ -123,6 +124,45 @@ fn why(answer: Option<PeerMessage>) -> RefusedWhy {
     match answer {
         Some(PeerMessage::Refused { why, .. }) => why,
         other => panic!("{other:?}"),
+    }
+}
+
+/// Proves that a source answers as many fetches on one stream as it says that it does, in their
+/// order, and takes no more.
+#[test]
+fn a_stream_carries_so_many_fetches() {
+    let bed = start();
+    let (_, order) = bed.member.order(&bed.cluster, "site");
+    let grant = grant(&order);
+    let connection = bed.dial();
+    let origin = bed.member.runtime.block_on(async {
+        let asked = subscribe(order.job, &grant, None);
+        match ask(&connection, &asked).await {
+            Some(PeerMessage::Accepted(accepted)) => accepted.origin,
+            other => panic!("{other:?}"),
+        }
+    });
+    // The root's number tells that it has no content, and those of no object that they are gone.
+    let object = |number| ObjectId { origin, number };
+    for count in [FETCHES_MAX, FETCHES_MAX + 1] {
+        let answered = bed.member.runtime.block_on(async {
+            let first = fetch(order.job, &grant, object(1 << 40), 0);
+            let mut stream = open(&connection, &first).await.unwrap();
+            for n in 1..count {
+                let more = fetch(order.job, &grant, object((1 << 40) + n as u64), 0);
+                say(&mut stream.writer, &more).await.unwrap();
+            }
+            stream.writer.finish().await.unwrap();
+            let mut answered = 0;
+            while let Some(PeerMessage::Content(ContentAnswer::Removed { .. })) =
+                hear(&mut stream.reader).await
+            {
+                answered += 1;
+            }
+            answered
+        });
+        assert!(answered <= FETCHES_MAX);
+        assert_eq!(answered == count, count == FETCHES_MAX, "{answered}");
     }
 }
 
