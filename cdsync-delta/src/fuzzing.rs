@@ -1,6 +1,9 @@
 //! What the fuzzer and the replay of its corpus call: bytes of somebody else's in, no panic out.
 
-use crate::{RANGE_BYTES, RangeHash, RootBuilder, range_count, range_hash, range_span};
+use crate::{
+    BlockSizes, Piece, RANGE_BYTES, RangeHash, RootBuilder, decode_copies, encode_copies, gaps,
+    pieces, range_count, range_hash, range_span, unused,
+};
 
 /// How many ranges are pushed at most: beyond it nothing new happens.
 const PUSHED_MAX: u64 = 4096;
@@ -37,6 +40,43 @@ pub fn content(bytes: &[u8]) {
     );
 }
 
+/// Copies as a peer sends them: `[u64 LE length of the base][u64 LE length of the new content]`,
+/// then the list.
+pub fn copies(bytes: &[u8]) {
+    let Some((base_len, rest)) = bytes.split_first_chunk::<8>() else {
+        return;
+    };
+    let Some((new_len, rest)) = rest.split_first_chunk::<8>() else {
+        return;
+    };
+    let base_len = u64::from_le_bytes(*base_len);
+    let new_len = u64::from_le_bytes(*new_len);
+    let Ok(copies) = decode_copies(rest, base_len, new_len) else {
+        return;
+    };
+    assert_eq!(encode_copies(&copies), rest, "one encoding");
+    let mut at = 0;
+    for copy in &copies {
+        assert!(copy.at >= at && copy.len > 0, "in order");
+        assert!(copy.from + copy.len <= base_len, "within the base");
+        at = copy.at + copy.len;
+    }
+    assert!(at <= new_len, "within the content");
+    let total = pieces(&copies, new_len).map(|piece| match piece {
+        Piece::Copy { len, .. } | Piece::Literal { len } => len,
+    });
+    assert_eq!(total.sum::<u64>(), new_len, "all of it");
+    assert!(gaps(&copies, new_len).len() <= copies.len() + 1);
+    let sizes = BlockSizes::for_len(base_len);
+    let stretches = unused(&copies, base_len, new_len, sizes);
+    assert!(stretches.is_sorted_by(|a, b| a.end <= b.start));
+    assert!(
+        stretches
+            .iter()
+            .all(|s| s.start < s.end && s.end <= base_len)
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -46,7 +86,7 @@ mod tests {
     fn the_corpus_is_survived() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
         type Target = (&'static str, fn(&[u8]));
-        let targets: [Target; 1] = [("content", super::content)];
+        let targets: [Target; 2] = [("content", super::content), ("copies", super::copies)];
         for (name, target) in targets {
             let mut count = 0;
             for entry in std::fs::read_dir(corpus.join(name)).unwrap() {
