@@ -57,6 +57,7 @@ def arguments():
     options.churn_runs = max(1, options.runs or 1)
     options.runs = max(1, options.runs or (1 if quick else 3))
     options.changes = options.changes or (20 if quick else 200)
+    options.image_bytes = 64 << 20 if quick else 1 << 30
     options.file_bytes = options.file_size or (256 << 20 if quick else 4 << 30)
     options.tree_files = 4000 if quick else None
     options.base_files = 200 if quick else 1000

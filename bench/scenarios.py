@@ -265,7 +265,58 @@ class FolderRename(Scenario):
         return meter.result()
 
 
-ALL = (Latency, Burst, FirstCopy, LargeFile, FolderRename)
+class ChangedImage(Scenario):
+    """(g) A large image of which 1 % of the 4 KiB blocks were overwritten, and 20 stretches inserted."""
+
+    key, name = "g", "a changed image, from its close to all of it at the target"
+    asked = ("rsync", "cdsync", "syncthing")
+    BLOCK = 4096
+    INSERTIONS = 20
+
+    def prepare(self):
+        seeded = random.Random(5)
+        size = self.options.image_bytes
+        # Not at once: a number of so many bits is too large for it.
+        self.before = b"".join(seeded.randbytes(1 << 20) for _ in range(size >> 20))
+        after = bytearray(self.before)
+        for block in seeded.sample(range(size // self.BLOCK), size // self.BLOCK // 100):
+            after[block * self.BLOCK:(block + 1) * self.BLOCK] = seeded.randbytes(self.BLOCK)
+        # From the end on, so that no insertion moves the place of the next one.
+        for place in sorted(seeded.sample(range(size), self.INSERTIONS), reverse=True):
+            after[place:place] = seeded.randbytes(seeded.randrange(1, self.BLOCK))
+        self.after = bytes(after)
+        self.about.update(bytes=size, changed=size // self.BLOCK // 100 * self.BLOCK)
+
+    def fill(self, source):
+        super().fill(source)
+        Path(f"{source}/disk.img").write_bytes(self.before)
+
+    def measure(self, system):
+        here, there = f"{system.source}/disk.img", f"{system.target}/disk.img"
+        self.lab.touch_memory(2 * len(self.after))
+        with open(here, "r+b", buffering=0) as file:
+            view = memoryview(self.after)
+            while view:
+                view = view[file.write(view[:1 << 20]):]
+            changed = os.fstat(file.fileno())
+            with Meter(self.lab) as meter:
+                file.close()
+                system.changed()
+
+                def arrived():
+                    found = os.stat(there)
+                    return (found.st_size, found.st_mtime_ns) == (changed.st_size, changed.st_mtime_ns)
+
+                wait_until(arrived, self.options.limit, "the changed image", self.lab, 0.002)
+                meter.stop_clock()
+        return meter.result()
+
+    def finish(self):
+        self.before = self.after = b""
+        super().finish()
+
+
+ALL = (Latency, Burst, FirstCopy, LargeFile, FolderRename, ChangedImage)
 
 
 def percentile(values, part):
