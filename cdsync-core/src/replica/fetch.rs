@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Replica, Then};
+use super::waiting::is_absent;
+use super::{Place, Replica, Then};
 use crate::ids::ObjectId;
 use crate::job::AdoptCheck;
 use crate::ledger::access::live;
 use crate::ledger::object::{Hash, ObjectState, Seq};
 use crate::ledger::outgoing::INLINE_MAX_BYTES;
-use crate::ledger::tables::{TableError, Tables};
+use crate::ledger::tables::{TableError, Tables, TablesRead};
 use crate::ledger::writer::size_of;
 use crate::time::{Timestamp, WallMillis};
 
@@ -221,6 +222,23 @@ impl Replica {
             at_least: fetch.state.content_seq,
             size: size_of(&fetch.state.content),
         })
+    }
+
+    /// Where something may be of which content that is pulled can be made: what its name holds now,
+    /// whatever that is. `None` where it comes to no name yet.
+    ///
+    /// # Errors
+    /// [`TableError`]; not retryable within the transaction.
+    pub fn fetch_base(
+        &mut self,
+        t: &dyn TablesRead,
+        id: ObjectId,
+    ) -> Result<Option<Place>, TableError> {
+        if self.blocking.contains_key(&id) {
+            return Ok(None);
+        }
+        let place = self.place_of(t, id)?;
+        Ok(place.map(|(at, _)| at).filter(|at| !is_absent(&at.folder)))
     }
 
     /// A fetch ended. Returns whether the staged file is wanted; if not, it is to be dropped.

@@ -23,9 +23,9 @@ pub use control::{
 };
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{
-    Accepted, BATCH_COST_BYTES, BATCH_MAX_CONTENTS, BATCH_MAX_RECORDS, BatchHeader, ContentAnswer,
-    ContentHeader, Cursor, FETCHES_MAX, FetchRequest, Inline, PeerMessage, RefusedWhy, Subscribe,
-    Tick, batch_cost,
+    Accepted, BATCH_COST_BYTES, BATCH_MAX_CONTENTS, BATCH_MAX_RECORDS, Base, BatchHeader,
+    ContentAnswer, ContentHeader, Cursor, FETCHES_MAX, FetchRequest, Inline, PeerMessage,
+    REFINE_MAX, RefusedWhy, SIGNATURES_MAX_BYTES, Subscribe, Tick, batch_cost,
 };
 pub use signed::{
     Adopt, Decision, Epoch, Grant, JobOrder, Orders, Restore, SIGNED_MAX_BYTES, SignError, Signed,
@@ -59,6 +59,12 @@ pub mod kind {
     /// A [`AgentMessage`](super::AgentMessage), a [`MasterMessage`](super::MasterMessage), a
     /// [`JoinRequest`](super::JoinRequest) or a [`JoinReply`](super::JoinReply), by stream.
     pub const CONTROL: u8 = 5;
+    /// Signatures of blocks of a base, one behind the other.
+    pub const SIGNATURES: u8 = 6;
+    /// A part of the encoded copies of a difference.
+    pub const COPIES: u8 = 7;
+    /// Bytes of the content that are in no copy, in their order: at most 256 KiB.
+    pub const LITERAL: u8 = 8;
 }
 
 /// Why a message does not decode: the peer misbehaves or speaks another version. Not retryable on

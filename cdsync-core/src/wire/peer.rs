@@ -12,6 +12,15 @@
 //!   <------- ContentHeader, then ranges (kind RANGE), then ContentEnd; or Refused
 //! ```
 //!
+//! ```text
+//!   FetchDifference (fetch, base), signatures of its coarse blocks (kind SIGNATURES) -->
+//!   <------- ContentHeader, then Matching while the upstream reads
+//!   <------- Refine (stretches of the base)            unless it is of no use
+//!   signatures of their fine blocks ------>
+//!   <------- Difference (bytes), copies (kind COPIES), what is in none of them (kind LITERAL),
+//!            then ContentEnd; or Abandon
+//! ```
+//!
 //! Up to [`FETCHES_MAX`] fetches may be asked for on one stream, without waiting for the first; their
 //! answers come in the same order. A refusal ends the stream.
 
@@ -64,6 +73,21 @@ pub enum PeerMessage {
     Compare(CompareAsk),
     /// The answer.
     Compared(CompareAnswer),
+    /// Opens a fetch of content as its difference to what the target holds.
+    FetchDifference(FetchRequest, Base),
+    /// The upstream reads, and has nothing to send yet.
+    Matching,
+    /// The target is to sign these stretches of the base by fine blocks.
+    Refine {
+        /// Begin and end of each, in bytes, in order: whole coarse blocks.
+        #[serde(deserialize_with = "bounds::list::<_, _, REFINE_MAX>")]
+        stretches: Vec<(u64, u64)>,
+    },
+    /// What of the base is where in the content follows, then what is in none of it.
+    Difference {
+        /// How long the encoded copies are, in bytes.
+        bytes: u64,
+    },
 }
 
 /// Why an upstream refuses.
@@ -206,6 +230,20 @@ pub enum Inline {
 
 /// How many fetches one stream may carry.
 pub const FETCHES_MAX: usize = 64;
+
+/// How many stretches of a base are signed finely at once, at most.
+pub const REFINE_MAX: usize = 4096;
+/// How many bytes of signatures one frame carries, at most: of 7,000 blocks.
+pub const SIGNATURES_MAX_BYTES: usize = 63_000;
+
+/// What a target holds in place of the content that it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Its length in bytes, from which that of the blocks follows.
+    pub len: u64,
+    /// The secret by which its blocks are signed, of this fetch alone.
+    pub key: [u8; 32],
+}
 
 /// A target asks for one object's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -219,7 +219,7 @@ fn peer_messages() -> Vec<Golden> {
         ),
         Golden::of(
             "fetch",
-            &PeerMessage::Fetch(fetch),
+            &PeerMessage::Fetch(fetch.clone()),
             "01 04    ; version, kind
              05 00 00 ; job, grant
              11 02 09 ; origin and number of the object, at least",
@@ -258,6 +258,34 @@ fn peer_messages() -> Vec<Golden> {
              0707070707070707 0707070707070707 0707070707070707 0707070707070707",
         ),
         Golden::of("abandon", &PeerMessage::Abandon, "01 07 ; version, kind"),
+        Golden::of(
+            "fetch of a difference",
+            &PeerMessage::FetchDifference(
+                fetch.clone(),
+                Base {
+                    len: 300,
+                    key: [7; 32],
+                },
+            ),
+            "01 0c    ; version, kind
+             05 00 00 ; job, grant
+             11 02 09 ; origin and number of the object, at least
+             ac02     ; length of the base
+             0707070707070707 0707070707070707 0707070707070707 0707070707070707 ; key",
+        ),
+        Golden::of("matching", &PeerMessage::Matching, "01 0d ; version, kind"),
+        Golden::of(
+            "refine",
+            &PeerMessage::Refine {
+                stretches: vec![(1, 300)],
+            },
+            "01 0e 01 01 ac02 ; version, kind, count, begin, end",
+        ),
+        Golden::of(
+            "difference",
+            &PeerMessage::Difference { bytes: 300 },
+            "01 0f ac02 ; version, kind, bytes of copies",
+        ),
         Golden::of(
             "refused",
             &PeerMessage::Refused {

@@ -47,7 +47,7 @@ pub use dir::{
     RootLost, Whereabouts, folders_above,
 };
 pub use error::{FsError, FsErrorKind};
-pub use read::{ContentReader, ReadError, hash_content, open_content};
+pub use read::{BaseReader, ContentReader, ReadError, hash_content, open_content};
 pub use restless::{RestlessReader, open_restless};
 pub use tables::{Durability, LedgerStore, ReadView, StoreError};
 pub use watch::{

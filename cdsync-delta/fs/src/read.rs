@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use cdsync_core::ledger::object::{Fingerprint, Observed};
+use cdsync_core::ledger::object::{Fingerprint, Kind, Observed};
 use cdsync_core::path::{Name, RelPath};
 use cdsync_delta::{RANGE_BYTES, RangeHash, range_hash, range_span};
 use rustix::buffer::spare_capacity;
@@ -87,6 +87,85 @@ pub fn hash_content(
     }
     reader.finish()?;
     Ok(*hasher.finalize().as_bytes())
+}
+
+/// A file of which parts may be taken for a new content. Nobody says that it stays as it is: what is
+/// made of it has to be proven.
+#[derive(Debug)]
+pub struct BaseReader {
+    file: OwnedFd,
+    len: u64,
+    folder: RelPath,
+    name: Name,
+}
+
+impl BaseReader {
+    /// Opens the file at `name`, if there is one.
+    ///
+    /// # Errors
+    /// [`ReadError::Gone`] when there is nothing, or something that is no file; else what the system
+    /// said.
+    pub fn open(dir: &Dir, name: &Name) -> Result<Self, ReadError> {
+        let file = open_any(dir, name)?;
+        let seen = observe_fd(file.as_fd(), LookWants::default());
+        let seen = seen.map_err(|errno| {
+            ReadError::Unreadable(FsError::at("look at", dir.path(), name, errno))
+        })?;
+        if seen.kind != Kind::File {
+            return Err(ReadError::Gone);
+        }
+        Ok(Self {
+            file,
+            len: seen.fingerprint.size,
+            folder: dir.path().clone(),
+            name: name.clone(),
+        })
+    }
+
+    /// How long it was when it was opened, in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it was empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends so many bytes from an offset to `into`.
+    ///
+    /// # Errors
+    /// [`ReadError::Gone`] when it is not that long any more; else what the system said.
+    pub fn read_at(&self, offset: u64, bytes: usize, into: &mut Vec<u8>) -> Result<(), ReadError> {
+        match read_at(&self.file, offset, bytes, into) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ReadError::Gone),
+            Err(errno) => {
+                let error = FsError::at("read", &self.folder, &self.name, errno);
+                Err(ReadError::Unreadable(error))
+            }
+        }
+    }
+}
+
+/// Appends so many bytes of a file to `into`. `false` when it has fewer.
+fn read_at(file: &OwnedFd, offset: u64, bytes: usize, into: &mut Vec<u8>) -> Result<bool, Errno> {
+    into.reserve(bytes);
+    let end = into.len() + bytes;
+    let mut offset = offset;
+    while into.len() < end {
+        match rustix::io::pread(file, spare_capacity(into), offset) {
+            Ok(0) => return Ok(false),
+            Ok(n) => offset += n as u64,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    // The buffer may have room for more than was asked for, and the file more than it had.
+    into.truncate(end);
+    Ok(true)
 }
 
 /// Opens the file at `name`, whichever it is.
@@ -194,21 +273,16 @@ impl ContentReader {
         self.check()
     }
 
-    fn read_at(&self, offset: u64, bytes: usize, into: &mut Vec<u8>) -> Result<(), ReadError> {
-        into.reserve(bytes);
-        let end = into.len() + bytes;
-        let mut offset = offset;
-        while into.len() < end {
-            match rustix::io::pread(&self.file, spare_capacity(into), offset) {
-                Ok(0) => return Err(self.shrunk()),
-                Ok(n) => offset += n as u64,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.unreadable(errno)),
-            }
+    /// Appends so many bytes from an offset to `into`.
+    ///
+    /// # Errors
+    /// [`ReadError::Changed`] when the file is shorter than it was; else what the system said.
+    pub fn read_at(&self, offset: u64, bytes: usize, into: &mut Vec<u8>) -> Result<(), ReadError> {
+        match read_at(&self.file, offset, bytes, into) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.shrunk()),
+            Err(errno) => Err(self.unreadable(errno)),
         }
-        // The buffer may have room for more than was asked for, and the file more than it had.
-        into.truncate(end);
-        Ok(())
     }
 
     fn check(&self) -> Result<(), ReadError> {
@@ -327,8 +401,7 @@ mod tests {
         let mut into = Vec::new();
         reader.read_range(0, &mut into).unwrap();
         assert!(matches!(reader.finish(), Err(ReadError::Changed(_))));
-        top.make_special(&name("p"), cdsync_core::ledger::object::Kind::Fifo, 0)
-            .unwrap();
+        top.make_special(&name("p"), Kind::Fifo, 0).unwrap();
         let pipe = open_content(&top, &name("p"), &expect).unwrap_err();
         assert!(matches!(pipe, ReadError::Changed(_)));
     }

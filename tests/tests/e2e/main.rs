@@ -12,6 +12,7 @@ mod changes;
 mod commands;
 mod confinement;
 mod deletes;
+mod differences;
 mod drift;
 mod fidelity;
 mod filters;

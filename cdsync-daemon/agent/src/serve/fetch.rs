@@ -6,6 +6,7 @@ use bytes::Bytes;
 use cdsync_core::ledger::access::Folders;
 use cdsync_core::ledger::object::Hash;
 use cdsync_core::ledger::outgoing::{ContentAt, content_at};
+use cdsync_core::time::Timestamp;
 use cdsync_core::wire::{ContentAnswer, ContentHeader, FetchRequest, PeerMessage, kind};
 use cdsync_delta::{RANGE_BYTES, RangeHash, RootBuilder, range_count};
 use cdsync_fs::{ContentReader, ReadError, RestlessReader, open_content, open_restless};
@@ -14,17 +15,25 @@ use tokio::sync::mpsc;
 
 use super::batch::{failed, recheck};
 use super::buffers::Buffers;
-use super::{ServeError, write};
+use super::{ServeError, delta, write};
 use crate::clock::random_id;
 use crate::source::{Input, Served, chain, dir_ref};
 
 /// How many ranges are read ahead of the network.
-const READ_AHEAD: usize = 4;
+pub(super) const READ_AHEAD: usize = 4;
 
 /// What the reading side says.
-enum Piece {
+pub(super) enum Piece {
     Answer(ContentAnswer),
     Range([u8; 32], Bytes),
+    /// It reads, and there is nothing to send yet.
+    Matching,
+    /// These stretches of the base are to be signed finely.
+    Refine(Vec<std::ops::Range<u64>>),
+    /// Encoded copies out of the base.
+    Copies(Vec<u8>),
+    /// What is in none of them.
+    Literal(Bytes),
     End(Hash),
     Abandon,
 }
@@ -49,13 +58,20 @@ pub(super) async fn serve(
     }
 }
 
-async fn send(writer: &mut FrameWriter, piece: Piece) -> Result<(), ServeError> {
+pub(super) async fn send(writer: &mut FrameWriter, piece: Piece) -> Result<(), ServeError> {
     match piece {
         Piece::Answer(answer) => write(writer, &PeerMessage::Content(answer)).await,
         Piece::Range(hash, bytes) => {
             let hash = Bytes::copy_from_slice(&hash);
             Ok(writer.write(kind::RANGE, &[hash, bytes]).await?)
         }
+        Piece::Matching => write(writer, &PeerMessage::Matching).await,
+        Piece::Refine(stretches) => {
+            let stretches = stretches.iter().map(|s| (s.start, s.end)).collect();
+            write(writer, &PeerMessage::Refine { stretches }).await
+        }
+        Piece::Copies(encoded) => delta::send_copies(writer, encoded).await,
+        Piece::Literal(bytes) => Ok(writer.write(kind::LITERAL, &[bytes]).await?),
         Piece::End(root) => write(writer, &PeerMessage::ContentEnd { root }).await,
         Piece::Abandon => write(writer, &PeerMessage::Abandon).await,
     }
@@ -66,6 +82,18 @@ fn read(
     request: &FetchRequest,
     pieces: &mpsc::Sender<Piece>,
 ) -> Result<(), ServeError> {
+    match found(served, request, pieces)? {
+        Some((at, reader)) => ranges(served, &at, reader, pieces),
+        None => Ok(()),
+    }
+}
+
+/// Opens what is asked for. Where it cannot be sent, says why, and it is `None`.
+pub(super) fn found(
+    served: &Served,
+    request: &FetchRequest,
+    pieces: &mpsc::Sender<Piece>,
+) -> Result<Option<(ContentAt, Reader)>, ServeError> {
     let broken = |error: &dyn std::error::Error| ServeError::Source(chain(error));
     let view = served.store.read().map_err(|e| broken(&e))?;
     let found = content_at(
@@ -78,13 +106,17 @@ fn read(
     drop(view);
     let at = match found {
         Ok(at) => at,
-        Err(by) => return say(pieces, Piece::Answer(ContentAnswer::Removed { by })),
+        Err(by) => {
+            say(pieces, Piece::Answer(ContentAnswer::Removed { by }))?;
+            return Ok(None);
+        }
     };
     if at.version < request.at_least {
-        return say(pieces, Piece::Answer(ContentAnswer::Unsettled));
+        say(pieces, Piece::Answer(ContentAnswer::Unsettled))?;
+        return Ok(None);
     }
     match open(served, &at) {
-        Ok(reader) => ranges(served, &at, reader, pieces),
+        Ok(reader) => Ok(Some((at, reader))),
         Err(error) => {
             failed(served, &at, &error);
             let answer = match error {
@@ -93,13 +125,14 @@ fn read(
                 },
                 _ => ContentAnswer::Unsettled,
             };
-            say(pieces, Piece::Answer(answer))
+            say(pieces, Piece::Answer(answer))?;
+            Ok(None)
         }
     }
 }
 
 /// A file to read.
-enum Reader {
+pub(super) enum Reader {
     /// It must look as recorded before and after.
     Exact(ContentReader),
     /// It changed too often for that.
@@ -134,7 +167,12 @@ impl Reader {
     }
 
     /// Whether what was read counts, and what that says of the file.
-    fn finish(self, served: &Served, at: &ContentAt, root: Hash) -> Result<(), ReadError> {
+    pub(super) fn finish(
+        self,
+        served: &Served,
+        at: &ContentAt,
+        root: Hash,
+    ) -> Result<(), ReadError> {
         match self {
             Self::Exact(reader) => {
                 reader.finish()?;
@@ -156,7 +194,7 @@ impl Reader {
     }
 }
 
-fn ranges(
+pub(super) fn ranges(
     served: &Served,
     at: &ContentAt,
     reader: Reader,
@@ -167,13 +205,7 @@ fn ranges(
         Reader::Exact(_) => at.mtime,
         Reader::Restless(reader) => reader.mtime(),
     };
-    let header = ContentHeader {
-        version: at.version,
-        size,
-        mtime,
-        attempt: random_id(),
-    };
-    say(pieces, Piece::Answer(ContentAnswer::Follows(header)))?;
+    say(pieces, header(at, size, mtime))?;
     let mut root = RootBuilder::new();
     let mut buffers = Buffers::default();
     for index in 0..range_count(size) {
@@ -199,6 +231,16 @@ fn ranges(
     say(pieces, Piece::End(Hash(root)))
 }
 
-fn say(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), ServeError> {
+/// What says what follows.
+pub(super) fn header(at: &ContentAt, size: u64, mtime: Timestamp) -> Piece {
+    Piece::Answer(ContentAnswer::Follows(ContentHeader {
+        version: at.version,
+        size,
+        mtime,
+        attempt: random_id(),
+    }))
+}
+
+pub(super) fn say(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), ServeError> {
     pieces.blocking_send(piece).map_err(|_| ServeError::Ending)
 }

@@ -5,6 +5,7 @@ mod buffers;
 mod busy;
 mod compare;
 mod current;
+mod delta;
 mod fetch;
 mod places;
 mod readers;
@@ -223,6 +224,13 @@ impl Serving {
         })
     }
 
+    /// A place for a fetch of a peer. Cancel safe.
+    async fn place(&self, peer: ServerId) -> Result<places::Place, ServeError> {
+        let reason = "too many fetches of this server wait";
+        let place = self.fetches.take(peer).await;
+        place.ok_or_else(|| ServeError::refused(RefusedWhy::Busy, reason))
+    }
+
     /// Waits until a peer may not have it any more, and says why. Cancel safe.
     async fn withdrawn(
         &self,
@@ -364,6 +372,21 @@ async fn serve_request(
         Ok(PeerMessage::Fetch(request)) => {
             serve_fetches(peer, request, writer, reader, serving).await
         }
+        Ok(PeerMessage::FetchDifference(request, base)) => {
+            let Entitled {
+                served,
+                paused,
+                until,
+            } = serving.entitled(peer, request.job, &request.grant)?;
+            let fetch = async {
+                let _place = serving.place(peer).await?;
+                delta::serve(&served, &request, base, writer, reader).await
+            };
+            tokio::select! {
+                ended = fetch => ended,
+                why = serving.withdrawn(peer, until, paused) => Err(why),
+            }
+        }
         Ok(_) => Err(ServeError::Protocol(
             "a stream began with the wrong message",
         )),
@@ -380,13 +403,10 @@ async fn serve_fetches(
     serving: &Serving,
 ) -> Result<(), ServeError> {
     let entitled = serving.entitled(peer, first.job, &first.grant)?;
-    let place = tokio::select! {
-        place = serving.fetches.take(peer) => place,
+    let _place = tokio::select! {
+        place = serving.place(peer) => place?,
         why = serving.withdrawn(peer, entitled.until, entitled.paused) => return Err(why),
     };
-    let _place = place.ok_or_else(|| {
-        ServeError::refused(RefusedWhy::Busy, "too many fetches of this server wait")
-    })?;
     let mut next = Some(first);
     for _ in 0..FETCHES_MAX {
         let Some(request) = next else { return Ok(()) };

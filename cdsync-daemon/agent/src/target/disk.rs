@@ -27,9 +27,9 @@ use cdsync_core::replica::{
 use cdsync_core::time::Timestamp;
 use cdsync_delta::range_hash;
 use cdsync_fs::{
-    Applied, Applier, ApplyError, Dir, DirRef, Displaced, Expected, FsError, FsErrorKind,
-    LookWants, MadeFolder, Move, MoveOutcome, Root, Staged, StagedWriter, Stager, Trashed, Weight,
-    hash_content, write_unseen,
+    Applied, Applier, ApplyError, BaseReader, Dir, DirRef, Displaced, Expected, FsError,
+    FsErrorKind, LookWants, MadeFolder, Move, MoveOutcome, Root, Staged, StagedWriter, Stager,
+    Trashed, Weight, hash_content, write_unseen,
 };
 use drift::Wished;
 use second::{Second, Shard};
@@ -117,6 +117,11 @@ impl Disk {
     /// Where fetched content is staged.
     pub(super) fn fetch_stager(&self) -> Result<Stager, ApplyError> {
         self.applier.stager(WRITERS)
+    }
+
+    /// Opens what is at a name, as something of which a content may be made.
+    pub(super) fn base(&self, at: &Place) -> Option<BaseReader> {
+        BaseReader::open(&*self.dir(at).ok()?, &at.name).ok()
     }
 
     pub(super) fn keep_staged(&self, object: ObjectId, writer: StagedWriter, hash: Hash) {

@@ -33,7 +33,7 @@ use super::preview::PreviewRun;
 use super::restore::{self, Removals};
 use super::trash::{self, Cleaner};
 use super::{
-    Ended, Input, JobRef, LinkHandle, LinkOrder, Resume, Syncer, TargetContext, TargetError,
+    Ended, Input, JobRef, LinkHandle, LinkOrder, Pull, Resume, Syncer, TargetContext, TargetError,
     Verdict, reconcile,
 };
 use crate::boot;
@@ -388,7 +388,11 @@ impl Engine {
                 object,
                 result,
                 staged,
+                note,
             } => {
+                if let Some(note) = note {
+                    context.log.note(note);
+                }
                 let hash = match &result {
                     FetchResult::Staged { hash, .. } => Some(*hash),
                     _ => None,
@@ -508,7 +512,7 @@ impl Engine {
         if self.replica.is_sweeping() {
             self.sweep()?;
         }
-        self.fetch();
+        self.fetch()?;
         if self.replica.can_verify() {
             self.store
                 .write(Durability::Lazy, |t| self.replica.poll_verify(t))?;
@@ -528,14 +532,16 @@ impl Engine {
 
     /// Asks for content: large one on a stream each, small one in groups, so that a round trip serves
     /// many.
-    fn fetch(&mut self) {
+    fn fetch(&mut self) -> Result<(), TargetError> {
         let mut group = Vec::new();
         while let Some(want) = self.replica.poll_fetch() {
             if !want.is_small() {
-                self.link.say(LinkOrder::Fetch(vec![want]));
+                let view = self.store.read()?;
+                let base = self.replica.fetch_base(&view, want.object)?;
+                self.link.say(LinkOrder::Fetch(vec![Pull { want, base }]));
                 continue;
             }
-            group.push(want);
+            group.push(Pull { want, base: None });
             if group.len() == FETCHES_MAX {
                 self.link.say(LinkOrder::Fetch(std::mem::take(&mut group)));
             }
@@ -543,6 +549,7 @@ impl Engine {
         if !group.is_empty() {
             self.link.say(LinkOrder::Fetch(group));
         }
+        Ok(())
     }
 
     fn ask_sync(&mut self, durability: job::Durability) -> Result<(), TargetError> {

@@ -251,11 +251,11 @@ async fn receive(
                         grant(&mut writer, context.credit).await?;
                     }
                 }
-                Some(LinkOrder::Fetch(wants)) => {
+                Some(LinkOrder::Fetch(pulls)) => {
                     let fetch = pull::Fetch {
                         job: context.job.id,
                         grant: context.grant(),
-                        wants,
+                        pulls,
                         connection: Arc::clone(connection),
                         disk: Arc::clone(&context.disk),
                         engine: context.engine.clone(),

@@ -1,5 +1,6 @@
 //! A job's target: its engine thread applies what a link task receives from the upstream.
 
+mod difference;
 mod disk;
 pub(crate) mod engine;
 mod link;
@@ -24,7 +25,7 @@ use cdsync_core::ids::{JobId, ObjectId, OriginId, ServerId};
 use cdsync_core::ledger::object::Seq;
 use cdsync_core::ledger::tables::TableError;
 use cdsync_core::path::RelPath;
-use cdsync_core::replica::{FetchResult, FetchWant, ReplicaError};
+use cdsync_core::replica::{FetchResult, FetchWant, Place, ReplicaError};
 use cdsync_core::wire::{
     Accepted, CompareAnswer, CompareAsk, Cursor, DriftReport, JobOrder, LossReport, Snapshot,
     TargetOrder, TargetReport, TargetState, Tick, TrashReport,
@@ -77,6 +78,8 @@ pub(crate) enum Input {
         object: ObjectId,
         result: FetchResult,
         staged: Option<StagedWriter>,
+        /// What the job's log says of it.
+        note: Option<String>,
     },
     /// A sync of the disk ended.
     Synced(Result<(), String>),
@@ -93,13 +96,21 @@ pub(crate) enum Input {
     Stop,
 }
 
+/// One content to pull.
+#[derive(Debug)]
+struct Pull {
+    want: FetchWant,
+    /// Where something may be of which it can be made.
+    base: Option<Place>,
+}
+
 /// What the engine asks of its link.
 #[derive(Debug)]
 enum LinkOrder {
     /// Grant the upstream more.
     Credit(u32),
     /// Pull these contents, one after another on one stream.
-    Fetch(Vec<FetchWant>),
+    Fetch(Vec<Pull>),
     /// Ask this about the snapshot.
     Compare(CompareAsk),
     /// The upstream misbehaves or the ledger begins anew: drop the subscription.

@@ -16,20 +16,20 @@ use cdsync_fs::{ApplyError, StagedWriter};
 use cdsync_transport::{Connection, Frame, FrameError, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 
-use super::Input;
 use super::disk::Disk;
 use super::link::{OPEN_MAX, write};
+use super::{Input, Pull};
 use crate::mailbox::Mailbox;
 use crate::source::chain;
 
 /// How long an upstream may take for one answer or range: it may have others to serve first.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How many ranges wait for the disk.
-const WRITE_BEHIND: usize = 4;
+pub(super) const WRITE_BEHIND: usize = 4;
 /// What is read to its end although it cannot be staged.
 const SHORT_MAX_BYTES: u64 = RANGE_BYTES as u64;
 /// A range and its hash.
-const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
+pub(super) const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
 
 /// How long a pull that was interrupted holds its place: the connection may still be good.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -39,28 +39,33 @@ const AGAIN_AFTER: Duration = Duration::from_millis(500);
 pub(super) struct Fetch {
     pub(super) job: JobId,
     pub(super) grant: Signed,
-    pub(super) wants: Vec<FetchWant>,
+    pub(super) pulls: Vec<Pull>,
     pub(super) connection: Arc<dyn Connection>,
     pub(super) disk: Arc<Disk>,
     pub(super) engine: Mailbox<Input>,
 }
 
+/// What was pulled, where it is staged, and what the job's log says of it.
+pub(super) type Pulled = (FetchResult, StagedWriter, Option<String>);
+
 /// Why a pull did not bring the content.
-enum Failure {
+pub(super) enum Failure {
     /// The connection or the peer failed: on another connection it may do better.
     Interrupted,
     /// An answer that is final for now.
     Answer(FetchResult),
     /// It failed so that nothing more can be read from the stream.
     Broken(String),
+    /// What is here is no help, and why: the whole is to be pulled.
+    OfNoUse(String),
 }
 
 /// Anything that went wrong on the stream itself.
-fn interrupted<E>(_: E) -> Failure {
+pub(super) fn interrupted<E>(_: E) -> Failure {
     Failure::Interrupted
 }
 
-fn broken(reason: impl Into<String>) -> Failure {
+pub(super) fn broken(reason: impl Into<String>) -> Failure {
     Failure::Broken(reason.into())
 }
 
@@ -71,21 +76,41 @@ fn failed(reason: impl Into<String>) -> Failure {
 impl Fetch {
     /// Pulls, and tells the engine what came of each.
     pub(super) async fn run(self) {
-        let mut stream = self.ask().await;
-        for want in &self.wants {
-            let pulled = match &mut stream {
-                Ok(reader) => self.pull(want, reader).await,
-                Err(()) => Err(Failure::Interrupted),
+        let mut different = match &self.pulls[..] {
+            [
+                Pull {
+                    want,
+                    base: Some(base),
+                },
+            ] => self.difference(want, base).await,
+            _ => None,
+        };
+        let mut stream = match different {
+            Some(_) => Err(()),
+            None => self.ask().await,
+        };
+        for Pull { want, .. } in &self.pulls {
+            let pulled = match (different.take(), &mut stream) {
+                (Some(ended), _) => ended,
+                (None, Ok(reader)) => {
+                    let pulled = self.pull(want, reader).await;
+                    pulled.map(|(result, staged)| (result, staged, None))
+                }
+                (None, Err(())) => Err(Failure::Interrupted),
             };
+            let mut note = None;
             let (result, staged) = match pulled {
-                Ok((result, staged)) => (result, Some(staged)),
+                Ok((result, staged, said)) => {
+                    note = said;
+                    (result, Some(staged))
+                }
                 Err(Failure::Answer(result)) => (result, None),
-                Err(Failure::Broken(reason)) => {
+                Err(Failure::Broken(reason) | Failure::OfNoUse(reason)) => {
                     stream = Err(());
                     (FetchResult::Failed(reason), None)
                 }
                 Err(Failure::Interrupted) => {
-                    if stream.is_ok() || want == &self.wants[0] {
+                    if stream.is_ok() || want == &self.pulls[0].want {
                         // It is asked for again at once; when the connection is gone, so is this task.
                         tokio::time::sleep(AGAIN_AFTER).await;
                     }
@@ -101,6 +126,7 @@ impl Fetch {
                     object,
                     result,
                     staged,
+                    note,
                 })
                 .await;
         }
@@ -111,14 +137,8 @@ impl Fetch {
         let opened = tokio::time::timeout(OPEN_MAX, self.connection.open()).await;
         let (send, recv) = opened.map_err(drop)?.map_err(drop)?;
         let mut writer = FrameWriter::new(send);
-        for want in &self.wants {
-            let request = FetchRequest {
-                job: self.job,
-                grant: self.grant.clone(),
-                object: want.object,
-                at_least: want.at_least,
-            };
-            write(&mut writer, &PeerMessage::Fetch(request))
+        for Pull { want, .. } in &self.pulls {
+            write(&mut writer, &PeerMessage::Fetch(self.request(want)))
                 .await
                 .map_err(drop)?;
         }
@@ -126,11 +146,30 @@ impl Fetch {
         Ok(FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES))
     }
 
+    pub(super) fn request(&self, want: &FetchWant) -> FetchRequest {
+        FetchRequest {
+            job: self.job,
+            grant: self.grant.clone(),
+            object: want.object,
+            at_least: want.at_least,
+        }
+    }
+
     async fn pull(
         &self,
         want: &FetchWant,
         reader: &mut FrameReader,
     ) -> Result<(FetchResult, StagedWriter), Failure> {
+        let header = self.header(want, reader).await?;
+        self.ranges(header, reader, None).await
+    }
+
+    /// What the upstream announces, if it has it.
+    pub(super) async fn header(
+        &self,
+        want: &FetchWant,
+        reader: &mut FrameReader,
+    ) -> Result<ContentHeader, Failure> {
         let header = match message(reader).await? {
             PeerMessage::Content(ContentAnswer::Follows(header)) => header,
             PeerMessage::Content(ContentAnswer::Removed { by }) => {
@@ -150,13 +189,15 @@ impl Fetch {
             _ => return Err(broken(BROKEN)),
         };
         check(&header, want).map_err(broken)?;
-        self.ranges(header, reader).await
+        Ok(header)
     }
 
-    async fn ranges(
+    /// Pulls the ranges of a content; the first one may have come.
+    pub(super) async fn ranges(
         &self,
         header: ContentHeader,
         reader: &mut FrameReader,
+        mut first: Option<Frame>,
     ) -> Result<(FetchResult, StagedWriter), Failure> {
         let (ranges, inbox) = mpsc::channel(WRITE_BEHIND);
         let disk = Arc::clone(&self.disk);
@@ -164,7 +205,10 @@ impl Fetch {
         let stage = tokio::task::spawn_blocking(move || stage(&disk, header.size, inbox));
         let mut told = None;
         for _ in 0..range_count(header.size) {
-            let frame = frame(reader).await?;
+            let frame = match first.take() {
+                Some(first) => first,
+                None => frame(reader).await?,
+            };
             if frame.kind != kind::RANGE {
                 told = Some(frame);
                 break;
@@ -208,7 +252,7 @@ impl Fetch {
 }
 
 /// What a fetch fails with that got something else than was asked for.
-const BROKEN: &str = "the upstream broke the protocol: see what runs there";
+pub(super) const BROKEN: &str = "the upstream broke the protocol: see what runs there";
 
 /// What an upstream announces, against what was asked for.
 fn check(header: &ContentHeader, want: &FetchWant) -> Result<(), &'static str> {
@@ -225,7 +269,7 @@ fn check(header: &ContentHeader, want: &FetchWant) -> Result<(), &'static str> {
 }
 
 /// The next frame, from an upstream that must not fall silent for long. Cancel safe.
-async fn frame(reader: &mut FrameReader) -> Result<Frame, Failure> {
+pub(super) async fn frame(reader: &mut FrameReader) -> Result<Frame, Failure> {
     match reader.next_within(SILENCE_MAX).await {
         Ok(Some(frame)) => Ok(frame),
         // On another stream the same would come: it is told, and tried again later.
@@ -240,7 +284,7 @@ async fn message(reader: &mut FrameReader) -> Result<PeerMessage, Failure> {
     message_of(&frame(reader).await?)
 }
 
-fn message_of(frame: &Frame) -> Result<PeerMessage, Failure> {
+pub(super) fn message_of(frame: &Frame) -> Result<PeerMessage, Failure> {
     if frame.kind != kind::MESSAGE {
         return Err(broken(BROKEN));
     }

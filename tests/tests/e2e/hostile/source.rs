@@ -14,10 +14,11 @@ use cdsync_core::ledger::xattrs::Xattrs;
 use cdsync_core::path::Name;
 use cdsync_core::time::{Hlc, Timestamp, WallMillis};
 use cdsync_core::wire::{
-    Accepted, BatchHeader, CompareAnswer, CompareWhy, ContentAnswer, ContentHeader, FetchRequest,
-    Inline, PeerMessage, RangeDigest, RefusedWhy, Snapshot, Subscribe, Tick, encode, kind,
+    Accepted, Base, BatchHeader, CompareAnswer, CompareWhy, ContentAnswer, ContentHeader,
+    FetchRequest, Inline, PeerMessage, RangeDigest, RefusedWhy, Snapshot, Subscribe, Tick, encode,
+    kind,
 };
-use cdsync_delta::{RANGE_BYTES, RootBuilder, range_hash};
+use cdsync_delta::{Copy, RANGE_BYTES, RootBuilder, encode_copies, range_hash};
 use cdsync_tests::{Cluster, job_file, wait_until};
 use cdsync_transport::compress::Compressor;
 use cdsync_transport::{FrameReader, FrameWriter, Transport};
@@ -39,8 +40,9 @@ const BOMB_BYTES: usize = 128 << 20;
 const HONESTLY: &str = "";
 /// How many records a batch has that is to exceed the credit.
 const LINKS: u64 = 1000;
-/// The size of a file that is pulled: of three ranges.
-const LARGE: u64 = 3 * RANGE_BYTES as u64;
+/// The size of a file that is pulled: of five ranges, so that a difference is asked for.
+const LARGE: u64 = RANGES * RANGE_BYTES as u64;
+const RANGES: u64 = 5;
 
 /// Where a misbehaviour must show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +120,20 @@ const EVILS: &[(&str, Shows)] = &[
     ("an end before the end", Parked("does not match its hash")),
     ("ranges without end", Parked("broke the protocol")),
     ("no answer to a fetch", Parked("broke the protocol")),
+    // What a fetch of a difference brings.
+    ("stretches beyond the base", Parked("broke the protocol")),
+    ("a stretch backwards", Parked("broke the protocol")),
+    ("stretches twice", Parked("broke the protocol")),
+    ("copies without end", Parked("broke the protocol")),
+    ("copies that are noise", Parked("copies that cannot be")),
+    ("copies beyond the base", Parked("copies that cannot be")),
+    ("a literal of nothing", Parked("broke the protocol")),
+    ("literals without end", Parked("broke the protocol")),
+    ("no literals", Parked("broke the protocol")),
+    (
+        "a difference to another content",
+        Parked("does not match its hash"),
+    ),
     // What a comparison says.
     (
         "a snapshot that stands still",
@@ -426,14 +442,18 @@ fn links(object: u64, first: u64, last: u64) -> Vec<u8> {
 /// Whether a misbehaviour is one of what a fetch brings: its record is a good one, of a file to be
 /// pulled.
 fn is_of_fetches(plays: &str) -> bool {
-    let first = EVILS
-        .iter()
-        .position(|(evil, _)| *evil == "an older content");
-    let last = EVILS
-        .iter()
-        .position(|(evil, _)| *evil == "no answer to a fetch");
-    let found = EVILS.iter().position(|(evil, _)| *evil == plays);
-    found >= first && found <= last
+    is_between(plays, "an older content", "no answer to a fetch") || is_of_differences(plays)
+}
+
+/// The same, where the target has something of which the file can be made.
+fn is_of_differences(plays: &str) -> bool {
+    let last = "a difference to another content";
+    is_between(plays, "stretches beyond the base", last)
+}
+
+fn is_between(plays: &str, first: &str, last: &str) -> bool {
+    let place = |name: &str| EVILS.iter().position(|(evil, _)| *evil == name);
+    place(plays) >= place(first) && place(plays) <= place(last)
 }
 
 fn large(seq: u64) -> Vec<u8> {
@@ -674,7 +694,7 @@ impl Talk {
         let ranges = if plays == "ranges without end" {
             10_000
         } else {
-            3
+            RANGES
         };
         for index in 0..ranges {
             let said = match plays {
@@ -682,7 +702,7 @@ impl Talk {
                 _ => index,
             };
             let hash = range_hash(said, &bytes, false);
-            if root.pushed() < 3 {
+            if root.pushed() < RANGES {
                 root.push(hash);
             }
             let mut range = match plays {
@@ -700,9 +720,64 @@ impl Talk {
             }
         }
         let root = match plays {
-            "another root" | "an end before the end" => Hash([1; 32]),
+            "another root" | "an end before the end" | "a difference to another content" => {
+                Hash([1; 32])
+            }
             _ => Hash(root.finish(LARGE).ok()?),
         };
+        self.say(&PeerMessage::ContentEnd { root }).await
+    }
+}
+
+impl Talk {
+    async fn difference(&mut self, plays: &str, asked: &FetchRequest, base: Base) -> Option<()> {
+        let header = ContentHeader {
+            version: asked.at_least,
+            size: LARGE,
+            mtime: mtime(),
+            attempt: 1,
+        };
+        let follows = ContentAnswer::Follows(header);
+        self.say(&PeerMessage::Content(follows)).await?;
+        let refine = |from, to| PeerMessage::Refine {
+            stretches: vec![(from, to)],
+        };
+        let beyond = Copy {
+            at: 0,
+            from: base.len,
+            len: 1,
+        };
+        let copies = match plays {
+            "stretches beyond the base" => return self.say(&refine(0, base.len + 4096)).await,
+            "a stretch backwards" => return self.say(&refine(8192, 4096)).await,
+            "stretches twice" => {
+                self.say(&refine(0, 32 << 10)).await?;
+                return self.say(&refine(0, 32 << 10)).await;
+            }
+            "copies without end" => {
+                let bytes = u64::MAX;
+                return self.say(&PeerMessage::Difference { bytes }).await;
+            }
+            "copies that are noise" => vec![0xff; 40],
+            "copies beyond the base" => encode_copies(&[beyond]),
+            _ => encode_copies(&[]),
+        };
+        let bytes = copies.len() as u64;
+        self.say(&PeerMessage::Difference { bytes }).await?;
+        self.frame(kind::COPIES, copies).await?;
+        match plays {
+            "a literal of nothing" => return self.frame(kind::LITERAL, Vec::new()).await,
+            "literals without end" => loop {
+                self.frame(kind::LITERAL, vec![7; RANGE_BYTES]).await?;
+            },
+            "no literals" => {}
+            _ => {
+                for _ in 0..RANGES {
+                    self.frame(kind::LITERAL, vec![7; RANGE_BYTES]).await?;
+                }
+            }
+        }
+        let root = Hash([1; 32]);
         self.say(&PeerMessage::ContentEnd { root }).await
     }
 }
@@ -713,6 +788,12 @@ async fn serve(stage: Arc<Mutex<Stage>>, mut talk: Talk) -> Option<()> {
     match first {
         PeerMessage::Subscribe(asked) => talk.subscription(&asked, &stage).await,
         PeerMessage::Fetch(asked) => talk.fetch(Stage::enter(&stage), &asked).await,
+        PeerMessage::FetchDifference(asked, base) => {
+            talk.difference(Stage::enter(&stage), &asked, base).await?;
+            // What it signs is not of interest.
+            while talk.reader.next().await.is_ok_and(|frame| frame.is_some()) {}
+            Some(())
+        }
         _ => None,
     }
 }
@@ -886,9 +967,16 @@ fn evil_sources_are_refused() {
     let kept = bed.edge.join("folder/kept");
     wait_until(PATIENCE, "the honest part", || kept.exists());
     for (evil, shows) in EVILS {
+        if is_of_differences(evil) {
+            fs::write(bed.edge.join("evil"), vec![5; 2 << 20]).unwrap();
+        }
         bed.plays(evil);
         bed.wait_told(evil, *shows);
         bed.assert_unharmed(evil);
+        if is_of_differences(evil) {
+            // It is nobody's, and the source knows nothing of it.
+            fs::remove_file(bed.edge.join("evil")).unwrap();
+        }
         bed.recover(evil);
         let text = format!("after {evil}");
         fs::write(bed.origin.join("file"), &text).unwrap();
