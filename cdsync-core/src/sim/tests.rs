@@ -550,6 +550,11 @@ const BROKEN_BEFORE: &[(Kind, u64, &str)] = &[
         "what may have been published before a crash stayed, though its folder was looked through",
     ),
     (
+        Kind::ShortLog,
+        11122,
+        "what a record of a comparison was about to move was set aside as it had been",
+    ),
+    (
         Kind::Power,
         19516,
         "what was being written while a sync failed was not verified",

@@ -6,7 +6,7 @@
 //! removed, what leaves it. What is nowhere in the snapshot is removed last, but for what is in the
 //! way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::super::{Mark, Queued, Replica};
@@ -212,6 +212,12 @@ impl Replica {
         }
         if !makes {
             return Ok(false);
+        }
+        let queued = self.queue.iter().flat_map(|queued| &queued.record.objects);
+        let queued: BTreeSet<ObjectId> = queued.map(|state| state.id).collect();
+        if in_the_way.values().any(|id| queued.contains(id)) {
+            // A record that is made already takes it away, and gives it its own place.
+            return Ok(true);
         }
         let before = self.queue.len();
         for (slot, id) in in_the_way {
