@@ -34,10 +34,16 @@ impl Impostor {
     fn new(cluster: &Cluster, identity: NodeIdentity, says: Vec<MasterMessage>) -> Self {
         let runtime = runtime();
         let address = cluster.address(1, 7400).parse().unwrap();
-        let transport = runtime.block_on(async {
-            QuicTransport::bind(address, identity, QuicConfig::default()).unwrap()
+        let mut bound = None;
+        // Who had the address before may take a moment to leave it.
+        wait_until(PATIENCE, "the master's address is free", || {
+            let identity = identity.clone();
+            bound = runtime.block_on(async {
+                QuicTransport::bind(address, identity, QuicConfig::default()).ok()
+            });
+            bound.is_some()
         });
-        let transport = Arc::new(transport);
+        let transport = Arc::new(bound.unwrap());
         let greeted = Arc::new(AtomicUsize::new(0));
         let says = Arc::new(says);
         let accepting = accept(Arc::clone(&transport), Arc::clone(&greeted), says);
