@@ -24,8 +24,8 @@ pub use control::{
 pub use enrol::{JoinReply, JoinRequest};
 pub use peer::{
     Accepted, BATCH_COST_BYTES, BATCH_MAX_CONTENTS, BATCH_MAX_RECORDS, Base, BatchHeader,
-    ContentAnswer, ContentHeader, Cursor, FETCHES_MAX, FetchRequest, Inline, PeerMessage,
-    REFINE_MAX, RefusedWhy, SIGNATURES_MAX_BYTES, Subscribe, Tick, batch_cost,
+    ContentAnswer, ContentHeader, Cursor, DIFFERENCE_MIN_BYTES, FETCHES_MAX, FetchRequest, Inline,
+    PeerMessage, REFINE_MAX, RefusedWhy, SIGNATURES_MAX_BYTES, Subscribe, Tick, batch_cost,
 };
 pub use signed::{
     Adopt, Decision, Epoch, Grant, JobOrder, Orders, Restore, SIGNED_MAX_BYTES, SignError, Signed,

@@ -236,6 +236,9 @@ pub const REFINE_MAX: usize = 4096;
 /// How many bytes of signatures one frame carries, at most: of 7,000 blocks.
 pub const SIGNATURES_MAX_BYTES: usize = 63_000;
 
+/// From how many bytes on a base is worth a difference.
+pub const DIFFERENCE_MIN_BYTES: u64 = 1 << 20;
+
 /// What a target holds in place of the content that it asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {

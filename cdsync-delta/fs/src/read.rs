@@ -150,11 +150,26 @@ impl BaseReader {
     }
 }
 
-/// Appends so many bytes of a file to `into`. `false` when it has fewer.
+/// Appends so many bytes of a file to `into`. `false` when it has fewer; what was appended then says
+/// nothing.
 fn read_at(file: &OwnedFd, offset: u64, bytes: usize, into: &mut Vec<u8>) -> Result<bool, Errno> {
     into.reserve(bytes);
     let end = into.len() + bytes;
     let mut offset = offset;
+    if into.capacity() - into.len() > bytes + bytes / 4 {
+        // The room of the buffer does not bound what is read.
+        let mut done = into.len();
+        into.resize(end, 0);
+        while done < end {
+            match rustix::io::pread(file, &mut into[done..], offset) {
+                Ok(0) => return Ok(false),
+                Ok(n) => (done, offset) = (done + n, offset + n as u64),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        return Ok(true);
+    }
     while into.len() < end {
         match rustix::io::pread(file, spare_capacity(into), offset) {
             Ok(0) => return Ok(false),
@@ -163,7 +178,7 @@ fn read_at(file: &OwnedFd, offset: u64, bytes: usize, into: &mut Vec<u8>) -> Res
             Err(errno) => return Err(errno),
         }
     }
-    // The buffer may have room for more than was asked for, and the file more than it had.
+    // The buffer may have room for a little more than was asked for, and the file more than it had.
     into.truncate(end);
     Ok(true)
 }

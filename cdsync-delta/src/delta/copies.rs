@@ -9,7 +9,7 @@
 use super::DeltaError;
 
 /// The most copies of one list.
-pub const COPIES_MAX: usize = 1 << 20;
+pub const COPIES_MAX: usize = 1 << 17;
 
 /// The version of the encoding, its first byte.
 pub const COPIES_VERSION: u8 = 1;

@@ -4,8 +4,8 @@ use super::copies::{COPIES_MAX, Copy};
 use super::rolling::{LOOKAHEAD, Roll, WORD, weak_of};
 use super::signature::Index;
 
-/// How many bytes may be hashed in vain for each byte of the content. An index of 2^20 blocks of
-/// 32 KiB has a weak hash by chance at one in 4,096 offsets, which makes 8.
+/// How many bytes may be hashed in vain for each byte of the content. An index of 2^17 blocks of
+/// 32 KiB has a weak hash by chance at one in 32,768 offsets, which makes 1.
 const VAIN_PER_BYTE: u64 = 16;
 
 /// How many blocks may be hashed in vain before that counts.

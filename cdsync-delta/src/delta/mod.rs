@@ -26,7 +26,7 @@ pub use matcher::{Matcher, Work};
 pub use patch::{Piece, gaps, merge, pieces, unused};
 pub use signature::{BLOCK_SIGNATURE_BYTES, Index, sign_block};
 
-/// The most blocks that one [`Index`] holds: 9 MiB of signatures, 35 to 60 MiB of memory. For a base
+/// The most blocks that one [`Index`] holds: 1.1 MiB of signatures, 5 to 8 MiB of memory. For a base
 /// of 1 GiB, 32,768 blocks, it is about 1.5 MiB.
 pub const SIGNATURE_BLOCKS_MAX: u64 = 1 << 17;
 

@@ -97,8 +97,8 @@ fn letter(word: &[u8; WORD]) -> u64 {
 /// Which weak hashes may be known: asked at every offset, before anything slower.
 ///
 /// Two tables of bits, one bit of each for a hash. An unknown hash passes the first in about 1 of 64
-/// cases (of 32 when there are 2^20), and both in 1 of 1,024. Two bits in one word would need less memory, but more
-/// shifts by a variable, which are slow on plain x86-64 and took half of the time.
+/// cases, and both in 1 of 1,024. Two bits in one word would need less memory, but more shifts by a
+/// variable, which are slow on plain x86-64 and took half of the time.
 #[derive(Debug, Clone)]
 pub(super) struct Filter {
     /// A power of two, and so is the other: a word for each hash.

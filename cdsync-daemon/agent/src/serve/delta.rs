@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cdsync_core::ledger::object::Hash;
 use cdsync_core::ledger::outgoing::ContentAt;
-use cdsync_core::wire::{Base, FetchRequest, PeerMessage, REFINE_MAX, SIGNATURES_MAX_BYTES, kind};
+use cdsync_core::wire::{
+    Base, DIFFERENCE_MIN_BYTES, FetchRequest, PeerMessage, REFINE_MAX, SIGNATURES_MAX_BYTES, kind,
+};
 use cdsync_delta::{
     BLOCK_SIGNATURE_BYTES, BlockSizes, Copy, DeltaKey, Index, Matcher, RANGE_BYTES, RootBuilder,
     SIGNATURE_BLOCKS_MAX, encode_copies, gaps, merge, range_count, unused,
@@ -24,12 +26,15 @@ use super::ServeError;
 use super::batch::failed;
 use super::buffers::Buffers;
 use super::fetch::{Piece, READ_AHEAD, Reader, found, header, ranges, say, send};
+use super::places::Place;
 use crate::source::{Served, chain};
 
-/// How long a target may take to sign what it was asked for.
+/// How long a target may take for some of the signatures that it was asked for.
 const SILENCE: Duration = Duration::from_secs(60);
-/// After how many ranges the target hears that this side lives.
-const SIGN_OF_LIFE: u64 = 4096;
+/// How long for all of them.
+const SIGNING_MAX: Duration = Duration::from_secs(15 * 60);
+/// How often the target hears that this side lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// How long encoded copies are in one frame.
 const COPIES_BYTES: usize = RANGE_BYTES;
 
@@ -38,9 +43,12 @@ pub(super) async fn serve(
     served: &Arc<Served>,
     request: &FetchRequest,
     base: Base,
-    writer: &mut FrameWriter,
-    reader: &mut FrameReader,
+    place: Place,
+    (writer, reader): (&mut FrameWriter, &mut FrameReader),
 ) -> Result<(), ServeError> {
+    if base.len < DIFFERENCE_MIN_BYTES {
+        return Err(ServeError::Protocol("a difference to next to nothing"));
+    }
     let sizes = BlockSizes::for_len(base.len);
     let signed = sizes.blocks(base.len) * u64::from(sizes.coarse);
     let all = 0..signed;
@@ -48,14 +56,16 @@ pub(super) async fn serve(
     let (pieces, mut next) = mpsc::channel(READ_AHEAD);
     let (finely, fine) = mpsc::channel(1);
     let (reading, request) = (Arc::clone(served), request.clone());
-    // It ends by itself when the channels' other ends are dropped.
+    // It ends by itself when the channels' other ends are dropped, and has its place until then.
     let work = tokio::task::spawn_blocking(move || {
         let sides = Sides {
             served: &reading,
             base,
             pieces: &pieces,
         };
-        sides.difference(&request, &coarse, fine)
+        let ended = sides.difference(&request, coarse, fine);
+        drop(place);
+        ended
     });
     while let Some(piece) = next.recv().await {
         let stretches = match &piece {
@@ -77,6 +87,17 @@ pub(super) async fn serve(
 
 /// Takes the signatures of stretches of the base.
 async fn index(
+    reader: &mut FrameReader,
+    base: &Base,
+    block: u32,
+    stretches: &[Range<u64>],
+) -> Result<Index, ServeError> {
+    let signed = signed(reader, base, block, stretches);
+    let signed = tokio::time::timeout(SIGNING_MAX, signed).await;
+    signed.map_err(|_| ServeError::Silent)?
+}
+
+async fn signed(
     reader: &mut FrameReader,
     base: &Base,
     block: u32,
@@ -123,7 +144,7 @@ impl Sides<'_> {
     fn difference(
         &self,
         request: &FetchRequest,
-        coarse: &Index,
+        coarse: Index,
         fine: mpsc::Receiver<Index>,
     ) -> Result<(), ServeError> {
         let Some((at, reader)) = found(self.served, request, self.pieces)? else {
@@ -150,28 +171,37 @@ impl Sides<'_> {
         say(self.pieces, Piece::Abandon)
     }
 
+    /// Whether the target still listens, which hears now and then that this side lives.
+    fn is_heard(&self, told: &mut Instant) -> bool {
+        if told.elapsed() < SIGN_OF_LIFE {
+            return !self.pieces.is_closed();
+        }
+        *told = Instant::now();
+        say(self.pieces, Piece::Matching).is_ok()
+    }
+
     /// Reads everything once, and finds what the base has of it. `None` when nobody listens.
     fn find(
         &self,
         reader: &ContentReader,
-        coarse: &Index,
+        coarse: Index,
         mut fine: mpsc::Receiver<Index>,
     ) -> Result<Option<(Vec<Copy>, RootBuilder)>, ReadError> {
         let size = reader.size();
         let (mut root, mut copies) = (RootBuilder::new(), Vec::new());
-        let mut matcher = Matcher::new(coarse, 0);
+        let mut matcher = Matcher::new(&coarse, 0);
+        let mut told = Instant::now();
         let mut bytes = Vec::with_capacity(RANGE_BYTES);
         for index in 0..range_count(size) {
             bytes.clear();
             root.push(reader.read_range(index, &mut bytes)?);
             matcher.push(&bytes, &mut copies);
-            if index % SIGN_OF_LIFE == SIGN_OF_LIFE - 1
-                && say(self.pieces, Piece::Matching).is_err()
-            {
+            if !self.is_heard(&mut told) {
                 return Ok(None);
             }
         }
         matcher.finish(&mut copies);
+        drop(coarse);
         let sizes = BlockSizes::for_len(self.base.len);
         let mut stretches = unused(&copies, self.base.len, size, sizes);
         stretches.truncate(REFINE_MAX);
@@ -201,6 +231,9 @@ impl Sides<'_> {
                 reader.read_at(at, step, &mut bytes)?;
                 matcher.push(&bytes, &mut more);
                 at += step as u64;
+                if !self.is_heard(&mut told) {
+                    return Ok(None);
+                }
             }
             matcher.finish(&mut more);
         }

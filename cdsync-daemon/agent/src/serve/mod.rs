@@ -379,8 +379,8 @@ async fn serve_request(
                 until,
             } = serving.entitled(peer, request.job, &request.grant)?;
             let fetch = async {
-                let _place = serving.place(peer).await?;
-                delta::serve(&served, &request, base, writer, reader).await
+                let place = serving.place(peer).await?;
+                delta::serve(&served, &request, base, place, (writer, reader)).await
             };
             tokio::select! {
                 ended = fetch => ended,

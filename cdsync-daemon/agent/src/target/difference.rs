@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use cdsync_core::ledger::object::Hash;
 use cdsync_core::replica::{FetchResult, FetchWant, Place};
-use cdsync_core::wire::{Base, ContentHeader, PeerMessage, SIGNATURES_MAX_BYTES, kind};
+use cdsync_core::wire::{
+    Base, ContentHeader, DIFFERENCE_MIN_BYTES, PeerMessage, SIGNATURES_MAX_BYTES, kind,
+};
 use cdsync_delta::{
     BLOCK_SIGNATURE_BYTES, BlockSizes, Copy, DeltaKey, Piece, RANGE_BYTES, RootBuilder,
     decode_copies, pieces, range_count, range_hash, range_span, sign_block,
@@ -22,10 +25,12 @@ use super::pull::{
 };
 use crate::source::chain;
 
-/// From which size on of both ends a difference is asked for: below, the whole is there sooner.
-const BOTH_MIN_BYTES: u64 = 1 << 20;
-/// How long encoded copies may be, in bytes.
-const COPIES_MAX_BYTES: u64 = 16 << 20;
+/// How many times longer than the content a base may be.
+const BASE_TIMES_MAX: u64 = 4;
+/// How long encoded copies may be, in bytes: each takes 30 at most.
+const COPIES_MAX_BYTES: u64 = 4 << 20;
+/// After how much of a base what was signed is sent, in bytes.
+const SIGN_STEP_BYTES: u64 = 64 << 20;
 
 impl Fetch {
     /// Pulls one content as its difference to what is at its name. `None` when that is no use: it is
@@ -35,19 +40,23 @@ impl Fetch {
         want: &FetchWant,
         place: &Place,
     ) -> Option<Result<Pulled, Failure>> {
-        if want.size < BOTH_MIN_BYTES {
+        if want.size < DIFFERENCE_MIN_BYTES {
             return None;
         }
         let (disk, at) = (Arc::clone(&self.disk), place.clone());
         let base = tokio::task::spawn_blocking(move || disk.base(&at)).await;
-        let base = base
-            .ok()
-            .flatten()
-            .filter(|base| base.len() >= BOTH_MIN_BYTES)?;
+        let most = want.size.saturating_mul(BASE_TIMES_MAX);
+        let base = base.ok().flatten();
+        let base = base.filter(|base| (DIFFERENCE_MIN_BYTES..=most).contains(&base.len()))?;
         let mut moved = 0;
         match self.exchange(want, Arc::new(base), &mut moved).await {
             Err(Failure::OfNoUse(why)) => {
                 tracing::debug!(object = ?want.object, why, "its difference is of no use");
+                None
+            }
+            Err(Failure::Interrupted) => {
+                // Whatever it was, the whole needs neither side to wait for the other's disk.
+                tracing::debug!(object = ?want.object, "its difference was interrupted");
                 None
             }
             Ok((result, staged)) => {
@@ -116,6 +125,11 @@ impl Fetch {
                     break copies(&mut reader, bytes).await?;
                 }
                 PeerMessage::Abandon => return Err(Failure::Answer(FetchResult::Unsettled)),
+                PeerMessage::Refused { .. } => return Err(Failure::Interrupted),
+                // It is sent whole, and is empty by now.
+                PeerMessage::ContentEnd { .. } if header.size == 0 => {
+                    return Err(Failure::OfNoUse("there is nothing left".to_owned()));
+                }
                 _ => return Err(broken(BROKEN)),
             }
         };
@@ -124,6 +138,7 @@ impl Fetch {
         *moved += encoded.len() as u64;
         let copies = decode_copies(&encoded, base.len(), header.size)
             .map_err(|_| broken("the upstream sent copies that cannot be"))?;
+        drop(encoded);
         let copied: u64 = copies.iter().map(|copy| copy.len).sum();
         *moved += header.size - copied;
         self.rebuild(header, base, copies, &mut reader).await
@@ -140,9 +155,12 @@ impl Fetch {
         let copied: u64 = copies.iter().map(|copy| copy.len).sum();
         let (literals, inbox) = mpsc::channel(WRITE_BEHIND);
         let disk = Arc::clone(&self.disk);
-        // It ends by itself when the channel's other end is dropped.
-        let build =
-            tokio::task::spawn_blocking(move || build(&disk, header.size, &base, &copies, inbox));
+        let wanted = Wanted(Arc::new(AtomicBool::new(true)));
+        let goes_on = Arc::clone(&wanted.0);
+        // It ends by itself when this is dropped.
+        let build = tokio::task::spawn_blocking(move || {
+            build(&disk, header.size, &base, &copies, inbox, &goes_on)
+        });
         let mut left = header.size - copied;
         let mut told = None;
         while left > 0 {
@@ -177,6 +195,7 @@ impl Fetch {
         };
         match (message_of(&last)?, built) {
             (PeerMessage::Abandon, _) => Err(Failure::Answer(FetchResult::Unsettled)),
+            (PeerMessage::Refused { .. }, _) => Err(Failure::Interrupted),
             (PeerMessage::ContentEnd { root }, Some((staged, built))) if built == Some(root) => {
                 let (version, mtime, size) = (header.version, header.mtime, header.size);
                 let hash = root;
@@ -196,6 +215,15 @@ impl Fetch {
             }
             _ => Err(broken(BROKEN)),
         }
+    }
+}
+
+/// Says, when it is dropped, that nobody wants what is being built.
+struct Wanted(Arc<AtomicBool>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -268,34 +296,44 @@ fn sign(
     let mut signatures = Vec::with_capacity(SIGNATURES_MAX_BYTES);
     let mut bytes = Vec::new();
     let step = u64::from(block).max(RANGE_BYTES as u64);
+    let mut unsent = 0;
     for stretch in stretches {
         let mut at = stretch.start;
         while at < stretch.end {
+            if frames.is_closed() {
+                // Nobody listens any more.
+                return Ok(());
+            }
             let len = step.min(stretch.end - at);
             bytes.clear();
             base.read_at(at, len as usize, &mut bytes)
                 .map_err(|error| chain(&error))?;
             at += len;
+            unsent += len;
             for block in bytes.chunks_exact(block as usize) {
                 sign_block(key, block, &mut signatures);
                 if signatures.len() + BLOCK_SIGNATURE_BYTES > SIGNATURES_MAX_BYTES {
-                    let full = std::mem::replace(
-                        &mut signatures,
-                        Vec::with_capacity(SIGNATURES_MAX_BYTES),
-                    );
-                    // Nobody listens any more.
-                    if frames.blocking_send(Bytes::from(full)).is_err() {
-                        return Ok(());
-                    }
+                    unsent = 0;
+                    hand_over(&mut signatures, frames);
                 }
+            }
+            if unsent >= SIGN_STEP_BYTES {
+                unsent = 0;
+                hand_over(&mut signatures, frames);
             }
         }
     }
-    if !signatures.is_empty() {
-        // As above.
-        let _ = frames.blocking_send(Bytes::from(signatures));
-    }
+    hand_over(&mut signatures, frames);
     Ok(())
+}
+
+/// Sends what was signed, if there is any and somebody listens.
+fn hand_over(signatures: &mut Vec<u8>, frames: &mpsc::Sender<Bytes>) {
+    if !signatures.is_empty() {
+        let more = Vec::with_capacity(SIGNATURES_MAX_BYTES);
+        // Who does not listen is met by the next look.
+        let _ = frames.blocking_send(Bytes::from(std::mem::replace(signatures, more)));
+    }
 }
 
 /// Why a content was not built.
@@ -315,6 +353,7 @@ fn build(
     base: &BaseReader,
     copies: &[Copy],
     mut inbox: mpsc::Receiver<Bytes>,
+    goes_on: &AtomicBool,
 ) -> Result<(StagedWriter, Option<Hash>), Unbuilt> {
     let told = |error: ApplyError| Unbuilt::Disk(chain(&error));
     let stager = disk.fetch_stager().map_err(told)?;
@@ -327,6 +366,9 @@ fn build(
     for index in 0..range_count(size) {
         let span = range_span(index, size);
         let len = (span.end - span.start) as usize;
+        if !goes_on.load(Ordering::Relaxed) {
+            return Err(Unbuilt::Short);
+        }
         bytes.clear();
         while bytes.len() < len {
             let room = (len - bytes.len()) as u64;
