@@ -168,8 +168,12 @@ impl Fetches {
 }
 
 impl Fetch {
-    fn is_small(&self) -> bool {
-        size_of(&self.state.content) <= INLINE_MAX_BYTES
+    fn want(&self) -> FetchWant {
+        FetchWant {
+            object: self.state.id,
+            at_least: self.state.content_seq,
+            size: size_of(&self.state.content),
+        }
     }
 
     /// A later record changed the object: the newest state is what will be published.
@@ -207,21 +211,18 @@ impl Replica {
         }
         let blocking = &self.blocking;
         let waiting = self.fetches.wanted.iter_mut().filter(|(id, f)| {
-            let has_place = if f.is_small() { small } else { large };
+            let has_place = if f.want().is_small() { small } else { large };
             has_place && f.phase == Phase::Waiting && !blocking.contains_key(id)
         });
-        let (id, fetch) = waiting.min_by_key(|(_, f)| f.seq)?;
-        let is_small = fetch.is_small();
+        let (_, fetch) = waiting.min_by_key(|(_, f)| f.seq)?;
+        let want = fetch.want();
+        let is_small = want.is_small();
         fetch.phase = Phase::Active(is_small);
         match is_small {
             true => self.fetches.small += 1,
             false => self.fetches.large += 1,
         }
-        Some(FetchWant {
-            object: *id,
-            at_least: fetch.state.content_seq,
-            size: size_of(&fetch.state.content),
-        })
+        Some(want)
     }
 
     /// Where something may be of which content that is pulled can be made: what its name holds now,

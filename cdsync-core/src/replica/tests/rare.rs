@@ -200,15 +200,7 @@ fn what_is_left_at_two_names_is_removed_after_a_kill() {
     assert!(matches!(step.ops[..], [ApplyOp::Move(_)]), "moves first");
     t.commit(Durability::Durable);
     drop(step);
-    let mut replica = opened(&mut t, Drift::Overwrite);
-    let accepted = Accepted {
-        origin: ORIGIN,
-        incarnation: RUN,
-        resumed: true,
-        head: Seq(5),
-        complete: true,
-    };
-    assert!(replica.handle_accepted(&mut t, &accepted).unwrap());
+    let mut replica = opened_again(&mut t, 5);
     replica
         .handle_batch(batch(vec![both], vec![here(5)]))
         .unwrap();

@@ -19,9 +19,9 @@ use cdsync_transport::{FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 
 use super::disk::Disk;
-use super::link::{OPEN_MAX, write};
+use super::link::write;
 use super::pull::{
-    BROKEN, Failure, Fetch, Pulled, WRITE_BEHIND, broken, frame, interrupted, message_of,
+    BROKEN, Failure, Fetch, Pulled, WRITE_BEHIND, broken, frame, interrupted, message_of, staged_as,
 };
 use crate::source::chain;
 
@@ -80,10 +80,7 @@ impl Fetch {
         if getrandom::fill(&mut key).is_err() {
             return Err(Failure::OfNoUse("there is no randomness".to_owned()));
         }
-        let opened = tokio::time::timeout(OPEN_MAX, self.connection.open()).await;
-        let (send, recv) = opened.map_err(interrupted)?.map_err(interrupted)?;
-        let mut writer = FrameWriter::new(send);
-        let mut reader = FrameReader::new(recv).with_max_payload(super::pull::FRAME_MAX_BYTES);
+        let (mut writer, mut reader) = self.open().await?;
         let signed = Signed {
             base: Arc::clone(&base),
             key,
@@ -140,19 +137,20 @@ impl Fetch {
             .map_err(|_| broken("the upstream sent copies that cannot be"))?;
         drop(encoded);
         let copied: u64 = copies.iter().map(|copy| copy.len).sum();
-        *moved += header.size - copied;
-        self.rebuild(header, base, copies, &mut reader).await
+        let literal = header.size - copied;
+        *moved += literal;
+        self.rebuild(header, base, (copies, literal), &mut reader)
+            .await
     }
 
-    /// Puts together what is here and what comes.
+    /// Puts together what is here, by the copies, and the `left` bytes that are to come.
     async fn rebuild(
         &self,
         header: ContentHeader,
         base: Arc<BaseReader>,
-        copies: Vec<Copy>,
+        (copies, mut left): (Vec<Copy>, u64),
         reader: &mut FrameReader,
     ) -> Result<(FetchResult, StagedWriter), Failure> {
-        let copied: u64 = copies.iter().map(|copy| copy.len).sum();
         let (literals, inbox) = mpsc::channel(WRITE_BEHIND);
         let disk = Arc::clone(&self.disk);
         let wanted = Wanted(Arc::new(AtomicBool::new(true)));
@@ -161,7 +159,6 @@ impl Fetch {
         let build = tokio::task::spawn_blocking(move || {
             build(&disk, header.size, &base, &copies, inbox, &goes_on)
         });
-        let mut left = header.size - copied;
         let mut told = None;
         while left > 0 {
             let next = frame(reader).await?;
@@ -197,15 +194,7 @@ impl Fetch {
             (PeerMessage::Abandon, _) => Err(Failure::Answer(FetchResult::Unsettled)),
             (PeerMessage::Refused { .. }, _) => Err(Failure::Interrupted),
             (PeerMessage::ContentEnd { root }, Some((staged, built))) if built == Some(root) => {
-                let (version, mtime, size) = (header.version, header.mtime, header.size);
-                let hash = root;
-                let result = FetchResult::Staged {
-                    version,
-                    mtime,
-                    size,
-                    hash,
-                };
-                Ok((result, staged))
+                Ok((staged_as(&header, root), staged))
             }
             (PeerMessage::ContentEnd { .. }, Some(_)) => {
                 // Somebody wrote to what is here, or two blocks look the same.

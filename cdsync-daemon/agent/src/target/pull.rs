@@ -29,7 +29,7 @@ pub(super) const WRITE_BEHIND: usize = 4;
 /// What is read to its end although it cannot be staged.
 const SHORT_MAX_BYTES: u64 = RANGE_BYTES as u64;
 /// A range and its hash.
-pub(super) const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
+const FRAME_MAX_BYTES: usize = RANGE_BYTES + 32;
 
 /// How long a pull that was interrupted holds its place: the connection may still be good.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -132,18 +132,24 @@ impl Fetch {
         }
     }
 
+    /// Opens a stream to the upstream. Cancel safe.
+    pub(super) async fn open(&self) -> Result<(FrameWriter, FrameReader), Failure> {
+        let opened = tokio::time::timeout(OPEN_MAX, self.connection.open()).await;
+        let (send, recv) = opened.map_err(interrupted)?.map_err(interrupted)?;
+        let reader = FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES);
+        Ok((FrameWriter::new(send), reader))
+    }
+
     /// Asks for all of them.
     async fn ask(&self) -> Result<FrameReader, ()> {
-        let opened = tokio::time::timeout(OPEN_MAX, self.connection.open()).await;
-        let (send, recv) = opened.map_err(drop)?.map_err(drop)?;
-        let mut writer = FrameWriter::new(send);
+        let (mut writer, reader) = self.open().await.map_err(drop)?;
         for Pull { want, .. } in &self.pulls {
             write(&mut writer, &PeerMessage::Fetch(self.request(want)))
                 .await
                 .map_err(drop)?;
         }
         writer.finish().await.map_err(drop)?;
-        Ok(FrameReader::new(recv).with_max_payload(FRAME_MAX_BYTES))
+        Ok(reader)
     }
 
     pub(super) fn request(&self, want: &FetchWant) -> FetchRequest {
@@ -233,16 +239,7 @@ impl Fetch {
         let (staged, root) = staged.map_err(failed)?;
         match last {
             PeerMessage::ContentEnd { root: said } if Some(said) == root => {
-                let (version, mtime, size) = (header.version, header.mtime, header.size);
-                Ok((
-                    FetchResult::Staged {
-                        version,
-                        mtime,
-                        size,
-                        hash: said,
-                    },
-                    staged,
-                ))
+                Ok((staged_as(&header, said), staged))
             }
             PeerMessage::Abandon => Err(Failure::Answer(FetchResult::Unsettled)),
             PeerMessage::ContentEnd { .. } => Err(failed("the content does not match its hash")),
@@ -253,6 +250,16 @@ impl Fetch {
 
 /// What a fetch fails with that got something else than was asked for.
 pub(super) const BROKEN: &str = "the upstream broke the protocol: see what runs there";
+
+/// A content that is staged whole, as its upstream announced it.
+pub(super) fn staged_as(header: &ContentHeader, hash: Hash) -> FetchResult {
+    FetchResult::Staged {
+        version: header.version,
+        mtime: header.mtime,
+        size: header.size,
+        hash,
+    }
+}
 
 /// What an upstream announces, against what was asked for.
 fn check(header: &ContentHeader, want: &FetchWant) -> Result<(), &'static str> {
